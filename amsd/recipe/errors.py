@@ -1,0 +1,113 @@
+"""What is wrong with a recipe, all of it at once, each problem with key, value and the way out."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from amsd.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: the full key path, the value found, and what would be right."""
+
+    key: str
+    message: str
+    value: object = None
+    suggestion: str | None = None
+
+    def __str__(self) -> str:
+        shown = "" if self.value is None else f" (got {_short(self.value)})"
+        hint = f" {self.suggestion}" if self.suggestion else ""
+        return f"{self.key}: {self.message}{shown}.{hint}"
+
+
+class RecipeError(UsageError):
+    """A recipe, sweep or assignment that cannot be used; carries every problem found."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in problems)]))
+
+
+def problems_from(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
+    """Translate pydantic's errors into problems with key paths, allowed values and nearest names."""
+    details: list[dict[str, Any]] = [dict(detail) for detail in error.errors(include_url=False)]
+    wrong_inside = {detail["loc"][:depth] for detail in details for depth in range(1, len(detail["loc"]))}
+    # A list whose entries are wrong is also "too short" to pydantic: say only what is wrong inside.
+    spurious = [d for d in details if d["type"] == "too_short" and d["loc"] in wrong_inside]
+    return [_problem(detail, root) for detail in details if detail not in spurious]
+
+
+def _problem(detail: Mapping[str, Any], root: type[BaseModel]) -> Problem:
+    location = tuple(detail["loc"])
+    key = dotted(location)
+    value = detail.get("input")
+    match detail["type"]:
+        case "extra_forbidden":
+            names = known_keys(root, location[:-1])
+            return Problem(key, "unknown key", suggestion=_nearest(str(location[-1]), names))
+        case "literal_error":
+            expected = detail["ctx"]["expected"]
+            nearest = _nearest(value, _quoted(expected)) if isinstance(value, str) else None
+            return Problem(key, f"must be one of {expected}", value, nearest)
+        case "missing":
+            return Problem(key, "is required but absent")
+        case _:
+            return Problem(key, _sentence(str(detail["msg"])), value)
+
+
+def dotted(location: Sequence[str | int]) -> str:
+    """`("reward", 0, "name")` as `reward[0].name`."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "(recipe)"
+
+
+def known_keys(root: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Names that are valid in the table at `location`."""
+    model: type[BaseModel] | None = root
+    for part in location:
+        if isinstance(part, int) or model is None:
+            continue
+        field = model.model_fields.get(str(part))
+        model = _section_in(field.annotation) if field else None
+    return list(model.model_fields) if model else []
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (tuple, list, typing.Union, types.UnionType, typing.Annotated):
+        return next((found for arg in get_args(annotation) if (found := _section_in(arg))), None)
+    return None
+
+
+def _nearest(name: object, names: Sequence[str]) -> str | None:
+    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Known: {', '.join(names)}." if names else None
+
+
+def _quoted(expected: str) -> list[str]:
+    return [part.strip().strip("'") for part in expected.replace(" or ", ", ").split(",")]
+
+
+def _sentence(message: str) -> str:
+    return message.removeprefix("Value error, ").rstrip(".").replace("Input should", "should")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

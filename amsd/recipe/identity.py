@@ -1,0 +1,34 @@
+"""Stable identity of a recipe: what determines the result, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from amsd.recipe.schema import Recipe
+
+#: Keys that change speed, bookkeeping or names, not the trained weights.
+_NOT_IDENTITY: dict[str, tuple[str, ...]] = {
+    "optimizer": ("micro_batch",),
+    "training": ("checkpoint_every", "keep", "gradient_checkpointing", "compile", "validate_every"),
+}
+
+
+def canonical(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data, reduced to what determines the trained weights."""
+    tree = recipe.model_dump(mode="json", exclude={"tracking", "evaluation"})
+    for section, keys in _NOT_IDENTITY.items():
+        for key in keys:
+            tree[section].pop(key)
+    if recipe.method.name != "buffer-am":
+        tree["method"].pop("buffer")
+    if recipe.model.parameterization != "lora":
+        tree["model"].pop("lora")
+    return tree
+
+
+def identity(recipe: Recipe) -> str:
+    """Twelve hexadecimal digits: equal for two recipes exactly if they train the same weights."""
+    text = json.dumps(canonical(recipe), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

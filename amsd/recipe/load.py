@@ -1,0 +1,144 @@
+"""TOML file (or name) plus assignments -> `Recipe`, with every problem reported at once."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from amsd.errors import UsageError
+from amsd.recipe.catalogue import find
+from amsd.recipe.errors import Problem, RecipeError, problems_from
+from amsd.recipe.rules import violations
+from amsd.recipe.schema import Recipe
+
+
+def load_recipe(source: str | Path, assignments: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, or a shipped recipe by name, apply `key=value` assignments and check it.
+
+    Raises:
+        RecipeError: the file is absent or not TOML, or the recipe has problems; all are named.
+    """
+    path = find(str(source), kind="recipes")
+    tree = read_toml(path)
+    label = path.name
+    for assignment in assignments:
+        key, value = parse_assignment(assignment)
+        assign(tree, key, value)
+        label = f"{path.name} with --set"
+    return from_dict(tree, source=label)
+
+
+def from_dict(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """Check plain data (as TOML gives it) and freeze it.
+
+    Raises:
+        RecipeError: with every problem found.
+    """
+    try:
+        # JSON mode: strict about types, yet TOML's arrays may become tuples.
+        recipe = Recipe.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        raise RecipeError(source, problems_from(error, Recipe)) from None
+    problems = violations(recipe)
+    if problems:
+        raise RecipeError(source, problems)
+    return recipe
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        UsageError: the file cannot be read or is not TOML; the line is named.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: is not valid TOML: {error}") from None
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`"a.b=1.5"` -> `("a.b", 1.5)`. The value is TOML, or a bare string if it is none.
+
+    Raises:
+        RecipeError: there is no `=`.
+    """
+    key, separator, raw = text.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        raise RecipeError("--set", [Problem(text, "must have the form key=value, such as schedule.eta=0.7")])
+    try:
+        return key, tomllib.loads(f"value = {raw.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, raw.strip()
+
+
+def assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set `tree[a][b] = value` for the key `a.b`; `reward.0.weight` or `reward[0].weight` reaches into lists.
+
+    Raises:
+        RecipeError: a part of the path is a plain value or a list index that does not exist.
+    """
+    parts = key.replace("[", ".").replace("]", "").split(".")
+    node: Any = tree
+    for depth, part in enumerate(parts):
+        here = ".".join(parts[: depth + 1])
+        last = depth == len(parts) - 1
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise RecipeError("--set", [Problem(here, f"no such entry; there are {len(node)}", part)])
+            index: Any = int(part)
+        elif isinstance(node, dict):
+            index = part
+            if not last:
+                node.setdefault(part, {})
+        else:
+            raise RecipeError("--set", [Problem(here, "its parent is a value, not a table", key)])
+        if last:
+            node[index] = value
+        else:
+            node = node[index]
+
+
+def dump_toml(recipe: Recipe) -> str:
+    """The fully resolved recipe as TOML that loads back to an equal recipe (unset keys are left out)."""
+    tree = recipe.model_dump(mode="json", exclude_none=True)
+    lines: list[str] = []
+    for name, section in tree.items():
+        if name == "reward":
+            for term in section:
+                lines += ["[[reward]]", *_table(term), ""]
+        else:
+            lines += _section(name, section)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(name: str, section: dict[str, Any]) -> list[str]:
+    tables = {key: value for key, value in section.items() if isinstance(value, dict)}
+    plain = {key: value for key, value in section.items() if key not in tables}
+    lines = [f"[{name}]", *_table(plain), ""]
+    for key, table in tables.items():
+        lines += _section(f"{name}.{key}", table)
+    return lines
+
+
+def _table(table: dict[str, Any]) -> list[str]:
+    return [f"{key} = {_value(value)}" for key, value in table.items()]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_value(v)}" for k, v in value.items()) + " }" if value else "{}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(entry) for entry in value) + "]"
+    # JSON's strings, numbers and booleans are TOML's too (JSON escapes are a subset of TOML's).
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,116 @@
+"""Rules that join several keys of a recipe, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from amsd.recipe.errors import Problem
+from amsd.recipe.schema import Recipe
+
+
+def violations(recipe: Recipe) -> list[Problem]:
+    """Everything in `recipe` that is well typed but cannot work."""
+    return [problem for rule in _RULES for problem in rule(recipe)]
+
+
+def warnings(recipe: Recipe) -> list[Problem]:
+    """What will run but is probably not what the user wants; shown and tracked at the start of a run."""
+    return [problem for advice in _ADVICE for problem in advice(recipe)]
+
+
+def _noise(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.schedule.eta == 0:
+        yield Problem(
+            "schedule.eta", "must be above 0 for training: without noise there is no control",
+            0.0, "Use 1.0 (memoryless); eta = 0 belongs in evaluation.eta.",
+        )  # fmt: skip
+
+
+def _betas(recipe: Recipe) -> Iterator[Problem]:
+    start, end = recipe.schedule.beta_start, recipe.schedule.beta_end
+    if (start is None) != (end is None):
+        missing = "beta_start" if start is None else "beta_end"
+        yield Problem(f"schedule.{missing}", "beta_start and beta_end are set together or not at all")
+    elif start is not None and end is not None and not start < end < 1:
+        yield Problem("schedule.beta_end", f"must lie between beta_start = {start:g} and 1", end)
+
+
+def _loss_steps(recipe: Recipe) -> Iterator[Problem]:
+    steps = recipe.schedule.num_inference_steps
+    # A noiseless last step has no control, so it cannot be a loss step.
+    available = steps - (recipe.schedule.final_step == "noiseless")
+    count = recipe.method.timesteps_per_trajectory
+    if count > available:
+        yield Problem(
+            "method.timesteps_per_trajectory",
+            f"at most {available} steps of {steps} carry a control (final_step = {recipe.schedule.final_step!r})",
+            count,
+        )
+
+
+def _diversity(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.evaluation.diversity and recipe.evaluation.samples_per_prompt < 2:
+        yield Problem(
+            "evaluation.samples_per_prompt",
+            "diversity is undefined for a single sample per prompt", recipe.evaluation.samples_per_prompt,
+            "Use 2 or more, or remove evaluation.diversity.",
+        )  # fmt: skip
+
+
+def _micro_batch(recipe: Recipe) -> Iterator[Problem]:
+    micro, total = recipe.optimizer.micro_batch, recipe.optimizer.prompts_per_step
+    if micro > total:
+        yield Problem("optimizer.micro_batch", f"must not exceed optimizer.prompts_per_step = {total}", micro)
+
+
+def _buffer(recipe: Recipe) -> Iterator[Problem]:
+    size, batch = recipe.method.buffer.size, recipe.optimizer.prompts_per_step
+    if recipe.method.name == "buffer-am" and size < batch:
+        yield Problem("method.buffer.size", f"must hold one optimizer step (prompts_per_step = {batch})", size)
+
+
+def _reward_names(recipe: Recipe) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for index, term in enumerate(recipe.reward):
+        if term.name in seen:
+            yield Problem(f"reward[{index}].name", "the same reward stands twice; add up the weights", term.name)
+        seen.add(term.name)
+        if term.weight == 0:
+            yield Problem(f"reward[{index}].weight", "a reward of weight 0 has no effect", 0.0,
+                          "To watch it only, name it in evaluation.metrics.")  # fmt: skip
+
+
+def _best(recipe: Recipe) -> Iterator[Problem]:
+    known = {term.name for term in recipe.reward} | {*recipe.evaluation.metrics}
+    if recipe.evaluation.best is not None and recipe.evaluation.best not in known:
+        yield Problem("evaluation.best", f"is not evaluated; evaluated are {', '.join(sorted(known))}",
+                      recipe.evaluation.best)  # fmt: skip
+
+
+def _smoothing(recipe: Recipe) -> Iterator[Problem]:
+    smoothing = recipe.method.smoothing
+    if smoothing.samples > 1 and smoothing.noise_std == 0:
+        yield Problem("method.smoothing.noise_std", "several draws without noise are all the same", 0.0)
+
+
+def _memoryless(recipe: Recipe) -> Iterator[Problem]:
+    if 0 < recipe.schedule.eta < 1:
+        yield Problem(
+            "schedule.eta",
+            "eta below 1 is not memoryless: fine-tuning converges to a biased distribution "
+            "(Adjoint Matching paper, Theorem 1)", recipe.schedule.eta, "Use 1.0 unless the bias is what you study.",
+        )  # fmt: skip
+
+
+def _full_guidance(recipe: Recipe) -> Iterator[Problem]:
+    guidance = recipe.guidance
+    if guidance.guidance_in_adjoint_computation != guidance.guidance_in_control_computation:
+        yield Problem(
+            "guidance.guidance_in_control_computation",
+            "the adjoint and the control are guided differently: a mixed mode without a name or grounding",
+            guidance.guidance_in_control_computation,
+        )
+
+
+_RULES = (_noise, _betas, _loss_steps, _diversity, _micro_batch, _buffer, _reward_names, _best, _smoothing)
+_ADVICE = (_memoryless, _full_guidance)

@@ -1,0 +1,272 @@
+"""The recipe tree. Key names are a promise to users: they are the names of the field and of the reference.
+
+Every section is frozen and refuses unknown keys. Rules that join several keys live in `amsd.recipe.rules`.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """One table of the TOML file."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Lora(Section):
+    """Low-rank adapters (`model.parameterization = "lora"`)."""
+
+    rank: int = Field(default=8, ge=1)
+    """LoRA rank r."""
+    alpha: Positive | None = None
+    """Scale numerator: the update is alpha / rank times B A. Unset: alpha = rank."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Names of the linear layers that get an adapter."""
+
+
+class Model(Section):
+    """Which network is fine-tuned, and how its change is parameterized."""
+
+    pretrained: str = "embedded:shapes"
+    """Hub id, local diffusers folder, single-file checkpoint, or `embedded:shapes`."""
+    revision: str | None = None
+    """Git revision on the hub."""
+    variant: str | None = None
+    """Weight-file variant on the hub or in the folder, such as "fp16"."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the networks' arithmetic; trained weights and reward gradients stay in float32."""
+    parameterization: Literal["full", "lora", "offset"] = "full"
+    """`full` (all weights, frozen copy as base), `lora`, or `offset` (base plus a learned difference)."""
+    lora: Lora = Lora()
+
+
+class Schedule(Section):
+    """The sampler that trajectories are drawn with (DDIM family, method.md section 1)."""
+
+    num_inference_steps: int = Field(default=50, ge=2, le=1000)
+    eta: float = Field(default=1.0, ge=0, le=10)
+    """Noise level: 1 is memoryless (Theorem 1 of the Adjoint Matching paper), 0 has no noise and no control."""
+    beta_start: Positive | None = None
+    """First beta of the `scaled_linear` schedule; unset: the model's own."""
+    beta_end: Positive | None = None
+    """Last beta of the `scaled_linear` schedule; unset: the model's own."""
+    timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+    final_step: Literal["noiseless", "midpoint"] = "noiseless"
+    """Where the last step ends: without noise (the paper) or half way (the reference implementation)."""
+
+
+class Guidance(Section):
+    """Classifier-free guidance and its three roles (method.md section 2)."""
+
+    guidance_scale: float = Field(default=7.5, ge=0, le=100)
+    """Scale of the sampled trajectories; 1.0 means no guidance."""
+    guidance_in_adjoint_computation: bool = False
+    """Whether the base drift in the adjoint is guided."""
+    guidance_in_control_computation: bool = False
+    """Whether both predictions in the control are guided."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inert_flags(cls, data: Any) -> Any:
+        # At scale 1 the flags change nothing: two equal runs must have one identity.
+        if isinstance(data, dict) and data.get("guidance_scale") in (1, 1.0):
+            inert = {"guidance_in_adjoint_computation", "guidance_in_control_computation"}
+            return {key: False if key in inert and value is True else value for key, value in data.items()}
+        return data
+
+
+class Buffer(Section):
+    """Experience buffer (`method.name = "buffer-am"`, method.md section 5)."""
+
+    size: int = Field(default=100, ge=1)
+    """Trajectories per collection, over all processes."""
+    passes: int = Field(default=10, ge=1)
+    """Passes of loss steps over one buffer."""
+    device: Literal["cpu", "accelerator"] = "cpu"
+    """Where the stored states lie: pinned host memory or the training device."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the stored tensors."""
+    min_ess: Fraction = 0.0
+    """Collect again once the normalised effective sample size falls below this; 0 is never."""
+    importance_weighting: bool = False
+    """Whether self-normalised importance weights enter the loss."""
+
+
+class Smoothing(Section):
+    """Reward gradient averaged over perturbed terminal latents (method.md section 4)."""
+
+    samples: int = Field(default=1, ge=1)
+    """Draws per latent; 1 with `noise_std = 0` is the plain gradient."""
+    noise_std: float = Field(default=0.0, ge=0)
+    clip_quantile: Fraction | None = None
+    """Each draw's gradient norm is clipped to this quantile of its sample's draws; unset: no clipping."""
+
+
+class Method(Section):
+    """Adjoint Matching, on-policy or from a buffer."""
+
+    name: Literal["am", "buffer-am"] = "am"
+    reward_multiplier: Positive = 100.0
+    """Lambda: the target is the base distribution tilted by exp(lambda * reward)."""
+    timesteps_per_trajectory: int = Field(default=4, ge=1)
+    """Loss steps K per trajectory, stratified over the schedule."""
+    adjoint_at: Literal["next", "current"] = "next"
+    """Which adjoint the control is matched to: a_{k+1} (unbiased) or a_k (the reference)."""
+    per_sample_threshold_quantile: float = Field(default=0.9, le=1)
+    """Samples whose sqrt(loss) lies above the moving quantile are masked; negative is off (the reference's key)."""
+    buffer: Buffer = Buffer()
+    smoothing: Smoothing = Smoothing()
+
+
+class RewardTerm(Section):
+    """One term of the weighted reward."""
+
+    name: str
+    weight: float = 1.0
+    normalize: bool = False
+    """Divide by the standard deviation of this term over the base model's samples."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword options of the reward, such as a local checkpoint path."""
+
+
+class Prompts(Section):
+    """Prompt sets: a file (text, JSON, JSONL, CSV, Parquet), `embedded:shapes`, or `hub:ID[:SPLIT[:COLUMN]]`."""
+
+    train: str | tuple[str, ...] = "embedded:shapes"
+    evaluation: str | tuple[str, ...] = "embedded:shapes"
+    dropout: Fraction = 0.0
+    """Probability, per sample, of the empty prompt in the loss and in its adjoint."""
+
+
+class Optimizer(Section):
+    """AdamW and its batch. `prompts_per_step` is global: processes and micro-batch change speed, not results."""
+
+    learning_rate: Positive = 3e-6
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    epsilon: Positive = 1e-8
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine", "step"] = "constant"
+    """Learning rate after the warm-up."""
+    step_size: int = Field(default=100, ge=1)
+    """Steps between decays of `schedule = "step"`."""
+    step_gamma: Fraction = 0.5
+    """Factor of each decay of `schedule = "step"`."""
+    gradient_clip: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; 0 is off."""
+    prompts_per_step: int = Field(default=125, ge=1)
+    """Trajectories per optimizer step, over all processes and micro-batches."""
+    micro_batch: int = Field(default=5, ge=1)
+    """Trajectories in flight on one process."""
+
+
+class Training(Section):
+    """Length, seed and machinery of a run."""
+
+    steps: int = Field(default=100, ge=1)
+    """Optimizer steps."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    ema_decay: float | None = Field(default=None, ge=0, lt=1)
+    """Decay of the exponential moving average that is evaluated and exported; unset: none."""
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    tf32: bool = True
+    """TF32 matrix products on CUDA."""
+    checkpoint_every: int = Field(default=20, ge=1)
+    """Optimizer steps between checkpoints; the last step always has one."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept, besides the best."""
+    validate_every: int = Field(default=0, ge=0)
+    """Steps between quick validations on a fixed batch; 0 is never."""
+
+
+class EvaluationSetting(Section):
+    """One way to sample for evaluation; part of a result's identity."""
+
+    eta: float = Field(ge=0)
+    scheduler: Literal["fine-tuning", "default"]
+    guidance_scale: float = Field(ge=0)
+    num_inference_steps: int = Field(ge=1)
+
+    @property
+    def name(self) -> str:
+        """File stem of this setting, such as `fine-tuning-eta1-cfg7.5-steps50`."""
+        return f"{self.scheduler}-eta{self.eta:g}-cfg{self.guidance_scale:g}-steps{self.num_inference_steps}"
+
+
+class Evaluation(Section):
+    """Evaluation of every checkpoint (method.md section 6)."""
+
+    every: int = Field(default=1, ge=0)
+    """Evaluate each n-th checkpoint and the last one; 0 is never."""
+    prompts: int | None = Field(default=None, ge=1)
+    """How many prompts of the evaluation set, from its start; unset: all."""
+    samples_per_prompt: int = Field(default=4, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    batch_size: int = Field(default=8, ge=1)
+    eta: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0.0,), min_length=1)
+    scheduler: tuple[Literal["fine-tuning", "default"], ...] = Field(default=("fine-tuning",), min_length=1)
+    guidance_scale: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+    """Scales to evaluate at; unset: `guidance.guidance_scale`."""
+    num_inference_steps: int | None = Field(default=None, ge=1)
+    """Steps of the evaluation sampler; unset: `schedule.num_inference_steps`."""
+    metrics: tuple[str, ...] = ()
+    """Held-out metrics, besides the rewards that are trained on."""
+    diversity: tuple[str, ...] = ()
+    """Embeddings whose per-prompt variance is the diversity (needs two samples per prompt or more)."""
+    best: str | None = None
+    """Metric that chooses the best checkpoint; unset: the first reward."""
+    images: int = Field(default=8, ge=0)
+    """Prompts whose samples are kept as pictures."""
+
+
+class Tracking(Section):
+    """Weights & Biases. `metrics.jsonl` is always written, whatever is chosen here."""
+
+    project: str = "amsd"
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """`auto`: online with a key and a network, else offline, said once."""
+
+
+class Recipe(Section):
+    """Everything that determines one run."""
+
+    model: Model = Model()
+    schedule: Schedule = Schedule()
+    guidance: Guidance = Guidance()
+    method: Method = Method()
+    reward: tuple[RewardTerm, ...] = Field(min_length=1)
+    prompts: Prompts = Prompts()
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+
+    @property
+    def evaluation_settings(self) -> tuple[EvaluationSetting, ...]:
+        """Every sampler setting that checkpoints are evaluated under: scheduler x guidance x eta."""
+        scales = self.evaluation.guidance_scale or (self.guidance.guidance_scale,)
+        steps = self.evaluation.num_inference_steps or self.schedule.num_inference_steps
+        return tuple(
+            EvaluationSetting(eta=eta, scheduler=scheduler, guidance_scale=scale, num_inference_steps=steps)
+            for scheduler, scale, eta in product(self.evaluation.scheduler, scales, self.evaluation.eta)
+        )
+
+    @property
+    def best_metric(self) -> str:
+        """Name of the evaluation metric that decides which checkpoint is `best`."""
+        return self.evaluation.best or self.reward[0].name

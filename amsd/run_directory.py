@@ -1,0 +1,130 @@
+"""Layout of a run directory (a promise to users and to other tools) and what makes a checkpoint whole.
+
+RUN/recipe.toml  RUN/metrics.jsonl  RUN/checkpoints/step-000040/{unet|adapter_model.safetensors, state, evaluation,
+samples, manifest.json}  RUN/checkpoints/latest, best  RUN/evaluation/base/<setting>.json  RUN/wandb/
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from amsd.errors import UsageError
+from amsd.files import sha256, write_text
+
+#: Added after a checkpoint is complete, so not covered by its manifest.
+ADDED_LATER = ("evaluation", "samples", "manifest.json")
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths inside one run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The fully resolved recipe."""
+        return self.path / "recipe.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def base_evaluation(self) -> Path:
+        """Evaluation of the unchanged model, shared by all checkpoints of the run."""
+        return self.path / "evaluation" / "base"
+
+    @property
+    def base_samples(self) -> Path:
+        """Pictures of the unchanged model."""
+        return self.path / "samples" / "base"
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint after `step` optimizer steps."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint folder, ascending (whole or damaged)."""
+        if not self.checkpoints.is_dir():
+            return []
+        found = (_STEP.fullmatch(path.name) for path in self.checkpoints.iterdir() if path.is_dir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def pointer(self, name: str) -> Path | None:
+        """Checkpoint that `latest` or `best` names, if it exists."""
+        file = self.checkpoints / name
+        if not file.is_file():
+            return None
+        target = self.checkpoints / file.read_text(encoding="utf-8").strip()
+        return target if target.is_dir() else None
+
+    def point(self, name: str, step: int) -> None:
+        """Let `latest` or `best` name the checkpoint of `step`."""
+        write_text(self.checkpoints / name, f"step-{step:06d}\n")
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None if every file matches its manifest."""
+    manifest = checkpoint / "manifest.json"
+    if not manifest.is_file():
+        return "manifest.json is missing"
+    try:
+        files: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"manifest.json cannot be read ({error})"
+    for name, expected in files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if sha256(file) != expected:
+            return f"{name} does not match its sha256"
+    return None
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a checkpoint that its manifest covers, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] not in ADDED_LATER
+    }
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that a user means: itself, a run (its `best`, else `latest`), or `RUN/checkpoints/best`.
+
+    Raises:
+        UsageError: there is none there.
+    """
+    if path.is_file() and path.name in ("best", "latest"):
+        path = path.parent / path.read_text(encoding="utf-8").strip()
+    if (path / "manifest.json").is_file():
+        return path
+    run = RunDirectory(path)
+    found = run.pointer("best") or run.pointer("latest")
+    if found is None:
+        raise UsageError(f"{path}: no checkpoint there (expected a folder with manifest.json, or a run directory)")
+    return found
+
+
+def recipe_of(checkpoint: Path) -> Path:
+    """The resolved recipe of the run that a checkpoint belongs to (`RUN/recipe.toml`).
+
+    Raises:
+        UsageError: the checkpoint was moved out of its run.
+    """
+    for candidate in (checkpoint / "recipe.toml", checkpoint.parent.parent / "recipe.toml"):
+        if candidate.is_file():
+            return candidate
+    raise UsageError(f"{checkpoint}: its recipe.toml is missing; give one with --recipe")
