@@ -1,0 +1,1 @@
+"""Rewards: differentiable scores of images under their prompts, found by name in `amsd.rewards.table`."""

@@ -1,0 +1,141 @@
+"""Names of rewards and embedders in recipes, resolved lazily through one table.
+
+A name is a key of the table, `shapes:NAME` (the embedded model's scorers), `pyiqa:METRIC`, `python:MODULE:FUNCTION` (a
+user's own function) or an entry point of the group `amsd.rewards`. Nothing is imported before a name is resolved.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from amsd.errors import UsageError
+from amsd.rewards.protocol import Embedder, Reward
+
+REWARDS: dict[str, str] = {
+    "imagereward": "amsd.rewards.imagereward:ImageReward",
+    "clip-score": "amsd.rewards.clip_score:CLIPScore",
+    "pickscore": "amsd.rewards.pickscore:PickScore",
+    "hps-v2.1": "amsd.rewards.hps:HPSv21",
+    "laion-aesthetic": "amsd.rewards.aesthetic:LaionAesthetic",
+    "brightness": "amsd.rewards.simple:Brightness",
+    "colourfulness": "amsd.rewards.simple:Colourfulness",
+}
+"""`module:attribute` of each factory; it takes the options of the recipe as keywords and returns a `Reward`."""
+
+FAMILIES: dict[str, str] = {
+    "pyiqa": "amsd.rewards.pyiqa:PyIQAReward",
+    "python": "amsd.rewards.user:FunctionReward",
+}
+"""Factories of whole families: they take what follows the prefix (`musiq`, `module:function`) as first argument."""
+
+EMBEDDERS: dict[str, str] = {
+    "pixels": "amsd.rewards.embedders:PixelEmbedder",
+    "clip": "amsd.rewards.embedders:CLIPEmbedder",
+    "dreamsim": "amsd.rewards.embedders:DreamSimEmbedder",
+    "shapes:classifier": "amsd.shapes.rewards:ShapesEmbedder",
+}
+"""`module:attribute` of each embedder's factory."""
+
+_SHAPES = "amsd.shapes.rewards:REWARDS"
+_ENTRY_POINTS = "amsd.rewards"
+
+
+def resolve_reward(name: str, options: Mapping[str, Any] | None = None) -> Reward:
+    """Build the reward of this name; its weights are loaded here, on the CPU.
+
+    Raises:
+        UsageError: the name or an option is unknown, or the reward cannot be built from these options.
+    """
+    family, separator, rest = name.partition(":")
+    if separator and family in FAMILIES:
+        if not rest:
+            raise UsageError(f"reward {name!r}: nothing follows {family}:, as in {_example(family)}")
+        return _build("reward", name, _load(FAMILIES[family]), (rest,), options or {})
+    return _build("reward", name, _reward_factory(name), (), options or {})
+
+
+def resolve_embedder(name: str, options: Mapping[str, Any] | None = None) -> Embedder:
+    """Build the embedder of this name; its weights are loaded here, on the CPU.
+
+    Raises:
+        UsageError: the name or an option is unknown, or the embedder cannot be built from these options.
+    """
+    if name not in EMBEDDERS:
+        raise UsageError(f"{name!r} is not an embedder. {_nearest(name, sorted(EMBEDDERS))}")
+    return _build("embedder", name, _load(EMBEDDERS[name]), (), options or {})
+
+
+def reward_names() -> list[str]:
+    """Every name that `resolve_reward` knows, sorted; of a family only its pattern, such as `pyiqa:METRIC`."""
+    patterns = [_example(family) for family in FAMILIES]
+    return sorted({*REWARDS, *_load(_SHAPES), *_plugins()}) + patterns
+
+
+def embedder_names() -> list[str]:
+    """Every name that `resolve_embedder` knows, sorted."""
+    return sorted(EMBEDDERS)
+
+
+def _reward_factory(name: str) -> Callable[..., Any]:
+    if name in REWARDS:
+        return _load(REWARDS[name])
+    if name.startswith("shapes:"):
+        shapes: Mapping[str, Callable[..., Any]] = _load(_SHAPES)
+        if name in shapes:
+            return shapes[name]
+    plugins = _plugins()
+    if name in plugins:
+        factory: Callable[..., Any] = plugins[name].load()
+        return factory
+    raise UsageError(f"{name!r} is not a reward. {_nearest(name, reward_names())}")
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=_ENTRY_POINTS)}
+
+
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _build(
+    kind: str, name: str, factory: Callable[..., Any], arguments: tuple[str, ...], options: Mapping[str, Any]
+) -> Any:
+    signature = inspect.signature(factory)
+    _check_options(kind, name, signature, len(arguments), options)
+    try:
+        return factory(*arguments, **options)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        given = ", ".join(f"{key} = {value!r}" for key, value in options.items())
+        raise UsageError(f"{kind} {name!r} cannot be built{f' with {given}' if given else ''}: {error}") from error
+
+
+def _check_options(
+    kind: str, name: str, signature: inspect.Signature, positional: int, options: Mapping[str, Any]
+) -> None:
+    parameters = list(signature.parameters.values())[positional:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    for option in options:
+        if option not in known:
+            hint = _nearest(option, list(known)) if known else "It takes no options."
+            raise UsageError(f"{kind} {name!r} has no option {option!r}. {hint}")
+    missing = [key for key, p in known.items() if p.default is p.empty and key not in options]
+    if missing:
+        raise UsageError(f"{kind} {name!r} needs the option {missing[0]!r}: set it under options in the recipe")
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(names)}."
+
+
+def _example(family: str) -> str:
+    return {"pyiqa": "pyiqa:METRIC", "python": "python:MODULE:FUNCTION"}[family]
