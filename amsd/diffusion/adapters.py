@@ -1,0 +1,165 @@
+"""What differs between model families: text encoding, latent shape, extra conditions, decoding.
+
+A new family (SD3, FLUX) is one more class here; nothing in `amsd.matching` knows which family it works for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from amsd.diffusion.guidance import Network, TextCondition
+from amsd.errors import UsageError
+
+
+class Adapter(Protocol):
+    """The family-specific half of a latent diffusion pipeline."""
+
+    @property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline behind it."""
+        ...
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, such as (4, 64, 64)."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Encode prompts, as the family's pipeline would; one row each, float32."""
+        ...
+
+    def encode_empty(self, count: int) -> TextCondition:
+        """What the family's pipeline uses as unconditional input, `count` rows."""
+        ...
+
+    def network(self, module: nn.Module) -> Network:
+        """A denoising module of this family as a function of (x, timesteps, condition)."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, *latent_shape) to images (B, 3, H, W) in float32, about [0, 1] but not clamped."""
+        ...
+
+
+@dataclass(frozen=True)
+class StableDiffusionAdapter:
+    """Stable Diffusion 1.x and 2.x: one text encoder, UNet2DConditionModel, AutoencoderKL."""
+
+    pipeline: Any
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(in_channels, sample_size, sample_size) of the UNet."""
+        return _unet_latent_shape(self.pipeline.unet.config)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Token embeddings of the prompts, (B, L, D)."""
+        embeddings, _ = self.pipeline.encode_prompt(list(prompts), _device(self.pipeline), 1, False)
+        return TextCondition(embeddings.float())
+
+    def encode_empty(self, count: int) -> TextCondition:
+        """Embedding of the empty string."""
+        return self.encode([""]).map(lambda value: value.expand(count, *value.shape[1:]))
+
+    def network(self, module: nn.Module) -> Network:
+        """The UNet as a function."""
+        return _unet_network(module)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """AutoencoderKL in float32, whatever the networks' precision."""
+        return _decode(self.pipeline.vae, latents)
+
+
+@dataclass(frozen=True)
+class StableDiffusionXLAdapter:
+    """Stable Diffusion XL: two text encoders, pooled embedding and image-size ids as extra conditions."""
+
+    pipeline: Any
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(in_channels, sample_size, sample_size) of the UNet."""
+        return _unet_latent_shape(self.pipeline.unet.config)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Token embeddings (B, L, D), pooled embeddings (B, P) and time ids (B, 6)."""
+        embeddings, _, pooled, _ = self.pipeline.encode_prompt(
+            list(prompts), device=_device(self.pipeline), num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return self._condition(embeddings.float(), pooled.float())
+
+    def encode_empty(self, count: int) -> TextCondition:
+        """Zeros where the pipeline forces them for the empty prompt, else the encoded empty string."""
+        encoded = self.encode([""])
+        if self.pipeline.config.force_zeros_for_empty_prompt:
+            zeros = torch.zeros_like(encoded.hidden_states), torch.zeros_like(encoded.added["text_embeds"])
+            encoded = self._condition(*zeros)
+        return encoded.map(lambda value: value.expand(count, *value.shape[1:]))
+
+    def network(self, module: nn.Module) -> Network:
+        """The UNet as a function."""
+        return _unet_network(module)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """AutoencoderKL in float32, whatever the networks' precision."""
+        return _decode(self.pipeline.vae, latents)
+
+    def _condition(self, embeddings: Tensor, pooled: Tensor) -> TextCondition:
+        # Original size, crop corner and target size, as the pipeline sets them by default.
+        size = float(self.latent_shape[-1] * self.pipeline.vae_scale_factor)
+        ids = torch.tensor([[size, size, 0.0, 0.0, size, size]], device=embeddings.device)
+        return TextCondition(embeddings, {"text_embeds": pooled, "time_ids": ids.expand(len(embeddings), -1)})
+
+
+_FAMILIES: dict[str, type[StableDiffusionAdapter] | type[StableDiffusionXLAdapter]] = {
+    "StableDiffusionPipeline": StableDiffusionAdapter,
+    "StableDiffusionXLPipeline": StableDiffusionXLAdapter,
+}
+
+
+def adapter_for(pipeline: Any) -> Adapter:
+    """The adapter of a loaded pipeline.
+
+    Raises:
+        UsageError: the family is not supported yet.
+    """
+    name = type(pipeline).__name__
+    if name not in _FAMILIES:
+        raise UsageError(f"{name} is not supported; supported are {', '.join(sorted(_FAMILIES))}.")
+    return _FAMILIES[name](pipeline)
+
+
+def _unet_latent_shape(config: Any) -> tuple[int, ...]:
+    size = config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return (config.in_channels, height, width)
+
+
+def _unet_network(unet: nn.Module) -> Network:
+    def network(x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+        added = dict(condition.added) or None
+        output: Tensor = unet(
+            x, timesteps, encoder_hidden_states=condition.hidden_states, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return output.to(x.dtype)
+
+    return network
+
+
+def _decode(vae: Any, latents: Tensor) -> Tensor:
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    with torch.autocast(latents.device.type, enabled=False):
+        images: Tensor = vae.decode(latents.float() / vae.config.scaling_factor + shift, return_dict=False)[0]
+    return images / 2 + 0.5
+
+
+def _device(pipeline: Any) -> torch.device:
+    device: torch.device = next(iter(pipeline.unet.parameters())).device
+    return device

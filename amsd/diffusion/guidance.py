@@ -1,0 +1,117 @@
+"""Text conditions and the one place that combines the unconditional and the conditional prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from amsd.diffusion.steps import AffineSteps, Index
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """Encoded prompts of a batch."""
+
+    hidden_states: Tensor
+    """Token embeddings (B, L, D)."""
+    added: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further inputs of the network by name, each (B, ...); SDXL: `text_embeds`, `time_ids`."""
+
+    def __len__(self) -> int:
+        return len(self.hidden_states)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TextCondition:
+        """Apply `change` to every tensor."""
+        return TextCondition(change(self.hidden_states), {name: change(value) for name, value in self.added.items()})
+
+    def rows(self, index: Tensor | slice) -> TextCondition:
+        """The given rows of the batch."""
+        return self.map(lambda value: value[index])
+
+    @staticmethod
+    def cat(parts: Sequence[TextCondition]) -> TextCondition:
+        """Batches one after another."""
+        return TextCondition(
+            torch.cat([part.hidden_states for part in parts]),
+            {name: torch.cat([part.added[name] for part in parts]) for name in parts[0].added},
+        )
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a batch is conditioned on: its prompts, and the empty prompt for guidance and dropout."""
+
+    prompt: TextCondition
+    empty: TextCondition
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def rows(self, index: Tensor | slice) -> Conditioning:
+        """The given rows of the batch."""
+        return Conditioning(self.prompt.rows(index), self.empty.rows(index))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """Apply `change` to every tensor."""
+        return Conditioning(self.prompt.map(change), self.empty.map(change))
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Batches one after another."""
+        return Conditioning(
+            TextCondition.cat([part.prompt for part in parts]), TextCondition.cat([part.empty for part in parts])
+        )
+
+    def dropped(self, mask: Tensor) -> Conditioning:
+        """Prompt dropout: rows where `mask` (B,) is true get the empty prompt.
+
+        Guided or not, such a row is then predicted without a prompt, in every guidance mode.
+        """
+
+        def choose(prompt: Tensor, empty: Tensor) -> Tensor:
+            return torch.where(mask.to(prompt.device).reshape(-1, *[1] * (prompt.ndim - 1)), empty, prompt)
+
+        kept = TextCondition(
+            choose(self.prompt.hidden_states, self.empty.hidden_states),
+            {name: choose(value, self.empty.added[name]) for name, value in self.prompt.added.items()},
+        )
+        return Conditioning(kept, self.empty)
+
+
+Network = Callable[[Tensor, Tensor, TextCondition], Tensor]
+"""(x (B, ...), integer timesteps (B,), condition) -> raw output (B, ...)."""
+
+
+def guided(network: Network, x: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
+    """uncond + guidance_scale (cond - uncond), in one call of the network; scale 1 is the conditional output alone.
+
+    Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", eq. 6 in the convention of diffusers.
+    """
+    if guidance_scale == 1:
+        return network(x, timesteps, conditioning.prompt)
+    both = TextCondition.cat([conditioning.empty, conditioning.prompt])
+    unconditional, conditional = network(torch.cat([x, x]), torch.cat([timesteps, timesteps]), both).chunk(2)
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+@dataclass(frozen=True)
+class NoisePredictor:
+    """A network under fixed conditions, as the function eps(x, k) of the affine steps."""
+
+    network: Network
+    steps: AffineSteps
+    conditioning: Conditioning
+    guidance_scale: float = 1.0
+
+    def __call__(self, x: Tensor, k: Index) -> Tensor:
+        """Noise prediction (B, ...) at states x (B, ...) of step k."""
+        timesteps = self.steps.timesteps[k].to(x.device).expand(len(x))
+        output = guided(self.network, x, timesteps, self.conditioning, self.guidance_scale)
+        return self.steps.epsilon(output, k, x)
+
+    def rows(self, index: Tensor | slice) -> NoisePredictor:
+        """The same predictor for the given rows of its batch."""
+        return NoisePredictor(self.network, self.steps, self.conditioning.rows(index), self.guidance_scale)

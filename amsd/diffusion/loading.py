@@ -1,0 +1,141 @@
+"""Loading of a pipeline: hub id, local diffusers folder, single-file checkpoint or the embedded model."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from amsd.diffusion.adapters import Adapter, adapter_for
+from amsd.errors import UsageError
+from amsd.recipe import Model
+
+EMBEDDED = "embedded:"
+_SINGLE_FILE = (".safetensors", ".ckpt")
+_HUB_TIMEOUT = 10.0
+
+
+def load_adapter(model: Model) -> Adapter:
+    """Load the pipeline that a recipe names, on the CPU in float32, without safety checker.
+
+    Raises:
+        UsageError: it is absent, unreachable or of an unsupported family; the text says what to do.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    source = locate(model)
+    if source.endswith(_SINGLE_FILE):
+        pipeline = _from_single_file(source)
+    else:
+        options: dict[str, Any] = {"torch_dtype": torch.float32, "variant": model.variant}
+        if not Path(source).is_dir():
+            options["revision"] = model.revision
+        if _has_safety_checker(source, model):
+            options |= {"safety_checker": None, "requires_safety_checker": False}
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(source, **options)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"model.pretrained = {model.pretrained!r} cannot be loaded: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return adapter_for(pipeline)
+
+
+def locate(model: Model) -> str:
+    """The folder, file or hub id that `model.pretrained` means, found without a long wait.
+
+    Raises:
+        UsageError: nothing is there.
+    """
+    name = model.pretrained
+    if name.startswith(EMBEDDED):
+        return str(_embedded(name))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise UsageError(
+                f"model.pretrained = {name!r}: the folder has no model_index.json, so it is not a diffusers pipeline."
+            )
+        return str(path)
+    if path.suffix in _SINGLE_FILE:
+        if not path.is_file():
+            raise UsageError(f"model.pretrained = {name!r}: no such file.")
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UsageError(f"model.pretrained = {name!r}: no such folder.")
+    _require_on_hub(model)
+    return name
+
+
+def _embedded(name: str) -> Path:
+    package = name.removeprefix(EMBEDDED)
+    if package != "shapes":
+        raise UsageError(f"model.pretrained = {name!r}: the only embedded model is 'embedded:shapes'.")
+    folder = Path(str(resources.files("amsd.shapes") / "weights"))
+    if not (folder / "model_index.json").is_file():
+        raise UsageError("The embedded model is missing from this installation; reinstall amsd.")
+    return folder
+
+
+def _require_on_hub(model: Model) -> None:
+    """Fail at once, and in plain words, where transformers would retry for most of a minute."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    name = model.pretrained
+    try:
+        hf_hub_download(name, "model_index.json", revision=model.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError as error:
+        raise UsageError(f"model.pretrained = {name!r} is neither a folder nor a hub id: {error}") from None
+    else:
+        return  # cached: needs no network
+    how = (
+        f"Download it once with network (`hf download {name}`), or set model.pretrained to a local diffusers folder "
+        "or single-file checkpoint. `embedded:shapes` always works."
+    )
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        raise UsageError(f"model.pretrained = {name!r} is not in the local cache, and HF_HUB_OFFLINE is set. {how}")
+    try:
+        HfApi().model_info(name, revision=model.revision, timeout=_HUB_TIMEOUT)
+    except GatedRepoError:
+        raise UsageError(f"model.pretrained = {name!r} is gated: accept its terms and run `hf auth login`.") from None
+    except RepositoryNotFoundError:
+        raise UsageError(f"model.pretrained = {name!r} does not exist on the hub (or is private). {how}") from None
+    except Exception as error:
+        raise UsageError(
+            f"model.pretrained = {name!r} is not in the local cache and the hub cannot be reached "
+            f"({type(error).__name__}). {how}"
+        ) from error
+
+
+def _has_safety_checker(source: str, model: Model) -> bool:
+    from huggingface_hub import hf_hub_download
+
+    index = Path(source) / "model_index.json"
+    if not index.is_file():
+        index = Path(hf_hub_download(source, "model_index.json", revision=model.revision))
+    return "safety_checker" in json.loads(index.read_text(encoding="utf-8"))
+
+
+def _from_single_file(path: str) -> Any:
+    import torch
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    errors = []
+    for family in (StableDiffusionPipeline, StableDiffusionXLPipeline):
+        try:
+            pipeline = family.from_single_file(path, torch_dtype=torch.float32, safety_checker=None)
+        except (OSError, ValueError, TypeError) as error:
+            errors.append(f"{family.__name__}: {error}")
+        else:
+            return pipeline
+    raise UsageError(f"model.pretrained = {path!r} cannot be read as a checkpoint.\n" + "\n".join(errors))

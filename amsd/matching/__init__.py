@@ -1,0 +1,25 @@
+"""Adjoint Matching as functions over tensors: adjoint, loss, step indices, mask, importance weights."""
+
+from amsd.matching.adjoint import LeanAdjoint, lean_adjoint
+from amsd.matching.importance import effective_sample_size, self_normalized_weights, stepwise_log_weights
+from amsd.matching.indices import inverse_probabilities, strata, stratified_indices
+from amsd.matching.loss import MatchingLoss, control, matching_loss
+from amsd.matching.smoothing import SmoothedGradient, smooth
+from amsd.matching.threshold import QuantileThreshold
+
+__all__ = [
+    "LeanAdjoint",
+    "MatchingLoss",
+    "QuantileThreshold",
+    "SmoothedGradient",
+    "control",
+    "effective_sample_size",
+    "inverse_probabilities",
+    "lean_adjoint",
+    "matching_loss",
+    "self_normalized_weights",
+    "smooth",
+    "stepwise_log_weights",
+    "strata",
+    "stratified_indices",
+]

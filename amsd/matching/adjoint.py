@@ -1,0 +1,46 @@
+"""The lean adjoint (Adjoint Matching paper, eq. 38 and 39; method.md section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BasePrediction = Callable[[Tensor, int, Tensor], Tensor]
+"""eps_0(x (b, ...), k, rows (b,)) -> (b, ...), differentiable in x; `rows` says which of the batch these are."""
+
+
+@dataclass(frozen=True)
+class LeanAdjoint:
+    """Adjoints and the base predictions that were computed on the way."""
+
+    adjoints: Tensor
+    """a_0 ... a_N, (B, N + 1, ...); NaN where the recursion was not needed."""
+    base_predictions: Tensor
+    """eps_0(x_k) of the steps that were differentiated, (B, N, ...); NaN elsewhere."""
+
+
+def lean_adjoint(
+    terminal: Tensor, states: Tensor, A: Tensor, B: Tensor, base_prediction: BasePrediction, lowest: Tensor
+) -> LeanAdjoint:
+    """a_k = A_k a_{k+1} + B_k J(x_k)^T a_{k+1} backwards from a_N = `terminal` (B, ...), J = d eps_0 / d x.
+
+    Each row stops at its own index `lowest` (B,), 0 <= lowest <= N: rows that have arrived leave the batch, so a
+    row costs N - lowest vector-Jacobian products. `states` is (B, N + 1, ...); `A` and `B` are tables (N,).
+    """
+    count = len(A)
+    adjoints = torch.full_like(states, torch.nan)
+    predictions = torch.full_like(states[:, 1:], torch.nan)
+    adjoints[:, count] = terminal
+    for k in range(count - 1, int(lowest.min()) - 1, -1):
+        rows = torch.nonzero(lowest <= k).flatten().to(states.device)
+        x = states[rows, k].detach().requires_grad_(True)
+        after = adjoints[rows, k + 1]
+        with torch.enable_grad():
+            epsilon = base_prediction(x, k, rows)
+        (product,) = torch.autograd.grad(epsilon, x, grad_outputs=after.to(epsilon.dtype))
+        adjoints[rows, k] = float(A[k]) * after + float(B[k]) * product
+        predictions[rows, k] = epsilon.detach()
+    return LeanAdjoint(adjoints, predictions)

@@ -1,0 +1,41 @@
+"""The Adjoint Matching loss (Adjoint Matching paper, eq. 37; method.md section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MatchingLoss:
+    """Per-item terms of the loss; an item is one step of one trajectory."""
+
+    loss: Tensor
+    """l = |u + sigma a|^2 summed over latent dimensions, (M,), differentiable in the fine-tuned prediction."""
+    control_norm: Tensor
+    """|u|^2, (M,), detached."""
+    target_norm: Tensor
+    """|sigma a|^2, (M,), detached."""
+
+
+def control(prediction: Tensor, base_prediction: Tensor, control_scale: Tensor) -> Tensor:
+    """u = c (eps_theta - eps_0), (M, ...): the sqrt(dt) u of the paper; `control_scale` broadcasts over (M, ...)."""
+    return control_scale * (prediction - base_prediction)
+
+
+def matching_loss(u: Tensor, adjoint: Tensor, sigma: Tensor) -> MatchingLoss:
+    """Squared distance of the controls u (M, ...) to their targets -sigma a; `sigma` broadcasts over (M, ...).
+
+    With a = a_{k+1} this matches the discrete-time optimality condition u_k = -sigma_k E[grad V_{k+1}(x_{k+1})].
+    """
+    target = sigma * adjoint
+    return MatchingLoss(
+        loss=_squared_norm(u + target),
+        control_norm=_squared_norm(u.detach()),
+        target_norm=_squared_norm(target),
+    )
+
+
+def _squared_norm(value: Tensor) -> Tensor:
+    return value.flatten(1).square().sum(1)

@@ -1,0 +1,40 @@
+"""How the seconds of a step divide among its phases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+PHASES = ("rollout", "reward gradient", "adjoint", "loss", "optimizer")
+
+
+class PhaseClock:
+    """Adds up seconds per phase; waits for the device at the end of a phase so that its work is counted there."""
+
+    def __init__(self, device: torch.device, announce: Callable[[str], None]) -> None:
+        self._device = device
+        self._announce = announce
+        self._seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the body as part of phase `name`."""
+        self._announce(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self._seconds[name] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """Seconds and share of every phase since the last call, as log values."""
+        seconds, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
+        total = sum(seconds.values()) or 1.0
+        values = {f"seconds/{name.replace(' ', '_')}": value for name, value in seconds.items()}
+        shares = {f"share/{name.replace(' ', '_')}": value / total for name, value in seconds.items()}
+        return values | shares | {"seconds/total": sum(seconds.values())}

@@ -1,0 +1,72 @@
+"""The control problem that a recipe states: base process, policy, reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amsd.diffusion.adapters import Adapter
+from amsd.diffusion.guidance import Conditioning, NoisePredictor
+from amsd.diffusion.policy import Policy
+from amsd.diffusion.steps import AffineSteps
+from amsd.errors import RunError
+from amsd.recipe import Recipe
+from amsd.rewards.combination import RewardValues
+
+RewardFunction = Callable[[Tensor, Sequence[str]], RewardValues]
+
+
+@dataclass(frozen=True)
+class ControlProblem:
+    """Everything a method needs to compute with; nothing here knows of runs, files or trackers."""
+
+    recipe: Recipe
+    adapter: Adapter
+    policy: Policy
+    steps: AffineSteps
+    reward: RewardFunction
+    device: torch.device
+
+    @property
+    def control_guidance(self) -> float:
+        """Guidance scale of both predictions in the control."""
+        guidance = self.recipe.guidance
+        return guidance.guidance_scale if guidance.guidance_in_control_computation else 1.0
+
+    @property
+    def adjoint_guidance(self) -> float:
+        """Guidance scale of the base drift in the adjoint."""
+        guidance = self.recipe.guidance
+        return guidance.guidance_scale if guidance.guidance_in_adjoint_computation else 1.0
+
+    def finetuned(self, conditioning: Conditioning, guidance_scale: float) -> NoisePredictor:
+        """eps_theta under these conditions."""
+        return NoisePredictor(self.policy.finetuned, self.steps, conditioning, guidance_scale)
+
+    def base(self, conditioning: Conditioning, guidance_scale: float) -> NoisePredictor:
+        """eps_0 under these conditions."""
+        return NoisePredictor(self.policy.base, self.steps, conditioning, guidance_scale)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts together with the empty prompt."""
+        return Conditioning(self.adapter.encode(prompts), self.adapter.encode_empty(len(prompts)))
+
+
+def require_finite(value: Tensor, what: str, step: int, phase: str, prompts: Sequence[str]) -> None:
+    """Stop the run if a row of `value` (B, ...) is not finite.
+
+    Raises:
+        RunError: with the step, the phase and the prompts of the rows concerned.
+    """
+    bad = ~torch.isfinite(value.detach()).flatten(1).all(1) if value.ndim > 1 else ~torch.isfinite(value.detach())
+    if bool(bad.any()):
+        rows = torch.nonzero(bad).flatten().tolist()
+        shown = "; ".join(repr(prompts[row]) for row in rows[:3])
+        raise RunError(
+            f"Step {step}, phase {phase}: the {what} is not finite for {len(rows)} of {len(bad)} rows "
+            f"(prompts: {shown}). Lower method.reward_multiplier or optimizer.learning_rate, turn "
+            "guidance_in_adjoint_computation off, or train in fp32."
+        )

@@ -1,0 +1,63 @@
+"""What the processes of one run exchange: lists of numbers, and one flat gradient per optimizer step.
+
+Nothing here depends on how many rows a process holds, so uneven shares cannot deadlock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Index of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def shard(items: Sequence[T]) -> list[T]:
+    """This process's share of a global list: every world_size-th item."""
+    return list(items[rank() :: world_size()])
+
+
+def gather(values: Sequence[T]) -> list[T]:
+    """All processes' shares of a list, put back into the global order of `shard`."""
+    if world_size() == 1:
+        return list(values)
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, list(values))
+    total = sum(map(len, parts))
+    merged: list[Any] = [None] * total
+    for index, part in enumerate(parts):
+        merged[index :: world_size()] = part
+    return merged
+
+
+def gather_rows(value: Tensor) -> Tensor:
+    """`gather` for the rows of a tensor (b, ...); the result (B, ...) is on the CPU."""
+    return torch.tensor(gather(value.detach().cpu().tolist()), dtype=value.dtype)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its sum over all processes, in one exchange per dtype and device."""
+    parameters = list(parameters)
+    for parameter in parameters:
+        if parameter.grad is None:  # a process without rows this step
+            parameter.grad = torch.zeros_like(parameter)
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))

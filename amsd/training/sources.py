@@ -1,0 +1,209 @@
+"""Where a trainer's experience comes from: collected afresh for every step, or from a buffer."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from amsd.diffusion.guidance import Conditioning
+from amsd.recipe import Recipe
+from amsd.training import processes
+from amsd.training.experience import Experience, Sample
+from amsd.training.state import load_experience, save_experience
+
+Collect = Callable[[Sequence[Sample], int, int], Experience]
+"""(this process's samples, passes, step) -> experience."""
+PromptsAt = Callable[[int, int], list[str]]
+"""(batch number, batch size) -> prompts of the global batch."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's part of one optimizer step."""
+
+    experience: Experience
+    rows: Tensor
+    """Trajectories of the experience that are used, LongTensor (R,)."""
+    pass_index: int
+    collected: int
+    """Trajectories that were collected for this step, over all processes."""
+
+
+class ExperienceSource(ABC):
+    """Supplies every optimizer step with experience, and can be saved and restored between steps."""
+
+    def __init__(self, recipe: Recipe, prompts_at: PromptsAt, collect: Collect) -> None:
+        self.recipe = recipe
+        self._prompts_at = prompts_at
+        self._collect = collect
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        """Experience for optimizer step `step`, counted from 1."""
+
+    @abstractmethod
+    def feedback(self, ess: float) -> None:
+        """Told after each step: the normalised effective sample size of its batch."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write this process's part of the state."""
+
+    @abstractmethod
+    def restore(self, folder: Path, encode: Callable[[Sequence[str]], Conditioning]) -> None:
+        """Read the state that any number of processes wrote."""
+
+    def _samples(self, name: str, number: int, size: int) -> list[Sample]:
+        """This process's share of the `number`-th global batch of `size` trajectories."""
+        seed = self.recipe.training.seed
+        prompts = self._prompts_at(number, size)
+        return processes.shard([Sample(p, (seed, name, number, i)) for i, p in enumerate(prompts)])
+
+
+class OnPolicy(ExperienceSource):
+    """New trajectories under the current policy for every optimizer step."""
+
+    def batch(self, step: int) -> Batch:
+        """Collect one batch."""
+        size = self.recipe.optimizer.prompts_per_step
+        experience = self._collect(self._samples("step", step, size), 1, step)
+        return Batch(experience, torch.arange(len(experience)), 0, size)
+
+    def feedback(self, ess: float) -> None:
+        """Nothing is reused."""
+
+    def save(self, folder: Path) -> None:
+        """Nothing outlasts a step."""
+
+    def restore(self, folder: Path, encode: Callable[[Sequence[str]], Conditioning]) -> None:
+        """Nothing outlasts a step."""
+
+
+class Buffered(ExperienceSource):
+    """`size` trajectories are collected, used in `passes` shuffled passes, and collected again.
+
+    Trajectory i sits in slot i mod P (P = prompts per step), and every optimizer step takes one trajectory out of
+    each slot. Slot s belongs to process s mod W, so a step has the same trajectories at any number of processes W,
+    every process has its even share of it, and no trajectory ever travels.
+    """
+
+    def __init__(self, recipe: Recipe, prompts_at: PromptsAt, collect: Collect) -> None:
+        super().__init__(recipe, prompts_at, collect)
+        self._experience: Experience | None = None
+        self._collections = 0
+        self._used = 0
+        """Optimizer steps taken from the current collection."""
+        self._stale = False
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Optimizer steps in one pass over the buffer."""
+        return self.recipe.method.buffer.size // self.recipe.optimizer.prompts_per_step
+
+    def batch(self, step: int) -> Batch:
+        """The next batch of the current pass, from a new collection where one is due."""
+        buffer = self.recipe.method.buffer
+        collected = 0
+        if self._experience is None or self._stale or self._used == buffer.passes * self.steps_per_pass:
+            samples = self._samples("collection", self._collections, buffer.size)
+            self._experience = None  # let go of the old one first
+            self._experience = self._stored(self._collect(samples, buffer.passes, step))
+            self._collections += 1
+            self._used, self._stale = 0, False
+            collected = buffer.size
+        pass_index, position = divmod(self._used, self.steps_per_pass)
+        self._used += 1
+        return Batch(self._experience, self._rows(pass_index, position), pass_index, collected)
+
+    def feedback(self, ess: float) -> None:
+        """Collect again before the next step once the policy has moved too far from the buffer's."""
+        self._stale = ess < self.recipe.method.buffer.min_ess
+
+    def save(self, folder: Path) -> None:
+        """Write the buffer of this process, and (main process) the position in it."""
+        if processes.rank() == 0:
+            position = {
+                "collections": self._collections,
+                "used": self._used,
+                "stale": self._stale,
+                "processes": processes.world_size(),
+            }
+            (folder / "buffer.json").write_text(json.dumps(position), encoding="utf-8")
+        if self._experience is not None:
+            save_experience(self._experience, folder / f"buffer-{processes.rank():05d}.safetensors")
+
+    def restore(self, folder: Path, encode: Callable[[Sequence[str]], Conditioning]) -> None:
+        """Read the buffer, also one that another number of processes wrote."""
+        position = json.loads((folder / "buffer.json").read_text(encoding="utf-8"))
+        self._collections, self._used = position["collections"], position["used"]
+        self._stale = position["stale"]
+        files = [folder / f"buffer-{index:05d}.safetensors" for index in range(position["processes"])]
+        if not files[0].is_file():
+            return
+        parts = [load_experience(file, encode) for file in files]
+        merged = Experience.cat(parts)
+        # Row j of process r is trajectory j W + r of the collection.
+        numbers = torch.cat([torch.arange(len(part)) * len(files) + index for index, part in enumerate(parts)])
+        own = torch.argsort(numbers)[processes.rank() :: processes.world_size()]
+        self._experience = self._stored(_take(merged, own))
+
+    def _rows(self, pass_index: int, position: int) -> Tensor:
+        """Rows of this process's experience that form step `position` of a pass."""
+        from amsd.diffusion.noise import generator
+
+        slots = self.recipe.optimizer.prompts_per_step
+        seed = self.recipe.training.seed
+        chosen = []
+        for slot in range(slots):
+            order = torch.randperm(
+                self.steps_per_pass,
+                generator=generator("shuffle", seed, self._collections, pass_index, slot),
+            )
+            chosen.append(int(order[position]) * slots + slot)
+        # `shard` puts trajectory i on process i mod W as row i div W; P and W share the slots evenly only if W
+        # divides P, so ownership follows the trajectory's own number.
+        world, own = processes.world_size(), processes.rank()
+        return torch.tensor([number // world for number in chosen if number % world == own], dtype=torch.long)
+
+    def _stored(self, experience: Experience) -> Experience:
+        buffer = self.recipe.method.buffer
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[buffer.dtype]
+        pin = buffer.device == "cpu" and torch.cuda.is_available()
+
+        def place(value: Tensor) -> Tensor:
+            if buffer.device == "accelerator":
+                return value
+            on_host = value.cpu()
+            return on_host.pin_memory() if pin else on_host
+
+        return experience.map(lambda value: place(value.to(dtype)), place)
+
+
+def _take(experience: Experience, rows: Tensor) -> Experience:
+    diagnostics = experience.diagnostics
+    chosen = experience.map(lambda value: value[rows], lambda value: value[rows])
+    return Experience(
+        prompts=tuple(experience.prompts[row] for row in rows.tolist()),
+        indices=experience.indices[rows],
+        columns=experience.columns[rows],
+        states=chosen.states,
+        adjoints=chosen.adjoints,
+        base_predictions=chosen.base_predictions,
+        noises=chosen.noises,
+        sampler_predictions=chosen.sampler_predictions,
+        conditioning=chosen.conditioning,
+        dropped=experience.dropped[rows],
+        diagnostics=type(diagnostics)(
+            rewards=diagnostics.rewards[rows],
+            terms={name: value[rows] for name, value in diagnostics.terms.items()},
+            reward_gradient_norm=diagnostics.reward_gradient_norm[rows],
+            clamped_share=diagnostics.clamped_share[rows],
+            adjoint_norm={name: value[rows] for name, value in diagnostics.adjoint_norm.items()},
+        ),
+    )
