@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from amsd.errors import UsageError
-from amsd.rewards.protocol import Embedder, Reward
+
+if TYPE_CHECKING:  # the protocols import torch; names alone do not need it
+    from amsd.rewards.protocol import Embedder, Reward
 
 REWARDS: dict[str, str] = {
     "imagereward": "amsd.rewards.imagereward:ImageReward",
@@ -55,8 +57,8 @@ def resolve_reward(name: str, options: Mapping[str, Any] | None = None) -> Rewar
     if separator and family in FAMILIES:
         if not rest:
             raise UsageError(f"reward {name!r}: nothing follows {family}:, as in {_example(family)}")
-        return _build("reward", name, _load(FAMILIES[family]), (rest,), options or {})
-    return _build("reward", name, _reward_factory(name), (), options or {})
+        return cast("Reward", _build("reward", name, _load(FAMILIES[family]), (rest,), options or {}))
+    return cast("Reward", _build("reward", name, _reward_factory(name), (), options or {}))
 
 
 def resolve_embedder(name: str, options: Mapping[str, Any] | None = None) -> Embedder:
@@ -67,7 +69,7 @@ def resolve_embedder(name: str, options: Mapping[str, Any] | None = None) -> Emb
     """
     if name not in EMBEDDERS:
         raise UsageError(f"{name!r} is not an embedder. {_nearest(name, sorted(EMBEDDERS))}")
-    return _build("embedder", name, _load(EMBEDDERS[name]), (), options or {})
+    return cast("Embedder", _build("embedder", name, _load(EMBEDDERS[name]), (), options or {}))
 
 
 def reward_names() -> list[str]:
@@ -83,15 +85,14 @@ def embedder_names() -> list[str]:
 
 def _reward_factory(name: str) -> Callable[..., Any]:
     if name in REWARDS:
-        return _load(REWARDS[name])
+        return cast("Callable[..., Any]", _load(REWARDS[name]))
     if name.startswith("shapes:"):
         shapes: Mapping[str, Callable[..., Any]] = _load(_SHAPES)
         if name in shapes:
             return shapes[name]
     plugins = _plugins()
     if name in plugins:
-        factory: Callable[..., Any] = plugins[name].load()
-        return factory
+        return cast("Callable[..., Any]", plugins[name].load())
     raise UsageError(f"{name!r} is not a reward. {_nearest(name, reward_names())}")
 
 

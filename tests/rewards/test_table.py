@@ -1,0 +1,104 @@
+"""Names resolve to rewards, wrong ones to an error that knows the right one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+
+from amsd.errors import UsageError
+from amsd.rewards import table
+from amsd.rewards.simple import Brightness
+from amsd.rewards.table import embedder_names, resolve_embedder, resolve_reward, reward_names
+
+
+def needs_text(text: str, *, size: int) -> Brightness:
+    """A factory with options, for the tests."""
+    if size < 1:
+        raise ValueError(f"size must be positive but got {size}")
+    return Brightness()
+
+
+def family(metric: str, **options: object) -> tuple[str, dict[str, object]]:
+    """A family that takes any option."""
+    return metric, options
+
+
+def test_a_name_resolves() -> None:
+    reward = resolve_reward("brightness")
+    assert reward(torch.ones(1, 3, 4, 4), [""]).tolist() == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("imagreward", "imagereward"), ("brightnes", "brightness"), ("hps", "hps-v2.1"), ("shapes:rigth", "shapes:right")],
+)
+def test_an_unknown_name_gets_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(UsageError, match=f"'{name}' is not a reward. Did you mean '{near}'"):
+        resolve_reward(name)
+
+
+def test_a_name_like_nothing_gets_the_list() -> None:
+    with pytest.raises(UsageError, match=r"Known: brightness, .*pyiqa:METRIC"):
+        resolve_reward("qqqqqq")
+
+
+def test_a_family_without_a_member_is_refused() -> None:
+    with pytest.raises(UsageError, match="pyiqa:METRIC"):
+        resolve_reward("pyiqa:")
+
+
+def test_an_unknown_option_is_named() -> None:
+    with pytest.raises(UsageError, match="'brightness' has no option 'gamma'"):
+        resolve_reward("brightness", {"gamma": 2})
+
+
+def test_wrong_missing_and_bad_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(table.REWARDS, "mine", f"{__name__}:needs_text")
+    with pytest.raises(UsageError, match=r"no option 'sizes'\. Did you mean 'size'"):
+        resolve_reward("mine", {"sizes": 1, "text": "a"})
+    with pytest.raises(UsageError, match="needs the option 'size'"):
+        resolve_reward("mine", {"text": "a"})
+    with pytest.raises(UsageError, match="cannot be built with text = 'a', size = 0: size must be positive"):
+        resolve_reward("mine", {"text": "a", "size": 0})
+    assert resolve_reward("mine", {"text": "a", "size": 1}).name == "brightness"
+
+
+def test_a_family_passes_what_follows_its_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(table.FAMILIES, "pyiqa", f"{__name__}:family")
+    assert resolve_reward("pyiqa:musiq", {"anything": 1}) == ("musiq", {"anything": 1})  # type: ignore[comparison-overlap]
+
+
+def test_shapes_rewards_resolve_with_their_options() -> None:
+    right = resolve_reward("shapes:right", {"ballast": 4.0})
+    assert right.name == "shapes:right"
+    with pytest.raises(UsageError, match=r"ballast = 0: .*positive"):
+        resolve_reward("shapes:right", {"ballast": 0})
+
+
+def test_an_entry_point_is_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("plugin", "amsd.rewards.simple:Brightness", "amsd.rewards")
+    monkeypatch.setattr(table, "entry_points", lambda group: [entry] if group == "amsd.rewards" else [])
+    assert isinstance(resolve_reward("plugin"), Brightness)
+    assert "plugin" in reward_names()
+
+
+def test_an_unknown_embedder_gets_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"'dreamsin' is not an embedder\. Did you mean 'dreamsim'"):
+        resolve_embedder("dreamsin")
+
+
+def test_every_promised_name_is_there() -> None:
+    promised = {"imagereward", "clip-score", "pickscore", "hps-v2.1", "laion-aesthetic", "brightness", "colourfulness"}
+    assert promised <= set(reward_names())
+    assert {"pyiqa:METRIC", "python:MODULE:FUNCTION", "shapes:right"} <= set(reward_names())
+    assert embedder_names() == ["clip", "dreamsim", "pixels", "shapes:classifier"]
+
+
+def test_the_table_itself_imports_no_reward() -> None:
+    code = "import sys, amsd.rewards.table; print([m for m in sys.modules if m.startswith(('amsd.rewards.', 'torch'))])"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "['amsd.rewards.table']"
