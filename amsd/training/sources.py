@@ -7,11 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from amsd.diffusion.guidance import Conditioning
+from amsd.diffusion.noise import generator
 from amsd.recipe import Recipe
 from amsd.training import processes
 from amsd.training.experience import Experience, Sample
@@ -37,6 +39,9 @@ class Batch:
 
 class ExperienceSource(ABC):
     """Supplies every optimizer step with experience, and can be saved and restored between steps."""
+
+    reuses: ClassVar[bool]
+    """Whether trajectories are used after the policy has changed."""
 
     def __init__(self, recipe: Recipe, prompts_at: PromptsAt, collect: Collect) -> None:
         self.recipe = recipe
@@ -69,6 +74,8 @@ class ExperienceSource(ABC):
 class OnPolicy(ExperienceSource):
     """New trajectories under the current policy for every optimizer step."""
 
+    reuses = False
+
     def batch(self, step: int) -> Batch:
         """Collect one batch."""
         size = self.recipe.optimizer.prompts_per_step
@@ -92,6 +99,8 @@ class Buffered(ExperienceSource):
     each slot. Slot s belongs to process s mod W, so a step has the same trajectories at any number of processes W,
     every process has its even share of it, and no trajectory ever travels.
     """
+
+    reuses = True
 
     def __init__(self, recipe: Recipe, prompts_at: PromptsAt, collect: Collect) -> None:
         super().__init__(recipe, prompts_at, collect)
@@ -155,8 +164,6 @@ class Buffered(ExperienceSource):
 
     def _rows(self, pass_index: int, position: int) -> Tensor:
         """Rows of this process's experience that form step `position` of a pass."""
-        from amsd.diffusion.noise import generator
-
         slots = self.recipe.optimizer.prompts_per_step
         seed = self.recipe.training.seed
         chosen = []
@@ -166,8 +173,7 @@ class Buffered(ExperienceSource):
                 generator=generator("shuffle", seed, self._collections, pass_index, slot),
             )
             chosen.append(int(order[position]) * slots + slot)
-        # `shard` puts trajectory i on process i mod W as row i div W; P and W share the slots evenly only if W
-        # divides P, so ownership follows the trajectory's own number.
+        # `shard` puts trajectory i on process i mod W as row i div W.
         world, own = processes.world_size(), processes.rank()
         return torch.tensor([number // world for number in chosen if number % world == own], dtype=torch.long)
 

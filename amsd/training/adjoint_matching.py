@@ -1,0 +1,55 @@
+"""The trainers by the names that users of the reference know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from amsd.diffusion.steps import at
+from amsd.matching import MatchingLoss, control, matching_loss, stepwise_log_weights
+from amsd.training.collect import collect
+from amsd.training.experience import Experience, Items, Sample
+from amsd.training.sources import Buffered
+from amsd.training.trainer import SOCTrainer
+
+
+class AMTrainer(SOCTrainer):
+    """Adjoint Matching (Domingo-Enrich et al., ICLR 2025): experience is lean adjoints, the loss matches controls."""
+
+    def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> Experience:
+        """Rollout, reward gradient and lean adjoint of one micro-batch."""
+        return collect(self.problem, samples, passes, step, self.clock)
+
+    def match(self, items: Items) -> MatchingLoss:
+        """|c (eps_theta - eps_0) + sigma a|^2 of each item."""
+        steps, device = self.problem.steps, self.problem.device
+        x = items.latent("states", device)
+        conditioning = items.conditioning(device).dropped(items.dropped)
+        predict = self.problem.finetuned(conditioning, self.problem.control_guidance)
+        base = items.latent("base_predictions", device)
+        u = control(predict(x, items.indices), base, at(steps.control_scale, items.indices, x))
+        return matching_loss(u, items.latent("adjoints", device), at(steps.sigma, items.indices, x))
+
+    def log_weights(self, items: Items) -> Tensor:
+        """Both predictions guided as the sampler was, so an unchanged policy has weight one in every mode."""
+        steps, device = self.problem.steps, self.problem.device
+        x = items.latent("states", device)
+        predict = self.problem.finetuned(items.conditioning(device), self.recipe.guidance.guidance_scale)
+        before = items.latent("sampler_predictions", device)
+        difference = control(predict(x, items.indices), before, at(steps.control_scale, items.indices, x))
+        return stepwise_log_weights(difference, items.latent("noises", device))
+
+
+class BufferSOCTrainer(SOCTrainer):
+    """Any method, with experience from a buffer that is used in several passes."""
+
+    source_class = Buffered
+
+
+class BufferAMTrainer(BufferSOCTrainer, AMTrainer):
+    """Adjoint Matching from a buffer."""
+
+
+TRAINERS: dict[str, type[SOCTrainer]] = {"am": AMTrainer, "buffer-am": BufferAMTrainer}
+"""Trainer by `method.name`."""

@@ -1,0 +1,169 @@
+"""Checkpoints: complete or absent, verified on resume, retained by rule."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from amsd import __version__
+from amsd.errors import RunError
+from amsd.files import write_folder, write_json
+from amsd.run_directory import RunDirectory, damage, hashes
+from amsd.training import processes
+
+_LOG = logging.getLogger(__name__)
+_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy")
+
+
+def write_checkpoint(
+    run: RunDirectory,
+    step: int,
+    save_weights: Callable[[Path], None],
+    save_state: Callable[[Path], None],
+    recipe_identity: str,
+) -> Path:
+    """Write the checkpoint of `step` together: the main process the weights, every process its part of the state.
+
+    Parts are gathered in a folder aside; the main process then hashes, fsyncs and renames it.
+    """
+    target = run.checkpoint(step)
+    parts = run.checkpoints / f".parts-{step:06d}"
+    if processes.rank() == 0:
+        shutil.rmtree(parts, ignore_errors=True)
+        (parts / "state").mkdir(parents=True)
+    _barrier()
+    save_state(parts / "state")
+    _barrier()
+    if processes.rank() == 0:
+
+        def fill(folder: Path) -> None:
+            (parts / "state").rename(folder / "state")
+            save_weights(folder)
+            (folder / "recipe.toml").write_bytes(run.recipe.read_bytes())
+            files = hashes(folder)
+            manifest = {
+                "step": step,
+                "recipe_identity": recipe_identity,
+                "weights_sha256": _weights_hash(files),
+                "amsd": __version__,
+                "libraries": _versions(),
+                "files": files,
+            }
+            write_json(folder / "manifest.json", manifest)
+
+        write_folder(target, fill)
+        shutil.rmtree(parts, ignore_errors=True)
+        run.point("latest", step)
+    _barrier()
+    return target
+
+
+def weights_sha256(checkpoint: Path) -> str:
+    """Identity of a checkpoint's weights, from its manifest."""
+    manifest: dict[str, Any] = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+    return str(manifest["weights_sha256"])
+
+
+def newest_whole(run: RunDirectory) -> Path | None:
+    """The newest checkpoint that matches its manifest, with what is wrong with the newer ones logged.
+
+    Raises:
+        RunError: there are checkpoints, and all of them are damaged.
+    """
+    faults: list[str] = []
+    for step in reversed(run.steps()):
+        checkpoint = run.checkpoint(step)
+        fault = damage(checkpoint)
+        if fault is None:
+            for text in faults:
+                _LOG.warning("%s; resuming from %s instead", text, checkpoint.name)
+            return checkpoint
+        faults.append(f"checkpoint {checkpoint.name} is damaged: {fault}")
+    if faults:
+        raise RunError("No whole checkpoint is left to resume from:\n" + "\n".join(faults))
+    return None
+
+
+def retain(run: RunDirectory, keep: int) -> None:
+    """Delete checkpoints other than the newest `keep` and the best."""
+    best = run.pointer("best")
+    for step in run.steps()[:-keep]:
+        checkpoint = run.checkpoint(step)
+        if checkpoint != best:
+            shutil.rmtree(checkpoint)
+
+
+def discard_after(run: RunDirectory, step: int) -> None:
+    """Delete what a damaged or abandoned continuation left beyond `step`, and unfinished folders."""
+    for other in run.steps():
+        if other > step:
+            shutil.rmtree(run.checkpoint(other))
+    if run.checkpoints.is_dir():
+        for path in run.checkpoints.glob(".*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+
+
+class Scores:
+    """Scores of evaluated checkpoints by step, on disk in `checkpoints/scores.json`, and who is best."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._file = run.checkpoints / "scores.json"
+
+    def read(self) -> dict[int, float]:
+        """All scores."""
+        if not self._file.is_file():
+            return {}
+        return {int(step): value for step, value in json.loads(self._file.read_text(encoding="utf-8")).items()}
+
+    def add(self, step: int, score: float) -> None:
+        """Record a score; the highest one's checkpoint becomes `best` (the earlier of equals)."""
+        scores = self.read() | {step: score}
+        self._write(scores)
+        self._run.point("best", max(sorted(scores), key=lambda other: scores[other]))
+
+    def drop_after(self, step: int) -> None:
+        """Forget scores of steps that will be trained again."""
+        scores = {other: value for other, value in self.read().items() if other <= step}
+        if self._file.is_file():
+            self._write(scores)
+        if scores:
+            self._run.point("best", max(sorted(scores), key=lambda other: scores[other]))
+        else:
+            (self._run.checkpoints / "best").unlink(missing_ok=True)
+
+    def _write(self, scores: dict[int, float]) -> None:
+        write_json(self._file, {str(step): value for step, value in sorted(scores.items())})
+
+
+def _weights_hash(files: dict[str, str]) -> str:
+    import hashlib
+
+    lines = [
+        f"{name} {value}" for name, value in sorted(files.items()) if name.endswith((".safetensors", "config.json"))
+    ]
+    weights = [line for line in lines if not line.startswith("state/")]
+    return hashlib.sha256("\n".join(weights).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,83 @@
+"""What is logged of every optimizer step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from amsd.matching import effective_sample_size, inverse_probabilities
+from amsd.recipe import Recipe
+from amsd.training import processes
+from amsd.training.sources import Batch
+
+if TYPE_CHECKING:
+    from amsd.training.trainer import Outcome
+
+
+def step_values(
+    recipe: Recipe, batch: Batch, outcome: Outcome, rate: float, times: dict[str, float], controlled: int
+) -> dict[str, float]:
+    """Flat names to values of one step, over the global batch; every process must call it.
+
+    `controlled` is the number of steps that carry a control; `times` is what the phase clock took.
+    """
+    return (
+        _rewards(batch)
+        | _loss(recipe, outcome, controlled)
+        | {"learning_rate": rate, "gradient_norm": outcome.gradient_norm}
+        | _buffer(recipe, batch, outcome)
+        | times
+        | {"images_per_second": recipe.optimizer.prompts_per_step / max(times["seconds/total"], 1e-9)}
+    )
+
+
+def _rewards(batch: Batch) -> dict[str, float]:
+    diagnostics = batch.experience.diagnostics
+
+    def used(value: Tensor) -> Tensor:
+        return processes.gather_rows(value[batch.rows].double())
+
+    rewards = used(diagnostics.rewards)
+    values = {"reward/mean": float(rewards.mean()), "reward/std": float(rewards.std(correction=0))}
+    values |= {f"reward/{name}": float(used(term).mean()) for name, term in diagnostics.terms.items()}
+    values |= {f"adjoint_norm/{at}": float(used(norm).mean()) for at, norm in diagnostics.adjoint_norm.items()}
+    values["reward_gradient_norm"] = float(used(diagnostics.reward_gradient_norm).mean())
+    values["clamped_share"] = float(used(diagnostics.clamped_share).mean())
+    return values
+
+
+def _loss(recipe: Recipe, outcome: Outcome, controlled: int) -> dict[str, float]:
+    items = outcome.items
+    count = recipe.method.timesteps_per_trajectory
+    # Stored indices run over the controlled steps, which come first, so index and position agree.
+    weights = inverse_probabilities(controlled, outcome.indices.view(-1, count)).flatten()
+    trajectories = len(items.control_norm) / count
+    control, target = float(items.control_norm.mean()), float(items.target_norm.mean())
+    return {
+        "loss": outcome.loss,
+        "control_norm": control,
+        "target_norm": target,
+        "control_to_target": (control / target) ** 0.5 if target > 0 else 0.0,
+        "kl": 0.5 * float((items.control_norm.double() * weights).sum()) / trajectories,
+        "masked_share": 1 - float(outcome.mask.double().mean()),
+    }
+
+
+def _buffer(recipe: Recipe, batch: Batch, outcome: Outcome) -> dict[str, float]:
+    if recipe.method.name != "buffer-am":
+        return {}
+    log_weights = outcome.log_weights.double()
+    size = len(log_weights)
+    by_step = [
+        float(effective_sample_size(log_weights[outcome.indices == k]) / int((outcome.indices == k).sum()))
+        for k in torch.unique(outcome.indices)
+    ]
+    return {
+        "ess": float(effective_sample_size(log_weights)) / size,
+        "ess/lowest_step": min(by_step),
+        "buffer/collected": float(batch.collected),
+        "buffer/pass": float(batch.pass_index),
+        "buffer/bytes_per_trajectory": batch.experience.bytes_per_trajectory,
+    }

@@ -1,0 +1,304 @@
+"""`SOCTrainer`: the fit loop of stochastic-optimal-control fine-tuning, for any method.
+
+A method is a child class that says what experience is and what the loss of its items is. Where experience comes from
+is a class attribute, so that a buffered variant of any method changes nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from amsd.errors import RunError
+from amsd.matching import MatchingLoss, QuantileThreshold, self_normalized_weights
+from amsd.recipe import Recipe, identity
+from amsd.run_directory import RunDirectory
+from amsd.training import checkpoint as checkpoints
+from amsd.training import processes
+from amsd.training.clock import PhaseClock
+from amsd.training.events import CheckpointRecord, Listener, StepRecord
+from amsd.training.experience import Experience, Items, Sample
+from amsd.training.optimization import WeightAverage, build_optimizer, learning_rate
+from amsd.training.problem import ControlProblem, require_finite
+from amsd.training.record import step_values
+from amsd.training.sources import Batch, ExperienceSource, OnPolicy, PromptsAt
+from amsd.training.state import load_optimizer, restore_rng, rng_state, save_optimizer
+
+_LOG = logging.getLogger(__name__)
+
+Evaluate = Callable[[CheckpointRecord], float | None]
+"""Called on every process after a checkpoint is complete; returns the score that decides which one is best."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one optimizer step did; tensors are over the global batch, on the CPU."""
+
+    loss: float
+    items: MatchingLoss
+    indices: Tensor
+    """Step index of each item, (M,)."""
+    mask: Tensor
+    log_weights: Tensor
+    """Step-wise log importance weights of the items, (M,)."""
+    gradient_norm: float
+
+
+class SOCTrainer(ABC):
+    """Fits a policy; abstract in what a trajectory leaves behind and how it is matched."""
+
+    source_class: ClassVar[type[ExperienceSource]] = OnPolicy
+
+    def __init__(
+        self,
+        problem: ControlProblem,
+        run: RunDirectory,
+        prompts_at: PromptsAt,
+        accelerator: Accelerator,
+        listeners: Sequence[Listener] = (),
+        evaluate: Evaluate | None = None,
+    ) -> None:
+        self.problem = problem
+        self.recipe: Recipe = problem.recipe
+        self.run = run
+        self.accelerator = accelerator
+        self.listeners = tuple(listeners) if accelerator.is_main_process else ()
+        self.clock = PhaseClock(problem.device, self._announce)
+        self.source = self.source_class(self.recipe, prompts_at, self._collect)
+        self.parameters = list(problem.policy.trainable.values())
+        self.optimizer = accelerator.prepare(build_optimizer(self.parameters, self.recipe.optimizer))
+        decay = self.recipe.training.ema_decay
+        self.average = None if decay is None else WeightAverage(self.parameters, decay)
+        self.threshold = QuantileThreshold()
+        self.scores = checkpoints.Scores(run)
+        self.step = 0
+        self._evaluate = evaluate
+
+    @abstractmethod
+    def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> Experience:
+        """Experience of one micro-batch under the current policy."""
+
+    @abstractmethod
+    def match(self, items: Items) -> MatchingLoss:
+        """Loss of a chunk of items, differentiable in the trained parameters."""
+
+    @abstractmethod
+    def log_weights(self, items: Items) -> Tensor:
+        """Step-wise log importance weights (M,) of the current policy against the one that sampled the items."""
+
+    def fit(self) -> None:
+        """Train up to the recipe's number of steps, from the newest whole checkpoint of the run if there is one.
+
+        Raises:
+            RunError: a reward, an adjoint or a loss is not finite, or every checkpoint is damaged.
+        """
+        self._resume()
+        while self.step < self.recipe.training.steps:
+            self._train_step(self.step + 1)
+            if self._checkpoint_due():
+                self._checkpoint()
+
+    def _train_step(self, step: int) -> None:
+        batch = self.source.batch(step)
+        rate = learning_rate(step, self.recipe.training.steps, self.recipe.optimizer)
+        outcome = self._optimize(batch, step, rate)
+        self.step = step
+        values = step_values(self.recipe, batch, outcome, rate, self.clock.take(), len(self.problem.steps.controlled))
+        self.source.feedback(values.get("ess", 1.0))
+        for listener in self.listeners:
+            listener.on_step(StepRecord(step, values))
+
+    def _optimize(self, batch: Batch, step: int, rate: float) -> Outcome:
+        method, settings = self.recipe.method, self.recipe.optimizer
+        items = batch.experience.items(batch.rows, batch.pass_index)
+        total = settings.prompts_per_step * method.timesteps_per_trajectory
+        chunks = items.split(settings.micro_batch * method.timesteps_per_trajectory) if len(items) else []
+        with self.clock.phase("loss"):
+            self.optimizer.zero_grad()
+            # The mask needs the losses of the whole global batch before the first gradient. With one chunk its graph
+            # is kept; with more, a pass without gradients comes first.
+            single = max(processes.gather([len(chunks)]) or [0]) <= 1
+            with nullcontext() if single else torch.no_grad():
+                matched = [self._match(chunk, step) for chunk in chunks]
+            losses = processes.gather_rows(_join([part.loss for part in matched]))
+            log_weights = self._gather_log_weights(chunks)
+            mask = self._mask(losses)
+            weights = mask * self._importance(log_weights)
+            own = weights[processes.rank() :: processes.world_size()] if processes.world_size() > 1 else weights
+            for index, (chunk, weight) in enumerate(zip(chunks, own.split([len(c) for c in chunks]), strict=True)):
+                part = matched[index] if single else self._match(chunk, step)
+                self.accelerator.backward((part.loss * weight.to(part.loss)).sum() / total)
+        with self.clock.phase("optimizer"):
+            norm = self._update(rate)
+        return Outcome(
+            loss=float((losses * weights).sum() / total),
+            items=MatchingLoss(
+                losses,
+                processes.gather_rows(_join([part.control_norm for part in matched])),
+                processes.gather_rows(_join([part.target_norm for part in matched])),
+            ),
+            indices=processes.gather_rows(items.indices),
+            mask=mask,
+            log_weights=log_weights,
+            gradient_norm=norm,
+        )
+
+    def _match(self, chunk: Items, step: int) -> MatchingLoss:
+        matched = self.match(chunk)
+        require_finite(matched.loss, "loss", step, "loss", chunk.prompts())
+        return matched
+
+    def _mask(self, losses: Tensor) -> Tensor:
+        quantile = self.recipe.method.per_sample_threshold_quantile
+        roots = losses.double().sqrt()
+        if quantile < 0:
+            return torch.ones_like(roots)
+        self.threshold = self.threshold.updated(roots, quantile)
+        return self.threshold.mask(roots)
+
+    def _gather_log_weights(self, chunks: Sequence[Items]) -> Tensor:
+        if not self.source.reuses:  # nothing has changed since these trajectories were sampled
+            return torch.zeros(self.recipe.optimizer.prompts_per_step * self.recipe.method.timesteps_per_trajectory)
+        with torch.no_grad():
+            return processes.gather_rows(_join([self.log_weights(chunk) for chunk in chunks]))
+
+    def _importance(self, log_weights: Tensor) -> Tensor:
+        if not self.recipe.method.buffer.importance_weighting:
+            return torch.ones_like(log_weights, dtype=torch.float64)
+        return self_normalized_weights(log_weights.double())
+
+    def _update(self, rate: float) -> float:
+        processes.sum_gradients(self.parameters)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        limit = self.recipe.optimizer.gradient_clip or float("inf")
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters, limit))
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
+        return norm
+
+    def _collect(self, samples: Sequence[Sample], passes: int, step: int) -> Experience:
+        size = self.recipe.optimizer.micro_batch
+        if not samples:
+            raise RunError(
+                f"There are more processes ({processes.world_size()}) than trajectories to share among them; "
+                "raise optimizer.prompts_per_step or lower --processes."
+            )
+        parts = [
+            self.compute_experience(samples[start : start + size], passes, step)
+            for start in range(0, len(samples), size)
+        ]
+        return Experience.cat(parts)
+
+    def _checkpoint_due(self) -> bool:
+        training = self.recipe.training
+        return self.step % training.checkpoint_every == 0 or self.step == training.steps
+
+    def _checkpoint(self) -> None:
+        self._announce("checkpoint")
+        policy = self.problem.policy
+
+        def save_weights(folder: Path) -> None:
+            with nullcontext() if self.average is None else self.average.applied():
+                policy.save(folder)
+
+        path = checkpoints.write_checkpoint(self.run, self.step, save_weights, self._save_state, identity(self.recipe))
+        record = CheckpointRecord(self.step, path, checkpoints.weights_sha256(path))
+        for listener in self.listeners:
+            listener.on_checkpoint(record)
+        self._score(record)
+
+    def _score(self, record: CheckpointRecord) -> None:
+        if self._evaluate is not None:
+            self._announce("evaluation")
+            with nullcontext() if self.average is None else self.average.applied():
+                score = self._evaluate(record)
+            if score is not None and self.accelerator.is_main_process:
+                self.scores.add(record.step, score)
+        if self.accelerator.is_main_process:
+            checkpoints.retain(self.run, self.recipe.training.keep)
+
+    def _save_state(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        self.source.save(folder)
+        (folder / f"rng-{processes.rank():05d}.json").write_text(json.dumps(rng_state()), encoding="utf-8")
+        if processes.rank() != 0:
+            return
+        save_optimizer(self.optimizer.optimizer, folder)
+        state: dict[str, Any] = {
+            "step": self.step,
+            "threshold": {"average": self.threshold.average, "batches": self.threshold.batches},
+        }
+        if self.average is not None:
+            # `unet/` or the adapter file holds the average, so the trained values themselves go here.
+            names = list(self.problem.policy.trainable)
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in self.problem.policy.trainable.items()},
+                folder / "parameters.safetensors",
+            )
+            shadow = dict(zip(names, (value.cpu().contiguous() for value in self.average.shadow), strict=True))
+            save_file(shadow, folder / "average.safetensors")
+            state["average_updates"] = self.average.updates
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None:
+            state["scaler"] = scaler.state_dict()
+        (folder / "trainer.json").write_text(json.dumps(state), encoding="utf-8")
+
+    def _resume(self) -> None:
+        path = checkpoints.newest_whole(self.run)
+        self._barrier()
+        if path is None:
+            return
+        folder = path / "state"
+        state = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
+        self.step = state["step"]
+        self.threshold = QuantileThreshold(**state["threshold"])
+        self.problem.policy.load(path)
+        load_optimizer(self.optimizer.optimizer, folder)
+        if self.average is not None:
+            self._restore_average(folder, state["average_updates"])
+        if "scaler" in state and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.source.restore(folder, self.problem.encode)
+        own = folder / f"rng-{processes.rank():05d}.json"
+        if own.is_file():
+            restore_rng(json.loads(own.read_text(encoding="utf-8")))
+        if self.accelerator.is_main_process:
+            checkpoints.discard_after(self.run, self.step)
+            self.scores.drop_after(self.step)
+            self.run.point("latest", self.step)
+        self._barrier()
+        if self.step not in self.scores.read():  # stopped between saving and evaluating
+            self._score(CheckpointRecord(self.step, path, checkpoints.weights_sha256(path)))
+
+    def _restore_average(self, folder: Path, updates: int) -> None:
+        from safetensors.torch import load_file
+
+        assert self.average is not None
+        trained, shadow = load_file(folder / "parameters.safetensors"), load_file(folder / "average.safetensors")
+        for name, parameter in self.problem.policy.trainable.items():
+            parameter.data.copy_(trained[name])
+        self.average.restore([shadow[name] for name in self.problem.policy.trainable], updates)
+
+    def _announce(self, phase: str) -> None:
+        for listener in self.listeners:
+            listener.on_phase(phase, self.step + 1)
+
+    def _barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.detach().float().cpu() for part in parts]) if parts else torch.zeros(0)
