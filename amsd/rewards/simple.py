@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -58,7 +59,7 @@ class Colourfulness(_Statistic):
 
 def _root(squared: Tensor) -> Tensor:
     """Square root that is 0 at 0 and smooth there."""
-    return (squared + _SMOOTHING).sqrt() - _SMOOTHING**0.5
+    return (squared + _SMOOTHING).sqrt() - math.sqrt(_SMOOTHING)
 
 
 def _check(images: Tensor, prompts: Sequence[str]) -> None:

@@ -5,7 +5,8 @@
         def reward(self) -> Reward:
             return Brightness()
 
-A reward that is slow to build comes from a module-scoped fixture function. Networks come with tiny random configurations. Nothing here knows what a score means.
+A reward that is slow to build comes from a module-scoped fixture function. Networks come with tiny random
+configurations. Nothing here knows what a score means.
 """
 
 from __future__ import annotations

@@ -1,0 +1,129 @@
+"""Results by the identity of what determines them, shared by runs and safe for concurrent processes.
+
+`FOLDER/metrics/<sha256>.json` holds one metric of one set of images (values per prompt),
+`FOLDER/pictures/<sha256>.safetensors` the kept samples of one set of images. Files are written aside and renamed; a
+damaged one is reported and counts as absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from amsd.evaluation.identity import identity
+from amsd.files import write_json
+
+_PICTURE_BYTES = 2 * 2**30
+"""Kept pictures may take this much; the least recently used go first."""
+
+Damaged = Callable[[Path, str], None]
+
+
+def default_folder() -> Path:
+    """`AMSD_CACHE`, else the user's cache folder of this platform."""
+    chosen = os.environ.get("AMSD_CACHE")
+    if chosen:
+        return Path(chosen).expanduser() / "evaluation"
+    if sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "amsd" / "evaluation"
+
+
+class Cache:
+    """Values and pictures by identity; `damaged` is told of every file that cannot be trusted."""
+
+    def __init__(self, folder: Path, damaged: Damaged) -> None:
+        self.folder = folder
+        self._damaged = damaged
+
+    def values(self, key: str, count: int) -> tuple[float, ...] | None:
+        """The `count` per-prompt values under this identity, or None."""
+        file = self._values_file(key)
+        if not file.is_file():
+            return None
+        try:
+            entry = json.loads(file.read_text(encoding="utf-8"))
+            values = tuple(float(value) for value in entry["per_prompt"])
+            if entry["sha256"] != identity(list(values)):
+                raise ValueError("its checksum does not match")
+            if len(values) != count or not all(map(math.isfinite, values)):
+                raise ValueError(f"expected {count} finite values but got {len(values)}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._damaged(file, str(error))
+            return None
+        return values
+
+    def keep_values(self, key: str, values: tuple[float, ...], origin: dict[str, Any]) -> None:
+        """Store per-prompt values; `origin` says to a human what they are."""
+        write_json(
+            self._values_file(key), {"per_prompt": list(values), "sha256": identity(list(values)), "origin": origin}
+        )
+
+    def pictures(self, key: str, count: int, samples: int) -> Tensor | None:
+        """At least `count` prompts' pictures under this identity (count, samples, 3, H, W), uint8, or None."""
+        file = self._pictures_file(key)
+        if not file.is_file():
+            return None
+        try:
+            with safe_open(file, framework="pt") as reader:
+                pictures: Tensor = reader.get_tensor("pictures")
+                expected = (reader.metadata() or {}).get("checksum")
+            if pictures.ndim != 5 or pictures.shape[1] != samples or _checksum(pictures) != expected:
+                raise ValueError(f"shape {tuple(pictures.shape)} or checksum does not match")
+        except (OSError, SafetensorError, ValueError) as error:
+            self._damaged(file, str(error))
+            return None
+        if len(pictures) < count:
+            return None
+        file.touch()
+        return pictures[:count]
+
+    def keep_pictures(self, key: str, pictures: Tensor) -> None:
+        """Store pictures (prompts, samples, 3, H, W), uint8, and forget the oldest ones above the limit."""
+        file = self._pictures_file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+        os.close(handle)
+        save_file({"pictures": pictures.contiguous()}, aside, metadata={"checksum": _checksum(pictures)})
+        Path(aside).replace(file)
+        self._trim(file.parent)
+
+    def _values_file(self, key: str) -> Path:
+        return self.folder / "metrics" / f"{key}.json"
+
+    def _pictures_file(self, key: str) -> Path:
+        return self.folder / "pictures" / f"{key}.safetensors"
+
+    @staticmethod
+    def _trim(folder: Path) -> None:
+        known = []
+        for file in folder.glob("*.safetensors"):
+            try:
+                status = file.stat()
+            except FileNotFoundError:  # another process trims too
+                continue
+            known.append((status.st_mtime, status.st_size, file))
+        total = 0
+        for _, size, file in sorted(known, reverse=True):
+            total += size
+            if total > _PICTURE_BYTES:
+                file.unlink(missing_ok=True)
+
+
+def _checksum(pictures: Tensor) -> str:
+    return hashlib.sha256(pictures.contiguous().numpy().tobytes()).hexdigest()

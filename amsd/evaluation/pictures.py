@@ -1,0 +1,79 @@
+"""Samples as files: one PNG per image, a grid per setting, and the base model above the fine-tuned one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from amsd.evaluation.result import EvaluationResult
+from amsd.files import write_folder
+
+_GAP = 2
+_CELL = 128
+"""Smallest side of an image in a labelled comparison: small images are enlarged by whole factors."""
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """One picture (3, H, W), uint8, as an image."""
+    return Image.fromarray(picture.permute(1, 2, 0).cpu().contiguous().numpy())
+
+
+def grid(pictures: Tensor, zoom: int = 1) -> Image.Image:
+    """Pictures (rows, columns, 3, H, W), uint8, as one image: a prompt per row, a sample per column."""
+    rows, columns, _, height, width = pictures.shape
+    cell_width, cell_height = width * zoom + _GAP, height * zoom + _GAP
+    canvas = Image.new("RGB", (columns * cell_width - _GAP, rows * cell_height - _GAP), "white")
+    for row in range(rows):
+        for column in range(columns):
+            image = to_image(pictures[row, column])
+            if zoom > 1:
+                image = image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            canvas.paste(image, (column * cell_width, row * cell_height))
+    return canvas
+
+
+def save_pictures(result: EvaluationResult, folder: Path) -> Path | None:
+    """Write `folder/<setting>/p000-s0.png` ... and `grid.png`, all or none.
+
+    Returns that folder, or None if the result has no pictures.
+    """
+    pictures = result.pictures
+    if pictures is None or not len(pictures):
+        return None
+
+    def fill(aside: Path) -> None:
+        for prompt, samples in enumerate(pictures):
+            for sample, picture in enumerate(samples):
+                to_image(picture).save(aside / f"p{prompt:03d}-s{sample}.png")
+        grid(pictures).save(aside / "grid.png")
+
+    target = folder / result.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_folder(target, fill)
+    return target
+
+
+def side_by_side(
+    base: Tensor, tuned: Tensor, labels: tuple[str, str] = ("base model", "fine-tuned"), cell: int = _CELL
+) -> Image.Image:
+    """Pictures (n, 3, H, W), uint8, of two models: the base's in the upper row, the same noise fine-tuned below.
+
+    Raises:
+        ValueError: the two have different shapes.
+    """
+    if base.shape != tuned.shape or base.ndim != 4:
+        raise ValueError(f"expected two equal shapes (n, 3, H, W) but got {tuple(base.shape)} and {tuple(tuned.shape)}")
+    zoom = max(1, -(-cell // base.shape[-1]))
+    rows = [grid(pictures[None], zoom) for pictures in (base, tuned)]
+    size = max(14, rows[0].height // 9)
+    font = ImageFont.load_default(size)
+    band = size + size // 2
+    canvas = Image.new("RGB", (rows[0].width, 2 * (rows[0].height + band)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        top = index * (row.height + band)
+        draw.text((size // 4, top + band // 2), label, fill="black", font=font, anchor="lm")
+        canvas.paste(row, (0, top + band))
+    return canvas

@@ -1,0 +1,149 @@
+"""How evaluation images are made: common noise, the pipeline's own call, the sampler of a setting."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amsd.diffusion.adapters import Adapter
+from amsd.diffusion.guidance import TextCondition
+from amsd.diffusion.noise import generator
+from amsd.errors import UsageError
+from amsd.evaluation.metrics import quantize
+from amsd.recipe import EvaluationSetting, Schedule
+
+PROTOCOL_VERSION = 1
+"""Raised whenever the same weights and settings would give other images or other numbers."""
+
+Index = tuple[int, int]
+"""(prompt index, sample index) of an image."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The scheduler of one evaluation setting."""
+
+    setting: EvaluationSetting
+    scheduler: Any
+    fallback: str | None = None
+    """Why this is not quite the scheduler that was asked for."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Class and configuration of the scheduler as plain data: part of a result's identity."""
+        config = {key: _plain(value) for key, value in self.scheduler.config.items() if not key.startswith("_")}
+        final = {"final_step": self.scheduler.final_step} if self.setting.scheduler == "fine-tuning" else {}
+        return {"class": type(self.scheduler).__name__, **dict(sorted(config.items())), **final}
+
+
+def sampler_for(setting: EvaluationSetting, own: Any, schedule: Schedule) -> Sampler:
+    """The sampler of a setting: `fine-tuning` follows the recipe's schedule, `default` is the model's `own` scheduler.
+
+    An own scheduler without eta (PNDM, Euler ...) cannot sample with eta > 0: DDIM on the model's own noise table takes
+    its place, and `fallback` says so.
+
+    Raises:
+        UsageError: the guidance scale lies below 1 and is not 1, which diffusers' pipelines sample without guidance.
+    """
+    if setting.guidance_scale < 1:
+        raise UsageError(
+            f"evaluation.guidance_scale = {setting.guidance_scale:g}: diffusers' pipelines ignore scales below 1, so "
+            "the result would carry a wrong label. Use 1 (no guidance) or more."
+        )
+    if setting.scheduler == "fine-tuning":
+        from amsd.diffusion.scheduler import SOCDDIMScheduler
+
+        return Sampler(setting, SOCDDIMScheduler.for_recipe(own, schedule))
+    if setting.eta == 0 or "eta" in inspect.signature(own.step).parameters:
+        return Sampler(setting, type(own).from_config(own.config))
+    from diffusers import DDIMScheduler
+
+    reason = (
+        f"the model's own {type(own).__name__} has no eta: {setting.name} is sampled by DDIM on the model's own noise"
+    )
+    return Sampler(setting, DDIMScheduler.from_config(own.config, clip_sample=False), reason)
+
+
+def batches(prompts: int, samples: int, size: int) -> list[list[Index]]:
+    """Every (prompt, sample) in order, cut into batches: the same batches at any number of processes."""
+    order = [(prompt, sample) for prompt in range(prompts) for sample in range(samples)]
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def noise_generator(seed: int, index: Index) -> torch.Generator:
+    """All noise of one image, the same for every checkpoint, batch size and process."""
+    return generator("evaluation", seed, *index)
+
+
+class PromptEncoder:
+    """Encodes each prompt once, alone, so that its embedding does not depend on its neighbours in a batch."""
+
+    def __init__(self, adapter: Adapter, prompts: Sequence[str]) -> None:
+        self._adapter = adapter
+        self._prompts = prompts
+        self._known: dict[str, TextCondition] = {}
+        self._empty = adapter.encode_empty(1)
+
+    def __call__(self, batch: Sequence[Index]) -> dict[str, Tensor]:
+        """Arguments of the pipeline's call that stand for the prompts of these images."""
+        for text in dict.fromkeys(self._prompts[prompt] for prompt, _ in batch):
+            if text not in self._known:
+                self._known[text] = self._adapter.encode([text])
+        condition = TextCondition.cat([self._known[self._prompts[prompt]] for prompt, _ in batch])
+        empty = TextCondition.cat([self._empty] * len(batch))
+        arguments = {"prompt_embeds": condition.hidden_states, "negative_prompt_embeds": empty.hidden_states}
+        if "text_embeds" in condition.added:
+            arguments["pooled_prompt_embeds"] = condition.added["text_embeds"]
+            arguments["negative_pooled_prompt_embeds"] = empty.added["text_embeds"]
+        return arguments
+
+
+@torch.no_grad()
+def generate(
+    adapter: Adapter, sampler: Sampler, arguments: dict[str, Tensor], batch: Sequence[Index], seed: int
+) -> Tensor:
+    """Pictures (B, 3, H, W), uint8 on the CPU, through the pipeline's own `__call__`.
+
+    The initial noise is drawn and the latents are decoded in float32, whatever the networks' precision. The pipeline
+    must hold the sampler's scheduler (`sampling`).
+    """
+    generators = [noise_generator(seed, index) for index in batch]
+    noise = torch.stack([torch.randn(adapter.latent_shape, generator=each) for each in generators])
+    latents = adapter.pipeline(
+        **arguments,
+        latents=noise.to(arguments["prompt_embeds"].device),
+        generator=generators,
+        num_inference_steps=sampler.setting.num_inference_steps,
+        guidance_scale=sampler.setting.guidance_scale,
+        eta=sampler.setting.eta,
+        output_type="latent",
+    ).images
+    return quantize(adapter.decode(latents)).cpu()
+
+
+@contextmanager
+def sampling(pipeline: Any, sampler: Sampler) -> Iterator[None]:
+    """Put the sampler's scheduler into the pipeline and its networks into evaluation mode; restore both afterwards."""
+    scheduler = pipeline.scheduler
+    networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    training = [module for network in networks for module in network.modules() if module.training]
+    pipeline.scheduler = sampler.scheduler
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        pipeline.scheduler = scheduler
+        for module in training:
+            module.training = True
+
+
+def _plain(value: Any) -> Any:
+    """Configuration values as JSON has them (`trained_betas` may be an array)."""
+    return value.tolist() if isinstance(value, Tensor) or type(value).__module__ == "numpy" else value

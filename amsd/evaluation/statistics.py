@@ -1,0 +1,52 @@
+"""Means, standard errors and paired comparison over prompts (method.md section 6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from amsd.evaluation.result import MetricResult, Paired
+
+
+def summarize(version: str, per_prompt: Sequence[float], base: Sequence[float] | None = None) -> MetricResult:
+    """Aggregate per-prompt values (P,), and compare them with the base model's (P,) where given.
+
+    Raises:
+        ValueError: there are no values, or the base has another number of prompts.
+    """
+    paired = None if base is None else compare(per_prompt, base)
+    return MetricResult(version, mean(per_prompt), standard_error(per_prompt), tuple(per_prompt), paired)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean, summed exactly."""
+    if not values:
+        raise ValueError("the mean of no values is undefined")
+    return math.fsum(values) / len(values)
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """s.d. (ddof 1) / sqrt(P); None for a single value, where it is undefined."""
+    count = len(values)
+    if count < 2:
+        return None
+    centre = mean(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (count - 1) / count)
+
+
+def compare(values: Sequence[float], base: Sequence[float]) -> Paired:
+    """Paired difference per prompt, its standard error and the two-sided p-value of a t-test with P - 1 degrees.
+
+    Equal differences at every prompt have no spread: p is 1 if they are all zero, else 0.
+    """
+    if len(values) != len(base):
+        raise ValueError(f"{len(values)} prompts cannot be paired with {len(base)}")
+    differences = [value - reference for value, reference in zip(values, base, strict=True)]
+    difference, error = mean(differences), standard_error(differences)
+    if error is None:
+        return Paired(difference, None, None)
+    if error == 0:
+        return Paired(difference, 0.0, 1.0 if difference == 0 else 0.0)
+    from scipy.stats import t
+
+    return Paired(difference, error, float(2 * t.sf(abs(difference / error), df=len(values) - 1)))

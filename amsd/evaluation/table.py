@@ -1,0 +1,46 @@
+"""Results as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from amsd.evaluation.result import EvaluationResult, MetricResult
+
+
+def results_table(results: Sequence[EvaluationResult], title: str | None = None) -> Table:
+    """One row per metric under each setting: mean ± standard error and, where there is a base, the paired difference."""
+    paired = any(metric.paired for result in results for metric in result.metrics.values())
+    table = Table(title=title)
+    table.add_column("metric", overflow="fold")
+    table.add_column("mean ± s.e.", justify="right", no_wrap=True)
+    if paired:
+        table.add_column("difference to base", justify="right", no_wrap=True)
+        table.add_column("p", justify="right", no_wrap=True)
+    for result in results:
+        table.add_section()
+        table.add_row(Text(result.name, style="bold"))
+        for name, metric in result.metrics.items():
+            cells = [_value(metric.mean, metric.standard_error), *(_comparison(metric) if paired else ())]
+            table.add_row(Text(name), *cells)
+    return table
+
+
+def _comparison(metric: MetricResult) -> tuple[str, str]:
+    pair = metric.paired
+    if pair is None:
+        return "", ""
+    return _value(pair.difference, pair.standard_error, sign=True), _probability(pair.p_value)
+
+
+def _value(value: float, error: float | None, sign: bool = False) -> str:
+    shown = f"{value:+.4f}" if sign else f"{value:.4f}"
+    return f"{shown} ± {error:.4f}" if error is not None else f"{shown} (one prompt)"
+
+
+def _probability(p: float | None) -> str:
+    if p is None:
+        return "-"
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}" if p > 1e-99 else "0"
