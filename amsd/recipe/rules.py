@@ -64,9 +64,14 @@ def _micro_batch(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _buffer(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.method.name != "buffer-am":
+        return
     size, batch = recipe.method.buffer.size, recipe.optimizer.prompts_per_step
-    if recipe.method.name == "buffer-am" and size < batch:
-        yield Problem("method.buffer.size", f"must hold one optimizer step (prompts_per_step = {batch})", size)
+    below, rest = divmod(size, batch)
+    if rest:  # every pass is a whole number of optimizer steps
+        multiples = " or ".join(str(count * batch) for count in (below, below + 1) if count)
+        yield Problem("method.buffer.size", f"must be a multiple of optimizer.prompts_per_step = {batch}", size,
+                      f"Nearest: {multiples}.")  # fmt: skip
 
 
 def _reward_names(recipe: Recipe) -> Iterator[Problem]:
