@@ -1,0 +1,22 @@
+"""Names under which a sweep keeps its own facts in the study and its trials (Optuna user attributes)."""
+
+from typing import Final
+
+PLAN: Final = "amsd:plan"
+"""Study: the resolved sweep and base recipe, so that a worker needs nothing but the storage."""
+DIRECTORY: Final = "amsd:directory"
+"""Study: absolute path of the sweep's folder."""
+STOP: Final = "amsd:stop"
+"""Study: why the sweep stopped by itself."""
+OWNER: Final = "amsd:owner"
+"""Trial: {token, worker, attempt, lost}: who alone may run it now, and how often it was started and lost."""
+BEAT: Final = "amsd:beat"
+"""Trial: changes for as long as its owner is alive."""
+POINT: Final = "amsd:point"
+"""Trial: {key, cfg_mode, cost, directory}: what it computes (equal keys mean equal runs) and where."""
+RUNS: Final = "amsd:runs"
+"""Trial: list of {seed, identity, directory, values}; directories are relative to the sweep's folder."""
+OUTCOME: Final = "amsd:outcome"
+"""Trial: {constraints, error, copy_of, seconds}."""
+WAITS_FOR: Final = "amsd:waits_for"
+"""Trial: number of its running twin whose values it waits for."""

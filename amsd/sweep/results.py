@@ -1,0 +1,220 @@
+"""What a sweep has found so far, read from its storage: for tables, reports and scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from amsd.recipe import Recipe
+from amsd.sweep.schema import Objective, Sweep
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from amsd.sweep.study import StudyHandle
+
+State = Literal["queued", "running", "complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One training run of a trial."""
+
+    seed: int
+    identity: str
+    """Recipe identity: equal runs have equal identities."""
+    directory: Path
+    """Run directory (amsd.run_directory); may not exist yet, or lie on another machine."""
+    values: Mapping[str, float]
+    """Label of each objective and constraint -> value of this seed; empty until the run has ended."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One point of the search."""
+
+    number: int
+    state: State
+    params: Mapping[str, Any]
+    """Dimension -> value, as searched."""
+    settings: Mapping[str, Any]
+    """Recipe key -> value that this trial sets (variants written out)."""
+    cfg_mode: str
+    """Name of the guidance mode (method.md section 2): `CFG trajectories`, `no guidance`, `full CFG` or `mixed`."""
+    values: tuple[float, ...] | None
+    """One per objective, mean over seeds; None unless complete."""
+    constraints: Mapping[str, float]
+    """Metric -> value, mean over seeds."""
+    feasible: bool
+    """Whether every constraint holds (also true while unknown)."""
+    intermediate: Mapping[int, float]
+    """First objective by step (seed index * training steps + step); only of single-objective sweeps."""
+    runs: tuple[SeedRun, ...]
+    duration: float | None
+    """Seconds from start to end, or None while it has not ended."""
+    error: str | None
+    """Why it failed."""
+    copy_of: int | None
+    """The trial with the same runs whose values were taken over."""
+    attempts: int
+    """How often it was started (2 and more: a worker was lost or interrupted)."""
+    worker: str | None
+    """Host and process that run or ran it."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Training seeds of this trial."""
+        return tuple(run.seed for run in self.runs)
+
+
+@dataclass(frozen=True)
+class SweepResults:
+    """A sweep and its trials, by number."""
+
+    name: str
+    directory: Path
+    """Folder of the sweep; its trials lie in `trials/`."""
+    storage: str
+    """Storage URL."""
+    sweep: Sweep
+    recipe: Recipe
+    """Base recipe with the sweep's overrides."""
+    trials: tuple[TrialResult, ...]
+    importance: Mapping[str, float]
+    """PED-ANOVA share of each dimension for the first objective; empty below three complete trials."""
+    stopped: str | None
+    """Why the sweep stopped by itself, if it did."""
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is optimized; `TrialResult.values` has the same order."""
+        return self.sweep.objective
+
+    @property
+    def complete(self) -> tuple[TrialResult, ...]:
+        """Trials with values."""
+        return tuple(trial for trial in self.trials if trial.values is not None)
+
+    @property
+    def best(self) -> TrialResult | None:
+        """Feasible complete trial with the best first objective (ties: the earliest)."""
+        candidates = [trial for trial in self.complete if trial.feasible]
+        if not candidates:
+            return None
+        return min(candidates, key=lambda trial: (_losses(trial, self.objectives)[0], trial.number))
+
+    @property
+    def pareto(self) -> tuple[TrialResult, ...]:
+        """Feasible complete trials that no other dominates, without copies, by number."""
+        candidates = [trial for trial in self.complete if trial.feasible and trial.copy_of is None]
+        losses = [_losses(trial, self.objectives) for trial in candidates]
+        return tuple(
+            trial
+            for trial, mine in zip(candidates, losses, strict=True)
+            if not any(dominates(other, mine) for other in losses)
+        )
+
+
+def dominates(left: Sequence[float], right: Sequence[float]) -> bool:
+    """Whether losses `left` are nowhere above and somewhere below `right`."""
+    pairs = list(zip(left, right, strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def _losses(trial: TrialResult, objectives: Sequence[Objective]) -> tuple[float, ...]:
+    return tuple(
+        -value if objective.direction == "maximize" else value
+        for value, objective in zip(trial.values or (), objectives, strict=True)
+    )
+
+
+def cfg_mode(recipe: Recipe) -> str:
+    """Name of the guidance mode of a recipe (method.md section 2)."""
+    guidance = recipe.guidance
+    flags = (guidance.guidance_in_adjoint_computation, guidance.guidance_in_control_computation)
+    if guidance.guidance_scale == 1:
+        return "no guidance"
+    return {(False, False): "CFG trajectories", (True, True): "full CFG"}.get(flags, "mixed")
+
+
+def load_sweep(source: str | Path, study: str | None = None) -> SweepResults:
+    """Read a sweep from its directory, or from a storage URL (with the study's name if the storage has several).
+
+    Raises:
+        UsageError: there is no sweep there, or no study of this name.
+    """
+    from amsd.sweep.study import locate
+
+    return results_of(locate(str(source), study))
+
+
+def results_of(handle: StudyHandle) -> SweepResults:
+    """Read every trial of an open study."""
+    trials = handle.study.get_trials(deepcopy=False)
+    return SweepResults(
+        name=handle.study.study_name,
+        directory=handle.directory,
+        storage=handle.url,
+        sweep=handle.plan.sweep,
+        recipe=handle.plan.recipe,
+        trials=tuple(_trial(trial, handle) for trial in trials),
+        importance=_importance(handle),
+        stopped=handle.stop_reason(),
+    )
+
+
+def _trial(trial: FrozenTrial, handle: StudyHandle) -> TrialResult:
+    from amsd.sweep import attributes as names
+    from amsd.sweep.space import settings_of
+
+    # A waiting trial of the queued first points has its values only as fixed parameters yet.
+    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    point, outcome = trial.user_attrs.get(names.POINT, {}), trial.user_attrs.get(names.OUTCOME, {})
+    owner = trial.user_attrs.get(names.OWNER, {})
+    constraints: dict[str, float] = outcome.get("constraints", {})
+    bounds = {constraint.metric: constraint for constraint in handle.plan.sweep.constraint}
+    return TrialResult(
+        number=trial.number,
+        state=_state(trial),
+        params=params,
+        settings=settings_of(handle.plan.sweep, params),
+        cfg_mode=point.get("cfg_mode", ""),
+        values=tuple(trial.values) if trial.state.name == "COMPLETE" else None,
+        constraints=constraints,
+        feasible=all(bounds[key].violation(value) <= 0 for key, value in constraints.items() if key in bounds),
+        intermediate=dict(trial.intermediate_values),
+        runs=tuple(_seed_run(run, handle.directory) for run in trial.user_attrs.get(names.RUNS, ())),
+        duration=outcome.get("seconds") if trial.state.is_finished() else None,
+        error=outcome.get("error"),
+        copy_of=outcome.get("copy_of"),
+        attempts=int(owner.get("attempt", 0)),
+        worker=owner.get("worker"),
+    )
+
+
+def _seed_run(run: Mapping[str, Any], directory: Path) -> SeedRun:
+    return SeedRun(run["seed"], run["identity"], directory / run["directory"], run.get("values", {}))
+
+
+def _state(trial: FrozenTrial) -> State:
+    states: dict[str, State] = {
+        "WAITING": "queued", "RUNNING": "running", "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed",
+    }  # fmt: skip
+    return states[trial.state.name]
+
+
+def _importance(handle: StudyHandle) -> Mapping[str, float]:
+    from optuna.importance import get_param_importances
+    from optuna.trial import TrialState
+
+    complete = handle.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    always = [name for name in handle.plan.sweep.search if all(name in trial.params for trial in complete)]
+    varied = [name for name in always if len({trial.params[name] for trial in complete}) > 1]
+    if len(complete) < 3 or not varied:
+        return {}
+    first = handle.plan.sweep.objective[0]
+    sign = -1 if first.direction == "maximize" and len(handle.plan.sweep.objective) > 1 else 1
+    target = None if len(handle.plan.sweep.objective) == 1 else lambda trial: sign * float(trial.values[0])
+    return get_param_importances(handle.study, params=varied, target=target)

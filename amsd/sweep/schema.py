@@ -1,0 +1,219 @@
+"""The sweep tree: which recipes are tried, what decides between them, and when to stop.
+
+`search` maps recipe keys to dimensions. A dimension with `variants` sets several recipe keys at once under one name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from amsd.recipe.schema import Positive, Section
+
+Scalar = bool | int | float | str
+#: Prefix of objectives and constraints that are read from the training log instead of the evaluation.
+TRAINING = "train/"
+
+
+class Condition(Section):
+    """When a dimension is searched at all: a test of another dimension's value."""
+
+    one_of: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
+    above: float | None = None
+    below: float | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.one_of is None and self.above is None and self.below is None:
+            raise ValueError("needs one_of, above or below")
+        return self
+
+    def holds(self, value: Scalar) -> bool:
+        """Whether `value` of the other dimension lets this dimension be searched."""
+        if self.one_of is not None and value not in self.one_of:
+            return False
+        if self.above is None and self.below is None:
+            return True
+        if isinstance(value, str):
+            return False
+        return (self.above is None or value > self.above) and (self.below is None or value < self.below)
+
+
+class Dimension(Section):
+    """One axis of the search: `choices`, `variants`, or a range `low` to `high`."""
+
+    choices: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
+    """The values to choose from."""
+    variants: Mapping[str, Mapping[str, Any]] | None = Field(default=None, min_length=1)
+    """Name -> recipe keys that this variant sets."""
+    low: int | float | None = None
+    high: int | float | None = None
+    step: int | float | None = Field(default=None, gt=0)
+    """Distance between values of a range."""
+    log: bool = False
+    """Whether a range is searched on a logarithmic scale."""
+    type: Literal["int", "float"] | None = None
+    """Of a range; unset: int if `low` and `high` are written as integers."""
+    points: int | None = Field(default=None, ge=2)
+    """How many values of a float range `sampler = "grid"` tries."""
+    when: Mapping[str, Condition] = Field(default_factory=dict)
+    """Other dimension -> condition; all must hold, else the key keeps the recipe's value."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        is_range = self.low is not None or self.high is not None
+        forms = (self.choices is not None) + (self.variants is not None) + is_range
+        if forms != 1:
+            raise ValueError("needs exactly one of: choices, variants, or low and high")
+        if is_range:
+            self._check_range()
+        elif self.step is not None or self.log or self.type is not None or self.points is not None:
+            raise ValueError("step, log, type and points belong to a range with low and high")
+        if self.choices is not None and len({(type(c), c) for c in self.choices}) < len(self.choices):
+            raise ValueError("a choice stands twice")
+        return self
+
+    def _check_range(self) -> None:
+        if self.low is None or self.high is None:
+            raise ValueError("a range needs both low and high")
+        if not self.low < self.high:
+            raise ValueError(f"low = {self.low:g} must lie below high = {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range must start above 0, but low = {self.low:g}")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other")
+        if self.is_int and not all(isinstance(v, int) for v in (self.low, self.high, self.step) if v is not None):
+            raise ValueError("an int range needs integers for low, high and step")
+
+    @property
+    def is_int(self) -> bool:
+        """Whether a range yields integers."""
+        if self.type is not None:
+            return self.type == "int"
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+class Objective(Section):
+    """What is optimized: an evaluation metric, or `train/<scalar>` of the training log."""
+
+    metric: str
+    """Such as `shapes:alignment`, `diversity/shapes:classifier` or `train/kl`."""
+    direction: Literal["maximize", "minimize"] = "maximize"
+    value: Literal["mean", "difference"] = "mean"
+    """The mean, or the paired difference to the base model."""
+    setting: str | None = None
+    """Evaluation setting by name; unset: the first of each run."""
+    at: Literal["last", "best"] = "last"
+    """Which checkpoint's evaluation counts."""
+
+    @property
+    def label(self) -> str:
+        """Unique short name, such as `shapes:right (difference)`."""
+        extra = [self.value] * (self.value != "mean") + [self.at] * (self.at != "last")
+        extra += [self.setting] if self.setting else []
+        return f"{self.metric} ({', '.join(extra)})" if extra else self.metric
+
+
+class Constraint(Section):
+    """A bound that a feasible trial keeps, such as a KL budget: `metric = "train/kl"`, `at_most = 20`."""
+
+    metric: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("needs exactly one of at_most and at_least")
+        return self
+
+    def violation(self, value: float) -> float:
+        """By how much `value` breaks the bound; zero or less is feasible."""
+        return value - self.at_most if self.at_most is not None else (self.at_least or 0.0) - value
+
+
+class Sampler(Section):
+    """How the next point is chosen."""
+
+    name: Literal["tpe", "gp", "qmc", "grid", "nsga2", "random"] = "tpe"
+    seed: int | None = Field(default=None, ge=0)
+    """Makes a sweep with one worker repeatable."""
+    startup_trials: int = Field(default=10, ge=1)
+    """Trials drawn at random before TPE or GP use a model."""
+
+
+class Pruner(Section):
+    """Which unpromising trials end early; needs a single objective and several checkpoints per run."""
+
+    name: Literal["none", "median", "percentile", "hyperband"] = "none"
+    percentile: float = Field(default=25.0, gt=0, lt=100)
+    """`percentile` keeps this best share of the trials, in percent."""
+    startup_trials: int = Field(default=4, ge=0)
+    """Trials that complete before anything is pruned."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps of a run before it may be pruned."""
+
+
+class Budget(Section):
+    """When the sweep ends; whichever comes first."""
+
+    trials: int | None = Field(default=None, ge=1)
+    """Points that are tried (a grid: all of them by default)."""
+    seconds: Positive | None = None
+    """Seconds of trials, summed over all workers (so an interruption costs nothing)."""
+    unet_evaluations: Positive | None = None
+    """UNet forward-equivalents of training (method.md section 7), summed over all trials."""
+
+
+class Execution(Section):
+    """How one trial is run."""
+
+    processes: int = Field(default=1, ge=1)
+    """Processes (accelerate ranks) per trial."""
+    command: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """What runs a trial, before `RECIPE --output DIR --resume`; unset: `python -m amsd train`."""
+    poll_seconds: Positive = 1.0
+    """How often a running trial's log is read."""
+    heartbeat_seconds: Positive = 15.0
+    """How often a worker says that it is alive."""
+    lost_after_seconds: Positive = 90.0
+    """Silence after which a worker's trial is queued again."""
+    terminate_seconds: Positive = 30.0
+    """Time between SIGTERM and SIGKILL for a trial that must end."""
+    attempts: int = Field(default=3, ge=1)
+    """How often a trial whose worker was lost is started in total."""
+    stop_after_failures: int = Field(default=3, ge=1)
+    """The sweep stops if its first n finished trials all fail alike."""
+
+
+class Sweep(Section):
+    """A search over recipes."""
+
+    name: str
+    """Study name and W&B group; unset in a file: the file's stem."""
+    description: str = ""
+    recipe: str
+    """Base recipe: a file, relative to the sweep file, or the name of a shipped recipe."""
+    override: Mapping[str, Any] = Field(default_factory=dict)
+    """Recipe keys that differ from the base recipe in every trial."""
+    search: Mapping[str, Dimension] = Field(min_length=1)
+    """Recipe key (or a free name, with `variants`) -> dimension."""
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(default=(0,), min_length=1)
+    """Training seeds per point; objectives are means over them."""
+    objective: tuple[Objective, ...] = Field(min_length=1)
+    constraint: tuple[Constraint, ...] = ()
+    first: tuple[Mapping[str, Any], ...] = ()
+    """Points tried first, as values of dimensions; what a point leaves out is sampled."""
+    sampler: Sampler = Sampler()
+    pruner: Pruner = Pruner()
+    budget: Budget = Budget()
+    execution: Execution = Execution()
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed stands twice")
+        return seeds
