@@ -1,4 +1,4 @@
-"""Tiny pipelines with random weights, in the architectures of Stable Diffusion 1.x/2.x and SDXL: 16x16 images on the CPU.
+"""Tiny pipelines with random weights, in the architectures of Stable Diffusion and SDXL: 16x16 images on the CPU.
 
 Equal seeds give equal weights. For tests that need trained weights there is `embedded:shapes`.
 """

@@ -62,7 +62,7 @@ class EvaluationResult:
     pictures: Tensor | None = field(default=None, compare=False, repr=False)
     """Samples of the first prompts (prompts, samples, 3, H, W), uint8; main process only, not in the file."""
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The content of the file."""
         return {
             "settings": dict(self.settings),
@@ -74,7 +74,7 @@ class EvaluationResult:
     def save(self, folder: Path) -> Path:
         """Write `folder/<name>.json` atomically and return its path."""
         file = folder / f"{self.name}.json"
-        write_json(file, self.as_json())
+        write_json(file, self.to_json())
         return file
 
     @classmethod

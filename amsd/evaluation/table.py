@@ -11,7 +11,7 @@ from amsd.evaluation.result import EvaluationResult, MetricResult
 
 
 def results_table(results: Sequence[EvaluationResult], title: str | None = None) -> Table:
-    """One row per metric under each setting: mean ± standard error and, where there is a base, the paired difference."""
+    """One row per metric under each setting: mean ± standard error and, with a base, the paired difference."""
     paired = any(metric.paired for result in results for metric in result.metrics.values())
     table = Table(title=title)
     table.add_column("metric", overflow="fold")

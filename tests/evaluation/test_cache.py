@@ -1,0 +1,69 @@
+"""The folder of results: where it is, how large it gets, who may write."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+from amsd.evaluation import cache as module
+from amsd.evaluation.cache import Cache, default_folder
+
+
+def open_cache(folder: Path) -> Cache:
+    def damaged(file: Path, reason: str) -> None:
+        raise AssertionError(f"{file}: {reason}")
+
+    return Cache(folder, damaged)
+
+
+def write_many(folder: Path, seed: int) -> None:
+    cache = open_cache(folder)
+    for round_ in range(20):
+        cache.keep_values("shared", (1.0, 2.0), {"writer": seed, "round": round_})
+        cache.keep_pictures("shared", torch.full((2, 1, 3, 4, 4), 7, dtype=torch.uint8))
+        assert cache.values("shared", 2) == (1.0, 2.0)
+        assert cache.pictures("shared", 2, 1) is not None
+
+
+def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AMSD_CACHE", str(tmp_path))
+    assert default_folder() == tmp_path / "evaluation"
+    monkeypatch.delenv("AMSD_CACHE")
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_folder() == tmp_path / "xdg" / "amsd" / "evaluation"
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    assert default_folder() == Path.home() / "Library" / "Caches" / "amsd" / "evaluation"
+
+
+def test_values_come_back_exactly(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path)
+    values = (0.1 + 0.2, 1e-300, -3.0)
+    cache.keep_values("key", values, {})
+    assert cache.values("key", 3) == values
+    assert cache.values("another", 3) is None
+
+
+def test_concurrent_writers_leave_whole_files(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(3, mp_context=get_context("fork")) as pool:
+        for done in [pool.submit(write_many, tmp_path, seed) for seed in range(3)]:
+            done.result()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["shared.json", "shared.safetensors"]
+
+
+def test_the_least_recently_used_pictures_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = open_cache(tmp_path)
+    pictures = torch.zeros(1, 1, 3, 16, 16, dtype=torch.uint8)
+    for age, name in enumerate(["new", "old", "oldest"]):
+        cache.keep_pictures(name, pictures)
+        os.utime(tmp_path / "pictures" / f"{name}.safetensors", (1000 - age, 1000 - age))
+    assert cache.pictures("oldest", 1, 1) is not None  # now the most recently used one
+    monkeypatch.setattr(module, "_PICTURE_BYTES", 3000)
+    cache.keep_pictures("newest", pictures)
+    left = {name for name in ("new", "old", "oldest", "newest") if cache.pictures(name, 1, 1) is not None}
+    assert "old" not in left

@@ -1,0 +1,293 @@
+"""What is computed, what is remembered, and what the numbers mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from amsd.errors import RunError, UsageError
+from amsd.evaluation import evaluator as module
+from amsd.evaluation.diversity import embedding_variance
+from amsd.evaluation.evaluator import Evaluator
+from amsd.evaluation.metrics import dequantize
+from amsd.evaluation.statistics import compare
+from amsd.rewards.simple import Brightness, Colourfulness
+from amsd.training.events import Notice
+from tests.evaluation.scenes import PROMPTS, CountingReward, PixelsEmbedder, recipe
+from tests.pipelines import ddim, stable_diffusion, stable_diffusion_xl
+
+TOTAL = 9
+"""Images of the ordinary recipe: 3 prompts x 3 samples."""
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return stable_diffusion(0)
+
+
+@pytest.fixture(scope="module")
+def tuned() -> Any:
+    return stable_diffusion(1)
+
+
+def values_of(result: Any, name: str = "brightness") -> tuple[float, ...]:
+    values: tuple[float, ...] = result.metrics[name].per_prompt
+    return values
+
+
+def test_numbers_are_those_of_the_pictures(pipeline: Any, tmp_path: Path) -> None:
+    """With every picture kept, each metric can be computed again from what is shown."""
+    evaluator = Evaluator(
+        recipe({"images": 3}), PROMPTS, [Brightness(), Colourfulness()], [PixelsEmbedder()], cache=tmp_path
+    )
+    (result,) = evaluator.evaluate(pipeline, "w")
+    assert result.pictures is not None
+    assert result.pictures.shape == (3, 3, 3, 16, 16)
+    images = dequantize(result.pictures)
+    for reward in (Brightness(), Colourfulness()):
+        expected = [reward(images[p], ["", "", ""]).double().mean().item() for p in range(3)]
+        assert values_of(result, reward.name) == pytest.approx(expected, abs=1e-7)
+        assert result.metrics[reward.name].mean == pytest.approx(sum(expected) / 3, abs=1e-7)
+    variance = embedding_variance(images.flatten(2))
+    assert values_of(result, "diversity/pixels") == pytest.approx(variance.tolist(), abs=1e-7)
+    assert list(result.metrics) == ["brightness", "colourfulness", "diversity/pixels"]
+    assert result.metrics["brightness"].paired is None
+
+
+def test_one_result_per_setting_with_its_settings(pipeline: Any, tmp_path: Path) -> None:
+    chosen = recipe({"eta": [0.0, 1.0], "scheduler": ["fine-tuning", "default"], "guidance_scale": [1.0, 3.0]})
+    results = Evaluator(chosen, PROMPTS, [Brightness()], cache=tmp_path).evaluate(pipeline, "w")
+    assert [result.name for result in results] == [setting.name for setting in chosen.evaluation_settings]
+    assert len({result.identity for result in results}) == 8
+    assert len({values_of(result) for result in results}) == 8
+    settings = results[0].settings
+    assert settings["weights"] == "w"
+    assert settings["sampler"]["class"] == "SOCDDIMScheduler"
+    json.dumps(results[0].to_json(), allow_nan=False)
+
+
+def test_paired_difference_to_the_base_model(pipeline: Any, tuned: Any, tmp_path: Path) -> None:
+    evaluator = Evaluator(recipe(), PROMPTS, [Brightness()], [PixelsEmbedder()], cache=tmp_path)
+    base = evaluator.evaluate(pipeline, "base")
+    (result,) = evaluator.evaluate(tuned, "tuned", base)
+    for name in ("brightness", "diversity/pixels"):
+        assert result.metrics[name].paired == compare(values_of(result, name), values_of(base[0], name))
+    (same,) = evaluator.evaluate(pipeline, "another name of the same weights", base)
+    paired = same.metrics["brightness"].paired
+    assert paired is not None
+    assert (paired.difference, paired.p_value) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"samples_per_prompt": 2}])
+def test_a_base_under_other_conditions_is_refused(pipeline: Any, tmp_path: Path, changed: dict[str, Any]) -> None:
+    base = Evaluator(recipe(changed), PROMPTS, [Brightness()], cache=tmp_path).evaluate(pipeline, "base")
+    with pytest.raises(UsageError, match="other conditions"):
+        Evaluator(recipe(), PROMPTS, [Brightness()], cache=tmp_path).evaluate(pipeline, "tuned", base)
+
+
+def test_a_base_scored_by_another_version_is_refused(pipeline: Any, tmp_path: Path) -> None:
+    base = Evaluator(recipe(), PROMPTS, [CountingReward(version="1")], cache=tmp_path).evaluate(pipeline, "base")
+    with pytest.raises(UsageError, match="no result of 'brightness' in version '2'"):
+        Evaluator(recipe(), PROMPTS, [CountingReward(version="2")], cache=tmp_path).evaluate(pipeline, "tuned", base)
+
+
+def test_the_batch_size_changes_nothing_of_account(pipeline: Any, tmp_path: Path) -> None:
+    found = [
+        Evaluator(recipe({"batch_size": size}), PROMPTS, [Brightness()], cache=tmp_path / str(size)).evaluate(
+            pipeline, "w"
+        )[0]
+        for size in (1, 5)
+    ]
+    assert values_of(found[0]) == pytest.approx(values_of(found[1]), abs=1e-4)
+    assert found[0].identity == found[1].identity
+    assert found[0].pictures is not None
+    assert found[1].pictures is not None
+    assert (found[0].pictures.int() - found[1].pictures.int()).abs().max() <= 1
+
+
+def test_sdxl_is_evaluated_alike(tmp_path: Path) -> None:
+    (result,) = Evaluator(recipe(), PROMPTS, [Brightness()], cache=tmp_path).evaluate(stable_diffusion_xl(), "w")
+    assert len(values_of(result)) == 3
+
+
+def test_the_first_prompts_are_used_and_none_is_an_error(pipeline: Any, tmp_path: Path) -> None:
+    evaluator = Evaluator(recipe({"prompts": 2, "images": 8}), PROMPTS, [Brightness()], cache=tmp_path)
+    (result,) = evaluator.evaluate(pipeline, "w")
+    assert result.prompts == PROMPTS[:2]
+    assert result.pictures is not None
+    assert len(result.pictures) == 2
+    with pytest.raises(UsageError, match="no evaluation prompts"):
+        Evaluator(recipe(), [], [Brightness()], cache=tmp_path)
+
+
+def test_one_prompt_has_no_standard_error_in_json(pipeline: Any, tuned: Any, tmp_path: Path) -> None:
+    evaluator = Evaluator(recipe({"prompts": 1}), PROMPTS, [Brightness()], [PixelsEmbedder()], cache=tmp_path)
+    (result,) = evaluator.evaluate(tuned, "t", evaluator.evaluate(pipeline, "b"))
+    entry = json.loads(json.dumps(result.to_json(), allow_nan=False))["metrics"]["brightness"]
+    assert entry["standard_error"] is None
+    assert entry["paired"]["p_value"] is None
+
+
+def test_diversity_of_one_sample_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="undefined for one sample"):
+        Evaluator(recipe({"samples_per_prompt": 1}), PROMPTS, [], [PixelsEmbedder()], cache=tmp_path)
+
+
+def test_a_score_that_is_not_finite_names_metric_and_prompt(pipeline: Any, tmp_path: Path) -> None:
+    evaluator = Evaluator(recipe(), PROMPTS, [CountingReward("odd", bad=PROMPTS[1])], cache=tmp_path)
+    with pytest.raises(RunError, match="'odd' is nan for the prompt 'two blue triangles'"):
+        evaluator.evaluate(pipeline, "w")
+
+
+def test_scorers_of_a_recipe_are_loaded_once_and_trained_ones_are_shared() -> None:
+    trained = CountingReward("brightness")
+    chosen = recipe({"metrics": ["colourfulness", "brightness"]})
+    evaluator = Evaluator.for_recipe(chosen, PROMPTS, [trained])
+    rewards = evaluator._rewards
+    assert list(rewards) == ["brightness", "colourfulness"]
+    assert rewards["brightness"] is trained
+
+
+class TestCache:
+    """Nothing that determines a result may be missing from its identity, and nothing else may be in it."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path, pipeline: Any) -> Callable[..., int]:
+        def run(**changes: Any) -> int:
+            """Evaluate; returns how many images were scored, 0 for a full hit."""
+            reward = changes.pop("reward", None) or CountingReward()
+            prompts = changes.pop("prompts", PROMPTS)
+            weights = changes.pop("weights", "w")
+            model = changes.pop("pipeline", pipeline)
+            Evaluator(recipe(**changes), prompts, [reward], cache=tmp_path).evaluate(model, weights)
+            seen: int = reward.seen
+            return seen
+
+        return run
+
+    def test_the_same_again_is_a_hit_in_a_new_evaluator(self, run: Callable[..., int]) -> None:
+        assert run() == TOTAL
+        assert run() == 0
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"weights": "other"},
+            {"prompts": (*PROMPTS[:2], "a big square")},
+            {"prompts": PROMPTS[::-1]},
+            {"evaluation": {"seed": 1}},
+            {"evaluation": {"samples_per_prompt": 2}},
+            {"evaluation": {"eta": [0.5]}},
+            {"evaluation": {"guidance_scale": [2.0]}},
+            {"evaluation": {"num_inference_steps": 3}},
+            {"evaluation": {"scheduler": ["default"]}},
+            {"schedule": {"beta_start": 0.002, "beta_end": 0.009}},
+            {"schedule": {"final_step": "midpoint"}},
+            {"schedule": {"timestep_spacing": "leading"}},
+            {"model": {"precision": "bf16"}},
+            {"reward": CountingReward(version="2")},
+            {"reward": CountingReward("other")},
+        ],
+        ids=str,
+    )
+    def test_every_ingredient_makes_a_miss(self, run: Callable[..., int], changes: dict[str, Any]) -> None:
+        run()
+        assert run(**changes) > 0
+
+    def test_the_models_own_noise_table_is_an_ingredient(self, run: Callable[..., int]) -> None:
+        run()
+        assert run(pipeline=stable_diffusion(0, scheduler=ddim("v_prediction"))) == TOTAL
+
+    @pytest.mark.parametrize("name", ["PROTOCOL_VERSION", "library_versions"])
+    def test_protocol_and_libraries_are_ingredients(
+        self, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        run()
+        if name == "PROTOCOL_VERSION":
+            monkeypatch.setattr(module.protocol, name, 2)
+        else:
+            monkeypatch.setattr(module, name, lambda: {"torch": "0"})
+        assert run() == TOTAL
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"evaluation": {"batch_size": 2}},
+            {"evaluation": {"every": 3}},
+            {"evaluation": {"images": 1}},
+            {"training": {"steps": 7, "seed": 5}},
+            {"method": {"reward_multiplier": 7.0}},
+            {"guidance": {"guidance_scale": 9.0}, "evaluation": {"guidance_scale": [3.0]}},
+            {"schedule": {"eta": 0.7}},
+        ],
+        ids=str,
+    )
+    def test_what_does_not_matter_is_no_ingredient(self, run: Callable[..., int], changes: dict[str, Any]) -> None:
+        run()
+        assert run(**changes) == 0
+
+    def test_a_new_metric_does_not_compute_the_others_again(self, pipeline: Any, tmp_path: Path) -> None:
+        old, new, embedder = CountingReward("brightness"), CountingReward("held-out"), PixelsEmbedder()
+        first = Evaluator(recipe(), PROMPTS, [old], cache=tmp_path).evaluate(pipeline, "w")
+        again = Evaluator(recipe(), PROMPTS, [old, new], [embedder], cache=tmp_path).evaluate(pipeline, "w")
+        assert (old.seen, new.seen, embedder.seen) == (TOTAL, TOTAL, TOTAL)
+        assert values_of(first[0]) == values_of(again[0])
+
+    def test_lost_pictures_cost_their_own_prompts_only(
+        self, pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reward = CountingReward()
+        (first,) = Evaluator(recipe(), PROMPTS, [reward], cache=tmp_path).evaluate(pipeline, "w")
+        for file in (tmp_path / "pictures").iterdir():
+            file.unlink()
+        made = []
+        generate = module.protocol.generate
+        monkeypatch.setattr(module.protocol, "generate", lambda *given: made.extend(given[3]) or generate(*given))
+        (again,) = Evaluator(recipe(), PROMPTS, [reward], cache=tmp_path).evaluate(pipeline, "w")
+        assert reward.seen == TOTAL
+        assert made == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+        assert first.pictures is not None
+        assert again.pictures is not None
+        assert (first.pictures.int() - again.pictures.int()).abs().max() <= 1
+
+    def test_pictures_come_back_with_a_hit(self, pipeline: Any, tmp_path: Path) -> None:
+        (first,) = Evaluator(recipe(), PROMPTS, [Brightness()], cache=tmp_path).evaluate(pipeline, "w")
+        (again,) = Evaluator(recipe({"images": 1}), PROMPTS, [Brightness()], cache=tmp_path).evaluate(pipeline, "w")
+        assert first.pictures is not None
+        assert again.pictures is not None
+        assert torch.equal(first.pictures[:1], again.pictures)
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", '{"per_prompt": [1, 2, 3], "sha256": "0"}'])
+    def test_a_damaged_file_is_computed_again_and_named(self, pipeline: Any, tmp_path: Path, content: str) -> None:
+        notices: list[Notice] = []
+        reward = CountingReward()
+        evaluator = Evaluator(recipe(), PROMPTS, [reward], cache=tmp_path, notify=notices.append)
+        (first,) = evaluator.evaluate(pipeline, "w")
+        (file,) = (tmp_path / "metrics").iterdir()
+        file.write_text(content)
+        (again,) = evaluator.evaluate(pipeline, "w")
+        assert reward.seen == 2 * TOTAL
+        assert values_of(first) == values_of(again)
+        assert [notice.kind for notice in notices] == ["damaged-cache"]
+        assert file.name in notices[0].text
+        evaluator.evaluate(pipeline, "w")
+        assert reward.seen == 2 * TOTAL, "the good file is back"
+
+    def test_damaged_pictures_are_made_again(self, pipeline: Any, tmp_path: Path) -> None:
+        notices: list[Notice] = []
+        evaluator = Evaluator(recipe(), PROMPTS, [Brightness()], cache=tmp_path, notify=notices.append)
+        (first,) = evaluator.evaluate(pipeline, "w")
+        (file,) = (tmp_path / "pictures").iterdir()
+        whole = file.read_bytes()
+        for broken in (whole[:50], whole[:-1] + bytes([whole[-1] ^ 1])):
+            file.write_bytes(broken)
+            (again,) = evaluator.evaluate(pipeline, "w")
+            assert first.pictures is not None
+            assert again.pictures is not None
+            assert (first.pictures.int() - again.pictures.int()).abs().max() <= 1
+        assert [notice.kind for notice in notices] == ["damaged-cache"] * 2
