@@ -25,12 +25,24 @@ def load_recipe(source: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     """
     path = find(str(source), kind="recipes")
     tree = read_toml(path)
+    _anchor_prompts(tree, path.parent)
     label = path.name
     for assignment in assignments:
         key, value = parse_assignment(assignment)
         assign(tree, key, value)
         label = f"{path.name} with --set"
     return from_dict(tree, source=label)
+
+
+def _anchor_prompts(tree: dict[str, Any], folder: Path) -> None:
+    """Let prompt files be named relative to the recipe's folder, where the working directory has no such file."""
+    prompts = tree.get("prompts")
+    if not isinstance(prompts, dict):
+        return
+    for key in ("train", "evaluation"):
+        name = prompts.get(key)
+        if isinstance(name, str) and not Path(name).is_file() and (folder / name).is_file():
+            prompts[key] = str(folder / name)
 
 
 def from_dict(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
