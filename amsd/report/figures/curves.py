@@ -1,0 +1,187 @@
+"""Learning curves and adjoint norms as small multiples: raw values faint, their moving average strong."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import mul
+
+from amsd.report.data import Curve
+from amsd.report.evaluations import Metric
+from amsd.report.figures.scale import Kind, Scale, number, scale_for
+from amsd.report.figures.svg import MARKS, Frame, axes, mark, path, picture, plane, tag
+from amsd.report.figures.tradeoff import mode_class
+from amsd.report.numbers import with_error
+from amsd.report.story import Entry, Story, base_metric, evaluation, setting_of
+
+#: Vertical pixels are few: more points than this per curve cannot be seen.
+_POINTS_ALONE, _POINTS_AMONG_MANY, _MANY = 400, 100, 6
+_HELD_OUT = 3
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of the small multiples."""
+
+    title: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class _Logged:
+    key: str
+    title: str
+    axis: str
+    kind: Kind = "linear"
+
+
+_LOGGED = (
+    _Logged("reward/mean", "Reward in training", "mean over the batch"),
+    _Logged("kl", "KL to the base model", "nats", "sqrt"),
+    _Logged("loss", "Adjoint Matching loss", "loss", "log"),
+    _Logged("control_to_target", "Control against target", "ratio of norms"),
+    _Logged("gradient_norm", "Gradient norm", "before clipping", "log"),
+    _Logged("ess", "Effective sample size of the buffer", "share, 1 = on-policy"),
+)
+_ADJOINT = (
+    _Logged("adjoint_norm/first", "first sampled index", "|a|, norm of the lean adjoint", "log"),
+    _Logged("adjoint_norm/middle", "middle index", "|a|, norm of the lean adjoint", "log"),
+    _Logged("adjoint_norm/last", "last index", "|a|, norm of the lean adjoint", "log"),
+)
+
+
+def learning_panels(story: Story) -> list[Panel]:
+    """What was evaluated and what was logged, over optimizer steps."""
+    evaluated = [_evaluated(story, story.reward, "Reward in evaluation", story.reward)]
+    if story.diversity:
+        name = story.diversity.removeprefix("diversity/")
+        evaluated.append(_evaluated(story, story.diversity, "Diversity in evaluation", f"{name} variance in a prompt"))
+    evaluated += [_evaluated(story, name, "Held-out metric", name) for name in story.held_out[:_HELD_OUT]]
+    logged = [_logged(story, what) for what in _LOGGED]
+    return [panel for panel in (*logged[:1], *evaluated, *logged[1:]) if panel is not None]
+
+
+def adjoint_panels(story: Story) -> list[Panel]:
+    """Adjoint norms at three places of the schedule, on one logarithmic axis."""
+    values = [value for what in _ADJOINT for _, curve in _curves(story, what.key) for value in curve.values]
+    return [panel for what in _ADJOINT if (panel := _logged(story, what, values)) is not None]
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Average under a Gaussian window, so that a trend is not delayed; its s.d. is a fortieth of the curve."""
+    width = max(1.0, len(values) / 40)
+    reach = round(3 * width)
+    window = [math.exp(-0.5 * (shift / width) ** 2) for shift in range(-reach, reach + 1)]
+    averages = []
+    for centre in range(len(values)):
+        first, last = max(0, centre - reach), min(len(values), centre + reach + 1)
+        weights = window[first - centre + reach : last - centre + reach]
+        averages.append(sum(map(mul, weights, values[first:last])) / sum(weights))
+    return averages
+
+
+def thin(steps: Sequence[int], values: Sequence[float], limit: int) -> list[tuple[int, float]]:
+    """At most about `limit` points that keep the extremes: smallest and largest of each stretch, first and last."""
+    pairs = list(zip(steps, values, strict=True))
+    if len(pairs) <= limit:
+        return pairs
+    length = -(-2 * len(pairs) // limit)
+    kept = {0, len(pairs) - 1}
+    for start in range(0, len(pairs), length):
+        stretch = range(start, min(start + length, len(pairs)))
+        kept |= {min(stretch, key=lambda index: pairs[index][1]), max(stretch, key=lambda index: pairs[index][1])}
+    return [pairs[index] for index in sorted(kept)]
+
+
+def _curves(story: Story, key: str) -> list[tuple[Entry, Curve]]:
+    found = []
+    for entry in story.entries:
+        curve = entry.run.curves.get(key) if entry.run is not None else None
+        if curve is not None and curve.steps:
+            found.append((entry, curve))
+    return found
+
+
+def _frame() -> Frame:
+    return Frame(380, 236, left=50, bottom=38, top=24, right=10)
+
+
+def _logged(story: Story, what: _Logged, range_of: Sequence[float] = ()) -> Panel | None:
+    curves = _curves(story, what.key)
+    if not curves:
+        return None
+    kind = what.kind
+    values = list(range_of) or [value for _, curve in curves for value in curve.values]
+    if kind == "log" and (min(values) <= 0 or max(values) < 5 * min(values)):
+        kind = "linear"
+    frame = _frame()
+    x = scale_for([step for _, curve in curves for step in curve.steps], *frame.x, include=(0,))
+    x = Scale(0, max(x.high, 1), *frame.x)
+    y = scale_for(values, *frame.y, kind=kind)
+    content = "".join(_line(entry, curve, x, y, len(curves)) for entry, curve in curves)
+    return _panel(what.title, what.axis + (" (log)" if kind == "log" else ""), frame, x, y, content, len(curves))
+
+
+def _line(entry: Entry, curve: Curve, x: Scale, y: Scale, among: int) -> str:
+    limit = _POINTS_ALONE if among <= _MANY else _POINTS_AMONG_MANY
+    floor = [value if y.kind != "log" else max(value, y.low) for value in curve.values]
+    raw = [(x(step), y(value)) for step, value in thin(curve.steps, floor, limit)]
+    mean = [(x(step), y(value)) for step, value in thin(curve.steps, smooth(floor), limit)]
+    colour = mode_class(entry.mode)
+    return tag("path", d=path(raw), class_=f"raw {colour}", data_run=entry.key) + tag(
+        "path", d=path(mean), class_=f"line {colour}", data_run=entry.key, data_label=entry.label
+    )
+
+
+def _evaluated(story: Story, name: str, title: str, axis: str) -> Panel | None:
+    """Evaluated checkpoints with error bars; the base model at step 0 and as a level to compare with."""
+    series: list[tuple[Entry, list[tuple[int, Metric]]]] = []
+    for entry in story.entries:
+        if entry.run is None:
+            continue
+        start = base_metric(story, entry.run, name)
+        own = [(0, start)] if start is not None else []
+        for checkpoint in entry.run.checkpoints:
+            result = evaluation(checkpoint, setting_of(story, entry.run))
+            if result is not None and name in result.metrics:
+                own.append((checkpoint.step, result.metrics[name]))
+        if len(own) > (start is not None):
+            series.append((entry, own))
+    if not series:
+        return None
+    frame = _frame()
+    every = list(itertools.chain.from_iterable(own for _, own in series))
+    ends = [m.mean + sign * (m.standard_error or 0) for _, m in every for sign in (-1, 1)]
+    x = Scale(0, max(step for step, _ in every) * 1.06 or 1, *frame.x)
+    y = scale_for(ends, *frame.y)
+    level = next((metric.mean for step, metric in every if step == 0), None)
+    content = "" if level is None else tag("path", d=f"M{frame.left} {y(level):.1f}H{frame.x[1]:.1f}", class_="level")
+    content += "".join(_checkpoints(entry, own, x, y, bars=len(series) <= 2 * _MANY) for entry, own in series)
+    return _panel(title, axis + (" ± s.e." if len(series) <= 2 * _MANY else ""), frame, x, y, content, len(series))
+
+
+def _checkpoints(entry: Entry, own: Sequence[tuple[int, Metric]], x: Scale, y: Scale, bars: bool) -> str:
+    colour = mode_class(entry.mode)
+    places = [(x(step), y(metric.mean)) for step, metric in own]
+    parts = [
+        tag("path", d=path(places), class_=f"line {colour}", data_run=entry.key, data_label=entry.label),
+    ]
+    for (step, metric), (left, level) in zip(own, places, strict=True):
+        error = metric.standard_error
+        bar = ""
+        if bars and error:
+            bar = tag("path", d=f"M{left:.1f} {y(metric.mean - error):.1f}V{y(metric.mean + error):.1f}", class_="bar")
+        shape = MARKS[entry.mode.index if entry.mode else 0]
+        spot = tag("path", **mark(shape, left, level, 3), class_="spot small")
+        words = f"{entry.label}, step {step}: {with_error(metric)}"
+        parts.append(tag("g", bar + spot, class_=f"dot {colour}", data_run=entry.key, aria_label=words, role="img"))
+    return "".join(parts)
+
+
+def _panel(title: str, axis: str, frame: Frame, x: Scale, y: Scale, content: str, count: int) -> Panel:
+    words = f"{title}: {axis} over optimizer steps, {count} run{'s' * (count > 1)}, up to step {number(x.high)}"
+    drawing = axes(frame, x, y, "optimizer step", axis, (5, 4)) + plane(frame, x, y, content)
+    svg = picture(frame, drawing, words, "lines many" if count > _MANY else "lines")
+    return Panel(title, svg)

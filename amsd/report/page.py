@@ -1,0 +1,96 @@
+"""One self-contained HTML page: styles, script, figures and pictures inside, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+import amsd
+from amsd.files import write_text
+from amsd.recipe import dump_toml
+from amsd.report.figures.curves import adjoint_panels, learning_panels
+from amsd.report.figures.parallel import parallel_figure
+from amsd.report.figures.svg import MARKS
+from amsd.report.figures.tradeoff import diversity_figure, kl_figure
+from amsd.report.gallery import Gallery, build_gallery
+from amsd.report.modes import MODES
+from amsd.report.story import Story
+from amsd.report.tables import tables
+from amsd.report.words import facts, notices, standfirst
+
+
+def write_page(story: Story, file: Path) -> Path:
+    """Render the story into `file` (written aside, then renamed) and return its path."""
+    write_text(file, render(story))
+    return file
+
+
+def render(story: Story) -> str:
+    """The page as text."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    gallery = build_gallery(story)
+    return environment.from_string(_template("page.html")).render(
+        story=story,
+        style=Markup(_template("page.css")),
+        script=Markup(_template("page.js")),
+        version=amsd.__version__,
+        made=datetime.now(UTC),
+        standfirst=standfirst(story),
+        facts=facts(story),
+        notices=notices(story),
+        tradeoffs=_tradeoffs(story),
+        panels=learning_panels(story),
+        adjoint=adjoint_panels(story),
+        parallel=parallel_figure(story),
+        importance=_importance(story.importance),
+        gallery=gallery,
+        reels=_island(gallery),
+        tables=tables(story),
+        modes=story.modes,
+        all_modes=MODES,
+        shapes=MARKS,
+        recipe=_recipe(story),
+        svg=Markup,
+        breakable=_breakable,
+    )
+
+
+def _template(name: str) -> str:
+    return files("amsd.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _tradeoffs(story: Story) -> list[tuple[str, Any]]:
+    figures = (
+        ("Reward against diversity", diversity_figure(story)),
+        ("Reward against distance from the base", kl_figure(story)),
+    )
+    return [(title, figure) for title, figure in figures if figure is not None]
+
+
+def _importance(shares: Mapping[str, float] | None) -> list[tuple[str, float]]:
+    return sorted((shares or {}).items(), key=lambda pair: -pair[1])
+
+
+def _recipe(story: Story) -> str:
+    recipe = next((run.recipe for run in story.runs if run.recipe is not None), None)
+    return dump_toml(recipe) if recipe is not None and story.kind == "run" else ""
+
+
+def _breakable(words: str) -> Markup:
+    """A key or a metric's name that may be broken after a dot, a slash, an underscore or a colon."""
+    return Markup(re.sub(r"([./_:])", r"\1<wbr>", str(escape(words))))
+
+
+def _island(gallery: Gallery | None) -> Markup:
+    """The pictures as JSON inside a script element: `<` is escaped, so that no text can end the element."""
+    data = None if gallery is None else [asdict(reel) for reel in gallery.reels]
+    return Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))

@@ -1,0 +1,227 @@
+"""What a report tells, independent of whether a page or a W&B Report tells it."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from amsd.report.data import Checkpoint, Run, load_run
+from amsd.report.evaluations import Evaluation, Metric
+from amsd.report.modes import Mode, mode_of
+
+#: Logged steps over which the KL divergence at a checkpoint is averaged.
+KL_WINDOW = 5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of the report: the run itself, or a trial of a sweep."""
+
+    key: str
+    """Short name that is unique on the page, such as `t12`."""
+    label: str
+    state: str
+    """`complete`, `running`, `pruned`, `failed`, `queued`, `stopped`."""
+    mode: Mode | None
+    params: Mapping[str, Any]
+    """Searched keys and their values; empty for a single run."""
+    run: Run | None
+    """None for a trial without a run directory."""
+    values: tuple[float, ...] = ()
+    """Values of the objectives."""
+    duration: float | None = None
+    """Seconds."""
+    error: str | None = None
+    trial: int | None = None
+    """Number of the trial; its seeds are entries of their own."""
+    seed: int | None = None
+    copy_of: int | None = None
+    """The trial whose identical run was taken over."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One searched key."""
+
+    key: str
+    values: tuple[Any, ...]
+    """The distinct values that trials took; numbers ascending."""
+    description: str
+
+    @property
+    def numeric(self) -> bool:
+        """Whether values have an order and distances (booleans have not)."""
+        return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in self.values)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a sweep optimises."""
+
+    name: str
+    maximize: bool
+
+
+@dataclass(frozen=True)
+class Story:
+    """Everything a report shows."""
+
+    kind: Literal["run", "sweep"]
+    title: str
+    path: Path
+    entries: tuple[Entry, ...]
+    reward: str
+    """Name of the metric that stands for the reward."""
+    diversity: str | None
+    """Name of the metric that stands for the diversity."""
+    setting: str | None
+    """Evaluation setting that figures show; a run without it shows its own first one (`setting_of`)."""
+    axes: tuple[Axis, ...] = ()
+    objectives: tuple[Objective, ...] = ()
+    importance: Mapping[str, float] | None = None
+    """Share of the first objective's variation that each searched key explains."""
+    gaps: tuple[str, ...] = ()
+    description: str = ""
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Run directories of the report."""
+        return tuple(entry.run for entry in self.entries if entry.run is not None)
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Evaluation settings that occur in any run, in order of appearance."""
+        return tuple(dict.fromkeys(name for run in self.runs for name in run.settings))
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """Evaluated metrics that are neither the reward, nor trained on, nor a diversity."""
+        trained = {term.name for run in self.runs if run.recipe is not None for term in run.recipe.reward}
+        names = metric_names(self.runs)
+        return tuple(n for n in names if n != self.reward and n not in trained and not n.startswith("diversity"))
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Guidance modes that occur, in their fixed order."""
+        found = {entry.mode.index: entry.mode for entry in self.entries if entry.mode is not None}
+        return tuple(mode for _, mode in sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluated checkpoint, as the trade-off figures need it."""
+
+    step: int
+    reward: Metric
+    diversity: Metric | None
+    kl: Metric | None
+    """KL(fine-tuned || base) of the path law in nats: mean and standard error over the last logged steps."""
+
+
+def run_story(path: Path) -> Story:
+    """The story of a single run.
+
+    Raises:
+        UsageError: there is no run.
+    """
+    run = load_run(path)
+    entry = Entry("run", path.resolve().name, run_state(run), run_mode(run), {}, run)
+    return Story("run", path.resolve().name, path, (entry,), *chosen_metrics([run]), gaps=run.gaps)
+
+
+def run_state(run: Run) -> str:
+    """`complete` or `stopped`: from files alone a run that goes on and one that died look the same."""
+    return "complete" if run.finished else "stopped"
+
+
+def run_mode(run: Run) -> Mode | None:
+    """Guidance mode of a run, if its recipe is known."""
+    return None if run.recipe is None else mode_of(run.recipe.guidance)
+
+
+def chosen_metrics(runs: Sequence[Run]) -> tuple[str, str | None, str | None]:
+    """Names of the reward metric, the diversity metric and the setting that figures show."""
+    setting = common_setting(runs)
+    recipe = next((run.recipe for run in runs if run.recipe is not None), None)
+    names = metric_names(runs)
+    diversity = next((name for name in names if name.startswith("diversity")), None)
+    others = [name for name in names if name != diversity]
+    wanted = recipe.best_metric if recipe else None
+    reward = wanted if wanted is not None and (wanted in names or not others) else (others or ["reward"])[0]
+    return reward, diversity, setting
+
+
+def metric_names(runs: Sequence[Run]) -> list[str]:
+    """Every metric that was evaluated, in order of appearance."""
+    points = (point for run in runs for point in (run.base, *run.checkpoints))
+    return list(
+        dict.fromkeys(name for point in points for found in point.evaluations.values() for name in found.metrics)
+    )
+
+
+def common_setting(runs: Sequence[Run]) -> str | None:
+    """The evaluation setting that most runs have (ties: the one that stands first)."""
+    counts = Counter(name for run in runs for name in run.settings)
+    return max(counts, key=lambda name: counts[name], default=None)
+
+
+def setting_of(story: Story, run: Run) -> str | None:
+    """The evaluation setting that stands for a run: the story's, or the run's first where it lacks that one."""
+    return story.setting if story.setting in run.settings else next(iter(run.settings), None)
+
+
+def shown_settings(story: Story) -> dict[str, int]:
+    """The settings that figures really show, with the number of runs; more than one must be said."""
+    return dict(Counter(name for run in story.runs if (name := setting_of(story, run)) is not None))
+
+
+def evaluation(point: Checkpoint, setting: str | None) -> Evaluation | None:
+    """The evaluation of a checkpoint under a setting."""
+    return point.evaluations.get(setting) if setting else None
+
+
+def base_metric(story: Story, run: Run, name: str) -> Metric | None:
+    """A metric of the unchanged model under the story's setting."""
+    found = evaluation(run.base, setting_of(story, run))
+    return found.metrics.get(name) if found else None
+
+
+def points(story: Story, run: Run) -> list[Point]:
+    """The evaluated checkpoints of a run, by ascending step."""
+    found, setting = [], setting_of(story, run)
+    for checkpoint in run.checkpoints:
+        result = evaluation(checkpoint, setting)
+        reward = result.metrics.get(story.reward) if result else None
+        if result is None or reward is None:
+            continue
+        diversity = result.metrics.get(story.diversity) if story.diversity else None
+        found.append(Point(checkpoint.step, reward, diversity, kl_at(run, checkpoint.step)))
+    return found
+
+
+def kl_at(run: Run, step: int) -> Metric | None:
+    """KL to the base around a step: mean over the last `KL_WINDOW` logged steps up to it."""
+    curve = run.curves.get("kl")
+    if curve is None:
+        return None
+    recent = [value for at, value in zip(curve.steps, curve.values, strict=True) if at <= step][-KL_WINDOW:]
+    if not recent:
+        return None
+    error = statistics.stdev(recent) / len(recent) ** 0.5 if len(recent) > 1 else None
+    return Metric(statistics.fmean(recent), error)
+
+
+def pareto(pairs: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the pairs that no other pair beats in both (larger is better), by ascending first number."""
+    order = sorted(range(len(pairs)), key=lambda index: pairs[index], reverse=True)
+    front: list[int] = []
+    best = float("-inf")
+    for index in order:
+        if pairs[index][1] > best:
+            front.append(index)
+            best = pairs[index][1]
+    return front[::-1]

@@ -1,0 +1,143 @@
+"""The story of a sweep: its trials with their runs, and what was searched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amsd.report.data import Run, is_run, load_run
+from amsd.report.modes import mode_named
+from amsd.report.story import Axis, Entry, Objective, Story, chosen_metrics, run_mode, shown_settings
+
+if TYPE_CHECKING:
+    from amsd.sweep.results import SweepResults, TrialResult
+    from amsd.sweep.schema import Dimension
+
+
+def sweep_story(source: Path | str) -> Story:
+    """The story of the sweep in a directory or behind a storage URL.
+
+    Raises:
+        UsageError: there is no sweep.
+    """
+    from amsd.sweep.results import load_sweep
+
+    return story_of(load_sweep(source))
+
+
+def story_of(results: SweepResults) -> Story:
+    """The story of a sweep that was read already."""
+    gaps: list[str] = []
+    entries = [entry for trial in results.trials for entry in _entries(trial, gaps)]
+    runs = [entry.run for entry in entries if entry.run is not None]
+    reward, diversity, setting = chosen_metrics(runs)
+    story = Story(
+        kind="sweep",
+        title=results.name,
+        path=results.directory,
+        entries=tuple(entries),
+        reward=reward if runs else _first_metric(results),
+        diversity=diversity,
+        setting=setting,
+        axes=tuple(_axis(key, space, results.trials) for key, space in results.sweep.search.items()),
+        objectives=tuple(Objective(o.label, o.direction == "maximize") for o in results.objectives),
+        importance=results.importance,
+        description=results.sweep.description,
+    )
+    return replace(story, gaps=(*_sweep_gaps(results, runs), *_unequal(story), *gaps))
+
+
+def _unequal(story: Story) -> list[str]:
+    """What to say where runs were not evaluated alike."""
+    settings = shown_settings(story)
+    if len(settings) < 2:
+        return []
+    words = ", ".join(f"{name} ({count} runs)" for name, count in settings.items())
+    return [
+        f"Runs were evaluated under different settings, so compare them with care: {words}. "
+        "Setting evaluation.guidance_scale and evaluation.num_inference_steps in the sweep makes them equal."
+    ]
+
+
+def _entries(trial: TrialResult, gaps: list[str]) -> list[Entry]:
+    """One entry for each training seed, or one without a run where a trial has not begun."""
+    several = len(trial.runs) > 1
+    found = []
+    for seed in trial.runs:
+        run = _run(seed.directory, trial, gaps)
+        found.append(
+            Entry(
+                key=f"t{trial.number}s{seed.seed}",
+                label=f"trial {trial.number}" + (f", seed {seed.seed}" if several else ""),
+                state=trial.state,
+                mode=mode_named(trial.cfg_mode) or (run_mode(run) if run else None),
+                params=trial.params,
+                run=run,
+                values=tuple(seed.values.values()),
+                duration=trial.duration,
+                error=trial.error,
+                trial=trial.number,
+                seed=seed.seed,
+                copy_of=trial.copy_of,
+            )
+        )
+    if found:
+        return found
+    label, mode = f"trial {trial.number}", mode_named(trial.cfg_mode)
+    return [Entry(f"t{trial.number}", label, trial.state, mode, trial.params, None, trial=trial.number)]
+
+
+def _run(directory: Path, trial: TrialResult, gaps: list[str]) -> Run | None:
+    if trial.copy_of is not None:
+        return None  # the same run as another trial's: it is drawn once
+    if is_run(directory):
+        return load_run(directory)
+    if trial.state != "queued":
+        gaps.append(f"Trial {trial.number}: its run directory {directory.name} is not on this machine.")
+    return None
+
+
+def _axis(key: str, space: Dimension, trials: Sequence[TrialResult]) -> Axis:
+    taken = {trial.params[key] for trial in trials if key in trial.params}
+    return Axis(key, tuple(sorted(taken, key=_order)), _describe(space))
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    number = isinstance(value, (int, float))
+    return (not number, float(value) if number else 0.0, str(value))
+
+
+def _describe(space: Dimension) -> str:
+    if space.choices is not None:
+        text = "one of " + ", ".join(str(choice).lower() if isinstance(choice, bool) else str(choice)
+                                     for choice in space.choices)  # fmt: skip
+    elif space.variants is not None:
+        text = "variants " + ", ".join(space.variants)
+    else:
+        text = f"{space.low:g} to {space.high:g}" + (", logarithmic" if space.log else "")
+        text += f", in steps of {space.step:g}" if space.step else ""
+    return text + "".join(f"; only where {key} allows it" for key in space.when)
+
+
+def _first_metric(results: SweepResults) -> str:
+    return results.objectives[0].metric
+
+
+def _sweep_gaps(results: SweepResults, runs: Sequence[Run]) -> list[str]:
+    said = []
+    if results.stopped:
+        said.append(f"The sweep stopped by itself: {results.stopped}")
+    open_trials = sum(trial.state in ("queued", "running") for trial in results.trials)
+    if open_trials:
+        said.append(f"The sweep is not over: {open_trials} trial{'s' * (open_trials > 1)} queued or running.")
+    if not results.trials:
+        said.append("No trial has begun yet.")
+    without_base = sum(not run.base.evaluations for run in runs)
+    if without_base:
+        said.append(f"{without_base} run{'s' * (without_base > 1)} without an evaluation of the base model.")
+    failed = [trial.number for trial in results.trials if trial.state == "failed"]
+    if failed:
+        said.append(f"Failed: trial{'s' * (len(failed) > 1)} {', '.join(map(str, failed))} (errors in the table).")
+    return said

@@ -1,0 +1,159 @@
+"""Tables of the report: checkpoints of a run, runs of a sweep, and trials averaged over their seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amsd.report.data import Checkpoint, Run
+from amsd.report.evaluations import Metric
+from amsd.report.figures.scale import number
+from amsd.report.modes import Mode
+from amsd.report.numbers import difference, duration, p_value, with_error
+from amsd.report.seeds import by_trial, over_seeds
+from amsd.report.story import Entry, Point, Story, kl_at, points
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell; `sort` is what a click on the column's head sorts by."""
+
+    text: str
+    below: tuple[str, ...] = ()
+    sort: float | str | None = None
+    mode: Mode | None = None
+    badge: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line; `key` links it to the marks of the same run in the figures."""
+
+    key: str
+    cells: tuple[Cell, ...]
+    emphasis: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its caption; `setting` chooses it where there are several."""
+
+    caption: str
+    heads: tuple[str, ...]
+    rows: tuple[Row, ...]
+    setting: str = ""
+
+
+EMPTY = Cell("–")
+
+
+def tables(story: Story) -> list[Table]:
+    """One table for each evaluation setting of a run; for a sweep its runs, and its trials over seeds if repeated."""
+    if story.kind == "run":
+        return [checkpoint_table(story.runs[0], setting) for setting in story.settings]
+    over_seeds = seed_table(story)
+    return ([over_seeds] if over_seeds else []) + [trial_table(story)]
+
+
+def checkpoint_table(run: Run, setting: str) -> Table:
+    """The base model and every evaluated checkpoint with all metrics."""
+    checkpoints = [point for point in (run.base, *run.checkpoints) if setting in point.evaluations]
+    names = list(dict.fromkeys(name for point in checkpoints for name in point.evaluations[setting].metrics))
+    rows = tuple(_checkpoint_row(run, point, setting, names) for point in checkpoints)
+    return Table("Checkpoints", ("model", *names, "KL (nats)"), rows, setting)
+
+
+def _checkpoint_row(run: Run, point: Checkpoint, setting: str, names: Sequence[str]) -> Row:
+    metrics = point.evaluations[setting].metrics
+    is_base = point is run.base
+    badge = " · ".join((*point.labels, *(() if point.on_disk else ("weights deleted",))))
+    name = Cell("base" if is_base else f"step {point.step}", sort=point.step, badge=badge)
+    kl = None if is_base else kl_at(run, point.step)
+    values = (metric_cell(metrics.get(name)) for name in names)
+    return Row("base" if is_base else "run", (name, *values, metric_cell(kl)), "best" in point.labels)
+
+
+def trial_table(story: Story) -> Table:
+    """Every run of a sweep at its last evaluated checkpoint, best reward first."""
+    rows = sorted((_trial_row(story, entry) for entry in story.entries), key=lambda pair: pair[0])
+    keys = tuple(axis.key for axis in story.axes)
+    heads = ("run", "CFG mode", *keys, story.reward, story.diversity or "diversity", "KL (nats)", "step", "time")
+    return Table("Runs", heads, tuple(row for _, row in rows), story.setting or "")
+
+
+def _trial_row(story: Story, entry: Entry) -> tuple[float, Row]:
+    found = points(story, entry.run) if entry.run is not None else []
+    last = found[-1] if found else None
+    notes = []
+    if entry.copy_of is not None:
+        notes.append(f"same run as trial {entry.copy_of}")
+    if entry.error:
+        notes.append(entry.error if len(entry.error) < 160 else f"{entry.error[:159]}…")
+    state = "" if entry.state == "complete" else entry.state
+    cells = (
+        Cell(entry.label, tuple(notes), (entry.trial or 0) + 1e-6 * (entry.seed or 0), badge=state),
+        Cell(entry.mode.name if entry.mode else "–", sort=entry.mode.name if entry.mode else "", mode=entry.mode),
+        *(_parameter(entry.params.get(axis.key)) for axis in story.axes),
+        *_point_cells(last),
+        Cell(str(last.step) if last else "–", sort=last.step if last else None),
+        Cell(duration(entry.duration), sort=entry.duration),
+    )
+    return (-last.reward.mean if last else float("inf"), Row(entry.key, cells))
+
+
+def _point_cells(point: Point | None) -> tuple[Cell, Cell, Cell]:
+    if point is None:
+        return EMPTY, EMPTY, EMPTY
+    return metric_cell(point.reward), metric_cell(point.diversity), metric_cell(point.kl)
+
+
+def seed_table(story: Story) -> Table | None:
+    """Trials averaged over training seeds; None where no trial has two runs with a result.
+
+    The error is over seeds: what another training run would change. The difference is the mean of the runs' paired
+    differences to the base model, its p-value a two-sided t-test over seeds.
+    """
+    groups = by_trial(story)
+    if not any(len(group) > 1 for group in groups.values()):
+        return None
+    rows = []
+    for number_of, group in groups.items():
+        entry = group[0][0]
+        rewards = over_seeds([point.reward for _, point in group])
+        diversities = over_seeds([point.diversity for _, point in group])
+        kls = over_seeds([point.kl for _, point in group])
+        cells = (
+            Cell(f"trial {number_of}", sort=number_of),
+            Cell(entry.mode.name if entry.mode else "–", sort=entry.mode.name if entry.mode else "", mode=entry.mode),
+            *(_parameter(entry.params.get(axis.key)) for axis in story.axes),
+            Cell(str(len(group)), sort=len(group)),
+            *(metric_cell(metric) for metric in (rewards, diversities, kls)),
+        )
+        rows.append((-rewards.mean if rewards else float("inf"), Row(entry.key, cells)))
+    keys = tuple(axis.key for axis in story.axes)
+    heads = ("trial", "CFG mode", *keys, "seeds", story.reward, story.diversity or "diversity", "KL (nats)")
+    ordered = tuple(row for _, row in sorted(rows, key=lambda pair: pair[0]))
+    return Table("Trials, averaged over training seeds", heads, ordered, story.setting or "")
+
+
+def metric_cell(metric: Metric | None) -> Cell:
+    """Mean ± standard error; below it the paired difference to the base model and its p-value."""
+    if metric is None:
+        return EMPTY
+    below = []
+    if metric.paired is not None:
+        below.append(f"Δ {difference(metric.paired)}")
+        if metric.paired.p_value is not None:
+            below.append(p_value(metric.paired.p_value))
+    return Cell(with_error(metric), tuple(below), metric.mean)
+
+
+def _parameter(value: Any) -> Cell:
+    if value is None:
+        return EMPTY
+    if isinstance(value, bool):
+        return Cell("true" if value else "false", sort=str(value))
+    if isinstance(value, (int, float)):
+        return Cell(number(value), sort=float(value))
+    return Cell(str(value), sort=str(value))
