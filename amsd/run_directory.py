@@ -13,6 +13,7 @@ from pathlib import Path
 
 from amsd.errors import UsageError
 from amsd.files import sha256, write_text
+from amsd.recipe import Recipe, identity
 
 #: Added after a checkpoint is complete, so not covered by its manifest.
 ADDED_LATER = ("evaluation", "samples", "manifest.json")
@@ -72,6 +73,15 @@ class RunDirectory:
     def point(self, name: str, step: int) -> None:
         """Let `latest` or `best` name the checkpoint of `step`."""
         write_text(self.checkpoints / name, f"step-{step:06d}\n")
+
+
+def default_output(recipe: Recipe, name: str) -> Path:
+    """A run directory that says what differs between the runs of a recipe, so that none overwrites another."""
+    settings = (
+        f"lambda{recipe.method.reward_multiplier:g}-lr{recipe.optimizer.learning_rate:g}-eta{recipe.schedule.eta:g}"
+        f"-cfg{recipe.guidance.guidance_scale:g}-seed{recipe.training.seed}"
+    )
+    return Path("runs") / f"{name}-{settings}-{identity(recipe)}"
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -1,0 +1,5 @@
+"""`python -m amsd`."""
+
+from amsd.cli import main
+
+main()

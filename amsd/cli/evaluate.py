@@ -1,0 +1,47 @@
+"""`amsd eval`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from amsd.cli.options import CheckpointArgument, RecipeOption, SetOption
+from amsd.cli.source import resolve
+
+if TYPE_CHECKING:
+    from amsd.evaluation.result import EvaluationResult
+
+
+def evaluate(
+    checkpoint: CheckpointArgument,
+    recipe: RecipeOption = None,
+    assignments: SetOption = None,
+    watch: Annotated[
+        Path | None, typer.Option("--watch", metavar="RUN_DIR", help="Evaluate checkpoints of this run as they appear.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Evaluate a checkpoint, or the base model, on the recipe's evaluation prompts with common noise."""
+    from amsd.experiment.evaluate import evaluate_source, watch_run
+
+    if watch is not None:
+        for step, results in watch_run(watch, recipe, assignments or []):
+            _show(results, as_json, f"step {step}")
+        return
+    source = resolve(checkpoint, recipe, assignments or [])
+    _show(evaluate_source(source.recipe, source.checkpoint), as_json, checkpoint)
+
+
+def _show(results: Sequence[EvaluationResult], as_json: bool, title: str) -> None:
+    from rich.console import Console
+
+    from amsd.evaluation.table import results_table
+
+    if as_json:
+        typer.echo(json.dumps({result.name: result.to_json() for result in results}, allow_nan=False))
+    else:
+        Console().print(results_table(results, title=title))

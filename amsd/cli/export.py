@@ -1,0 +1,26 @@
+"""`amsd export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from amsd.cli.options import CheckpointArgument, RecipeOption
+from amsd.cli.source import resolve
+from amsd.errors import UsageError
+
+
+def export(
+    checkpoint: CheckpointArgument,
+    to: Annotated[Path, typer.Option("--to", help="New folder for the pipeline.")],
+    recipe: RecipeOption = None,
+) -> None:
+    """Write a diffusers pipeline (and the LoRA file) that plain diffusers loads without amsd."""
+    source = resolve(checkpoint, recipe, [])
+    if source.checkpoint is None:
+        raise UsageError("The base model needs no export; give a checkpoint or a run directory.")
+    from amsd.experiment.export import export as write
+
+    typer.echo(write(source.recipe, source.checkpoint, to))

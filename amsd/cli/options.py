@@ -1,0 +1,19 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Path or name of a recipe (`amsd recipe list`).")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set schedule.eta=0.7; repeatable."),
+]
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT|base", help="A checkpoint, a run directory (its best), or `base`.")
+]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="Recipe; unset: the checkpoint's own, or `shapes` for `base`.")
+]

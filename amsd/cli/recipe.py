@@ -1,0 +1,61 @@
+"""`amsd recipe list|show|check|schema`."""
+
+from __future__ import annotations
+
+import typer
+
+from amsd.cli.options import RecipeArgument, SetOption
+
+app = typer.Typer(help="Look at recipes and check them.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_recipes() -> None:
+    """Recipes that ship with amsd."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from amsd.recipe import load_recipe
+    from amsd.recipe.catalogue import names
+
+    table = Table("recipe", "model", "method", "reward", "guidance", box=None, header_style="bold", pad_edge=False)
+    for name in names("recipes"):
+        recipe = load_recipe(name)
+        rewards = " + ".join(term.name for term in recipe.reward)
+        table.add_row(name, recipe.model.pretrained, f"{recipe.method.name}, {recipe.model.parameterization}", rewards,
+                      f"{recipe.guidance.guidance_scale:g}")  # fmt: skip
+    Console().print(table)
+
+
+@app.command()
+def show(recipe: RecipeArgument, assignments: SetOption = None) -> None:
+    """Print a recipe fully resolved, as TOML that runs again."""
+    from amsd.recipe import dump_toml, load_recipe
+
+    typer.echo(dump_toml(load_recipe(recipe, assignments or [])), nl=False)
+
+
+@app.command()
+def check(recipe: RecipeArgument, assignments: SetOption = None) -> None:
+    """Check a recipe: every problem at once, with key, value and the nearest valid name."""
+    from amsd.prompts import load_prompts
+    from amsd.recipe import identity, load_recipe
+    from amsd.recipe.rules import warnings
+
+    resolved = load_recipe(recipe, assignments or [])
+    for warning in warnings(resolved):
+        typer.echo(f"Warning: {warning}", err=True)
+    for source, split in ((resolved.prompts.train, "train"), (resolved.prompts.evaluation, "evaluation")):
+        if isinstance(source, str) and source.startswith("hub:"):
+            continue  # checked when it is downloaded
+        for remark in load_prompts(source, split).remarks:  # type: ignore[arg-type]
+            typer.echo(f"Note: {remark}", err=True)
+    typer.echo(f"{recipe}: ok, identity {identity(resolved)}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors (`#:schema` in a TOML file)."""
+    from amsd.recipe.json_schema import schema_text
+
+    typer.echo(schema_text(), nl=False)

@@ -1,0 +1,43 @@
+"""`amsd train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from amsd.cli.options import RecipeArgument, SetOption
+
+
+def train(
+    recipe: RecipeArgument,
+    assignments: SetOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run directory; unset: runs/NAME-SETTINGS-IDENTITY.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run from its newest whole checkpoint.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")] = False,
+) -> None:
+    """Fine-tune a model as a recipe says; every checkpoint is evaluated by itself."""
+    from amsd.recipe import load_recipe
+
+    resolved = load_recipe(recipe, assignments or [])
+    if dry_run:
+        from amsd.cli.plan import show_plan
+
+        show_plan(resolved, processes)
+        return
+    from amsd.cli.launch import launched, relaunch
+    from amsd.run_directory import default_output
+
+    run = output or default_output(resolved, Path(recipe).stem)
+    if processes > 1 and not launched():
+        arguments = ["train", recipe, "--output", str(run), *(["--resume"] if resume else [])]
+        for assignment in assignments or []:
+            arguments += ["--set", assignment]
+        raise typer.Exit(relaunch(arguments, processes))
+    from amsd.experiment.train import train as run_training
+
+    run_training(resolved, run, resume=resume)

@@ -1,0 +1,1 @@
+"""Composition root: a recipe becomes model, rewards, prompts, trainer, evaluator and trackers; used by the CLI."""

@@ -1,0 +1,148 @@
+"""Evaluation of a policy: of every checkpoint while training, or of one checkpoint on its own."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from amsd.evaluation.alarm import reward_hacking
+from amsd.evaluation.evaluator import Evaluator
+from amsd.evaluation.pictures import save_pictures, side_by_side
+from amsd.evaluation.result import EvaluationResult
+from amsd.evaluation.watch import new_checkpoints
+from amsd.experiment.setup import Identified, build_accelerator, load_identified
+from amsd.prompts import load_prompts
+from amsd.recipe import Recipe, from_dict, load_recipe
+from amsd.run_directory import RunDirectory
+from amsd.tracking import Tracker
+from amsd.training import processes
+from amsd.training.checkpoint import weights_sha256
+from amsd.training.events import CheckpointRecord
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Results of one set of weights, one per setting."""
+
+    results: tuple[EvaluationResult, ...]
+
+    def score(self, metric: str) -> float:
+        """Mean of a metric under the first setting."""
+        return self.results[0].metrics[metric].mean
+
+
+class PolicyEvaluation:
+    """Evaluates a policy and its base with one evaluator; the base only once."""
+
+    def __init__(self, recipe: Recipe, identified: Identified, evaluator: Evaluator) -> None:
+        self.recipe = recipe
+        self._policy, self._base_weights = identified.policy, identified.base_weights
+        self._evaluator = evaluator
+        with self._policy.sampling(base=True) as pipeline:
+            self.base = Evaluated(tuple(evaluator.evaluate(pipeline, self._base_weights)))
+
+    def finetuned(self, weights: str) -> Evaluated:
+        """Results of the fine-tuned network, whose weights have the hash `weights`, compared with the base."""
+        with self._policy.sampling() as pipeline:
+            identity = f"{self._base_weights}+{weights}"
+            return Evaluated(tuple(self._evaluator.evaluate(pipeline, identity, self.base.results)))
+
+    def of_checkpoint(self, checkpoint: Path) -> Evaluated:
+        """Results of a checkpoint on disk, which is loaded into the policy."""
+        self._policy.load(checkpoint)
+        return self.finetuned(weights_sha256(checkpoint))
+
+
+class CheckpointEvaluation:
+    """What a trainer calls after every checkpoint: evaluates it, writes files and pictures, raises the alarm."""
+
+    def __init__(self, evaluation: PolicyEvaluation, run: RunDirectory, tracker: Tracker) -> None:
+        self._evaluation = evaluation
+        self._recipe = evaluation.recipe
+        self._run = run
+        self._tracker = tracker
+        self.latest: Evaluated | None = None
+        if processes.rank() == 0:
+            base = evaluation.base.results
+            pictures = _write(base, run.base_evaluation, run.base_samples)
+            tracker.on_evaluation(0, base, pictures)
+
+    def __call__(self, record: CheckpointRecord) -> float | None:
+        """Evaluate a complete checkpoint where the recipe wants it; returns its score, higher is better."""
+        if not self._due(record.step):
+            return None
+        self.latest = self._evaluation.finetuned(record.weights_sha256)
+        if processes.rank() == 0:
+            results = self.latest.results
+            pictures = _write(results, record.path / "evaluation", record.path / "samples")
+            self._tracker.on_evaluation(record.step, results, pictures)
+            notice = reward_hacking(results, {term.name: term.weight for term in self._recipe.reward}, record.step)
+            if notice is not None:
+                self._tracker.on_notice(notice)
+            self._compare(results[0])
+        return self.latest.score(self._recipe.best_metric)
+
+    def _due(self, step: int) -> bool:
+        every, training = self._recipe.evaluation.every, self._recipe.training
+        if every == 0:
+            return False
+        return step == training.steps or (step // training.checkpoint_every) % every == 0
+
+    def _compare(self, result: EvaluationResult) -> None:
+        """Write `comparison.png`: the first sample of each kept prompt, base above fine-tuned, same noise."""
+        base = self._evaluation.base.results[0].pictures
+        if base is not None and result.pictures is not None and len(base):
+            side_by_side(base[:, 0], result.pictures[:, 0]).save(self._run.path / "comparison.png")
+
+
+def evaluate_source(recipe: Recipe, checkpoint: Path | None) -> tuple[EvaluationResult, ...]:
+    """Evaluate a checkpoint against the base, or the base alone; a checkpoint gets its files as in training."""
+    evaluation = standalone(recipe)
+    if checkpoint is None:
+        return evaluation.base.results
+    results = evaluation.of_checkpoint(checkpoint).results
+    if processes.rank() == 0:
+        _write(results, checkpoint / "evaluation", checkpoint / "samples")
+    return results
+
+
+def watch_run(
+    folder: Path, recipe: str | None, assignments: Sequence[str]
+) -> Iterator[tuple[int, tuple[EvaluationResult, ...]]]:
+    """Evaluate the checkpoints of a running training as they appear, until its last step is done."""
+    run = RunDirectory(folder)
+    resolved = load_recipe(recipe or run.recipe, assignments)
+    trained = from_dict(tomllib.loads(run.recipe.read_text(encoding="utf-8")), source=str(run.recipe))
+    evaluation: PolicyEvaluation | None = None
+    last = run.checkpoint(trained.training.steps)
+
+    def wanted(checkpoint: Path) -> bool:
+        names = {f"{setting.name}.json" for setting in resolved.evaluation_settings}
+        return not all((checkpoint / "evaluation" / name).is_file() for name in names)
+
+    for checkpoint in new_checkpoints(run, finished=(last / "manifest.json").is_file, wanted=wanted):
+        if evaluation is None:
+            evaluation = standalone(resolved)
+        results = evaluation.of_checkpoint(checkpoint).results
+        _write(results, checkpoint / "evaluation", checkpoint / "samples")
+        yield int(checkpoint.name.removeprefix("step-")), results
+
+
+def standalone(recipe: Recipe) -> PolicyEvaluation:
+    """Everything an evaluation outside of a training needs."""
+    identified = load_identified(recipe, build_accelerator(recipe).device)
+    prompts = load_prompts(recipe.prompts.evaluation, "evaluation").texts
+    return PolicyEvaluation(recipe, identified, Evaluator.for_recipe(recipe, prompts))
+
+
+def _write(results: Sequence[EvaluationResult], files: Path, samples: Path) -> Mapping[str, Path]:
+    """Write result files and pictures; returns the grid of each setting that has one."""
+    grids = {}
+    for result in results:
+        result.save(files)
+        folder = save_pictures(result, samples)
+        if folder is not None:
+            grids[result.name] = folder / "grid.png"
+    return grids

@@ -1,0 +1,47 @@
+"""`amsd export`: a pipeline folder, and for LoRA the standard LoRA file, that plain diffusers loads without amsd."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from amsd.diffusion.inference import inference_scheduler
+from amsd.diffusion.policy import ADAPTER_FILE, LoraPolicy, OffsetPolicy
+from amsd.errors import UsageError
+from amsd.experiment.setup import load_policy
+from amsd.files import write_folder
+from amsd.recipe import Recipe
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def export(recipe: Recipe, checkpoint: Path, to: Path) -> Path:
+    """Write the merged pipeline to the folder `to` (which must not exist or be empty).
+
+    Raises:
+        UsageError: `to` is in use, or the parameterization is `offset`, which no single UNet can express.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UsageError(f"{to}: already exists and is not an empty folder.")
+    policy = load_policy(recipe, torch.device("cpu"), checkpoint)
+    if isinstance(policy, OffsetPolicy):
+        raise UsageError(
+            "model.parameterization = 'offset' is base plus a second network and cannot be merged into one UNet; "
+            "use `amsd sample` on the checkpoint, or train with 'full' or 'lora'."
+        )
+    pipeline = policy.pipeline
+    pipeline.scheduler = inference_scheduler(pipeline.scheduler, recipe.schedule)
+    if isinstance(policy, LoraPolicy):
+        pipeline.fuse_lora(components=["unet"])
+        pipeline.unload_lora_weights()
+
+    def fill(folder: Path) -> None:
+        pipeline.save_pretrained(folder)
+        if isinstance(policy, LoraPolicy):
+            shutil.copyfile(checkpoint / ADAPTER_FILE, folder / LORA_FILE)
+        shutil.copyfile(checkpoint / "recipe.toml", folder / "recipe.toml")
+
+    write_folder(to, fill)
+    return to

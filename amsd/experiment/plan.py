@@ -1,0 +1,218 @@
+"""`amsd train --dry-run`: what a run trains, costs and downloads, without loading a weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amsd.diffusion.loading import EMBEDDED, locate
+from amsd.errors import UsageError
+from amsd.matching import strata
+from amsd.prompts import load_prompts
+from amsd.recipe import Recipe, identity
+
+#: UNet of Stable Diffusion 1.x, for plans made before it was ever downloaded (diffusers' configuration of the model).
+_SD1_UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+_SD1_OTHER_PARAMETERS = 123_060_480 + 83_653_863  # CLIP text encoder and AutoencoderKL
+_SD1_NAMES = ("stable-diffusion-v1", "CompVis/stable-diffusion-v1")
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+#: Sustained arithmetic that the time estimate assumes, in TFLOP/s.
+ASSUMED_TFLOPS = 100.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it starts; F is one forward pass of the UNet for one image."""
+
+    recipe: Recipe
+    processes: int
+    unet_parameters: int
+    other_parameters: int
+    trained_parameters: int
+    flops_per_forward: float
+    forwards_per_step: float
+    """UNet forward-equivalents per optimizer step (method.md section 7)."""
+    evaluation_images: int | None
+    """None: the evaluation prompts are not on this machine yet."""
+    download: str
+
+    @property
+    def memory_bytes(self) -> float:
+        """Weights, gradients and AdamW's two moments on each device, without activations."""
+        model = self.recipe.model
+        frozen_unets = 1  # the base: a copy (full, offset) or the network itself (lora)
+        frozen = (frozen_unets * self.unet_parameters + self.other_parameters) * _BYTES[model.precision]
+        average = 1 if self.recipe.training.ema_decay is not None else 0
+        return frozen + self.trained_parameters * 4 * (4 + average)
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Name and text of each line that is shown."""
+        recipe, optimizer = self.recipe, self.recipe.optimizer
+        local = -(-optimizer.prompts_per_step // self.processes)
+        yield "identity", identity(recipe)
+        yield "model", f"{recipe.model.pretrained}, {recipe.model.parameterization}, {recipe.model.precision}"
+        yield "download", self.download
+        share = self.trained_parameters / self.unet_parameters
+        yield "trained", f"{self.trained_parameters:,} parameters ({share:.2%} of the UNet's {self.unet_parameters:,})"
+        yield "memory", f"{self.memory_bytes / 2**30:.2f} GiB per device for weights and optimizer, plus activations"
+        yield (
+            "batch",
+            (
+                f"{optimizer.prompts_per_step} trajectories per step: {self.processes} processes x {local}, "
+                f"{min(optimizer.micro_batch, local)} at a time"
+            ),
+        )
+        yield "cost", f"{self.forwards_per_step:,.0f} UNet forward-equivalents per step"
+        seconds = self.forwards_per_step * self.flops_per_forward / (ASSUMED_TFLOPS * 1e12) / self.processes
+        yield (
+            "time",
+            (
+                f"{seconds:,.2g} s per step at {ASSUMED_TFLOPS:g} TFLOP/s sustained "
+                f"({self.flops_per_forward / 1e9:,.3g} GFLOP per forward); "
+                f"{seconds * recipe.training.steps / 3600:,.2g} h for {recipe.training.steps} steps"
+            ),
+        )
+        settings = len(recipe.evaluation_settings)
+        if self.evaluation_images is None:
+            yield "evaluation", f"prompts are missing on this machine: {recipe.prompts.evaluation}"
+        else:
+            yield "evaluation", f"{self.evaluation_images:,} images per checkpoint ({settings} settings)"
+        checkpoints = -(-recipe.training.steps // recipe.training.checkpoint_every)
+        yield "checkpoints", f"{checkpoints}, of which the newest {recipe.training.keep} and the best are kept"
+
+
+def make_plan(recipe: Recipe, processes: int) -> Plan:
+    """The plan of a recipe; needs the model's configuration, not its weights.
+
+    Raises:
+        UsageError: the model is absent and its architecture is unknown.
+    """
+    configuration, others, download = _architecture(recipe)
+    unet = _meta_unet(configuration)
+    total = sum(parameter.numel() for parameter in unet.parameters())
+    flops = _forward_flops(unet, configuration)
+    trained = total if recipe.model.parameterization != "lora" else _lora_parameters(unet, recipe)
+    prompts = _evaluation_prompts(recipe)
+    images = (
+        None if prompts is None else prompts * recipe.evaluation.samples_per_prompt * len(recipe.evaluation_settings)
+    )
+    return Plan(recipe, processes, total, others, trained, flops, forwards_per_step(recipe), images, download)
+
+
+def forwards_per_step(recipe: Recipe) -> float:
+    """UNet forward-equivalents per optimizer step: a Jacobian product costs two (method.md section 7)."""
+    steps, count = recipe.schedule.num_inference_steps, recipe.method.timesteps_per_trajectory
+    available = steps - (recipe.schedule.final_step == "noiseless")
+    guidance = recipe.guidance
+    buffered = recipe.method.name == "buffer-am"
+    passes = recipe.method.buffer.passes if buffered else 1
+    (first, share), _ = strata(available, count)
+    # Expected smallest of all indices drawn from the first stratum, over all passes.
+    drawn = min(share * passes, len(first))
+    smallest = (len(first) + 1) / (drawn + 1) - 1 if drawn else len(first)
+    shift = 1 if recipe.method.adjoint_at == "next" else 0
+    sampling = steps * (2 if guidance.guidance_scale != 1 else 1)
+    adjoint = 2 * max(0.0, steps - smallest - shift) * (2 if guidance.guidance_in_adjoint_computation else 1)
+    matching = 3 * count * (2 if guidance.guidance_in_control_computation else 1)
+    weights = count * (2 if guidance.guidance_scale != 1 else 1) if buffered else 0
+    return recipe.optimizer.prompts_per_step * ((sampling + adjoint) / passes + matching + weights)
+
+
+def _architecture(recipe: Recipe) -> tuple[dict[str, Any], int, str]:
+    """Configuration of the UNet, parameters of the other networks, and what has to be downloaded."""
+    name = recipe.model.pretrained
+    if not name.startswith(EMBEDDED) and not Path(name).expanduser().exists():
+        cached = _cached_configuration(recipe)
+        known = any(part in name for part in _SD1_NAMES)
+        if cached is None and not known:
+            locate(recipe.model)  # says why it cannot be found
+            raise UsageError(f"model.pretrained = {name!r}: download it once; its architecture is not known to amsd.")
+        gigabytes = 4.27 if recipe.model.variant is None else 2.14
+        download = "nothing, it is in the local cache" if cached else f"about {gigabytes} GB from the hub: {name}"
+        return cached or _SD1_UNET, _SD1_OTHER_PARAMETERS, download
+    folder = Path(locate(recipe.model))
+    configuration = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    others = sum(
+        _stored_parameters(path) for part in ("vae", "text_encoder", "text_encoder_2")
+        for path in sorted((folder / part).glob("*.safetensors"))
+    )  # fmt: skip
+    return configuration, others, "nothing, it is on this machine"
+
+
+def _cached_configuration(recipe: Recipe) -> dict[str, Any] | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(recipe.model.pretrained, "unet/config.json", revision=recipe.model.revision)
+    if not isinstance(file, str):
+        return None
+    found: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    return found
+
+
+def _stored_parameters(path: Path) -> int:
+    from safetensors import safe_open
+
+    total = 0
+    with safe_open(path, framework="pt") as stream:
+        for key in stream.keys():  # noqa: SIM118  not a mapping
+            size = 1
+            for extent in stream.get_slice(key).get_shape():
+                size *= extent
+            total += size
+    return total
+
+
+def _meta_unet(configuration: dict[str, Any]) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    plain = {key: value for key, value in configuration.items() if not key.startswith("_")}
+    with torch.device("meta"):
+        unet: nn.Module = UNet2DConditionModel(**plain)
+    return unet
+
+
+def _forward_flops(unet: nn.Module, configuration: dict[str, Any]) -> float:
+    """Floating-point operations of one forward pass for one image, counted on shapes alone."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config: Any = unet.config
+    size = config.sample_size
+    added = None
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        added = {"text_embeds": torch.empty(1, pooled, device="meta"), "time_ids": torch.empty(1, 6, device="meta")}
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        unet(
+            torch.empty(1, config.in_channels, size, size, device="meta"),
+            torch.zeros(1, dtype=torch.long, device="meta"),
+            encoder_hidden_states=torch.empty(1, 77, config.cross_attention_dim, device="meta"),
+            added_cond_kwargs=added,
+        )
+    return float(counter.get_total_flops())
+
+
+def _lora_parameters(unet: nn.Module, recipe: Recipe) -> int:
+    total = 0
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Linear) and name.endswith(tuple(recipe.model.lora.targets)):
+            total += recipe.model.lora.rank * (module.in_features + module.out_features)
+    return total
+
+
+def _evaluation_prompts(recipe: Recipe) -> int | None:
+    """Prompts that are evaluated; None where the set is not on this machine."""
+    if recipe.evaluation.every == 0:
+        return 0
+    source = recipe.prompts.evaluation
+    remote = isinstance(source, str) and source.startswith("hub:")
+    absent = isinstance(source, str) and not source.startswith("embedded:") and not Path(source).expanduser().is_file()
+    if remote or absent:
+        return recipe.evaluation.prompts
+    return len(load_prompts(source, "evaluation").texts[: recipe.evaluation.prompts])

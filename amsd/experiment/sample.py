@@ -1,0 +1,55 @@
+"""`amsd sample`: pictures from a checkpoint or from the base model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amsd.diffusion.inference import inference_scheduler
+from amsd.experiment.setup import build_accelerator, load_policy
+from amsd.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What to draw; unset settings are the recipe's."""
+
+    prompts: tuple[str, ...]
+    count: int = 1
+    """Images per prompt."""
+    seed: int = 0
+    """Image j of a prompt starts from `torch.Generator().manual_seed(seed + j)`, as with plain diffusers."""
+    eta: float = 0.0
+    guidance_scale: float | None = None
+    num_inference_steps: int | None = None
+
+
+def sample(recipe: Recipe, checkpoint: Path | None, request: SampleRequest, out: Path) -> list[Path]:
+    """Write `pPPP-sS.png` for every prompt and image; `checkpoint` None is the base model."""
+    policy = load_policy(recipe, build_accelerator(recipe).device, checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    with policy.sampling(base=checkpoint is None) as pipeline:
+        pipeline.scheduler = inference_scheduler(pipeline.scheduler, recipe.schedule)
+        for index, prompt in enumerate(request.prompts):
+            for number, image in enumerate(_draw(pipeline, recipe, prompt, request)):
+                path = out / f"p{index:03d}-s{number}.png"
+                image.save(path)
+                written.append(path)
+    return written
+
+
+def _draw(pipeline: Any, recipe: Recipe, prompt: str, request: SampleRequest) -> list[Any]:
+    scale = recipe.guidance.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    images: list[Any] = pipeline(
+        prompt,
+        num_images_per_prompt=request.count,
+        num_inference_steps=request.num_inference_steps or recipe.schedule.num_inference_steps,
+        guidance_scale=scale,
+        eta=request.eta,
+        generator=[torch.Generator().manual_seed(request.seed + number) for number in range(request.count)],
+    ).images
+    return images

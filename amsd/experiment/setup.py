@@ -1,0 +1,113 @@
+"""From a recipe to a control problem on a device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+
+from amsd.diffusion.adapters import Adapter
+from amsd.diffusion.loading import load_adapter
+from amsd.diffusion.noise import normal
+from amsd.diffusion.policy import Policy, build_policy
+from amsd.diffusion.rollout import rollout
+from amsd.diffusion.scheduler import SOCDDIMScheduler
+from amsd.errors import UsageError
+from amsd.evaluation.identity import pipeline_identity
+from amsd.recipe import Recipe
+from amsd.rewards.combination import WeightedReward
+from amsd.training.problem import ControlProblem
+
+_LOG = logging.getLogger(__name__)
+
+#: Samples of the base model that the standard deviation of a normalised reward is measured on.
+SCALE_SAMPLES = 64
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """The device and the processes of this run.
+
+    Raises:
+        UsageError: fp16 without an accelerator.
+    """
+    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(recipe.model.precision, recipe.model.precision))
+    if accelerator.device.type == "cpu" and recipe.model.precision == "fp16":
+        raise UsageError("model.precision = 'fp16' needs an accelerator; use fp32 (or bf16) on the CPU.")
+    if recipe.training.tf32 and torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return accelerator
+
+
+def load_policy(recipe: Recipe, device: torch.device, checkpoint: Path | None = None) -> Policy:
+    """The recipe's model with an unchanged policy, or with the weights of a checkpoint."""
+    adapter: Adapter = load_adapter(recipe.model)
+    policy = build_policy(adapter, recipe.model)
+    if checkpoint is not None:
+        policy.load(checkpoint)
+    policy.to(device)
+    return policy
+
+
+@dataclass(frozen=True)
+class Identified:
+    """An unchanged policy, and the hash of the model it came from (taken before adapters were added)."""
+
+    policy: Policy
+    base_weights: str
+
+
+def load_identified(recipe: Recipe, device: torch.device) -> Identified:
+    """The recipe's model, for evaluation: its results are known by its weights."""
+    adapter: Adapter = load_adapter(recipe.model)
+    weights = pipeline_identity(adapter.pipeline)
+    policy = build_policy(adapter, recipe.model)
+    policy.to(device)
+    return Identified(policy, weights)
+
+
+def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prompts: Sequence[str]) -> ControlProblem:
+    """Everything that a method computes with; `prompts` are those a normalised reward is measured on."""
+    device = accelerator.device
+    scheduler = SOCDDIMScheduler.for_recipe(policy.pipeline.scheduler, recipe.schedule)
+    for network in policy.networks:
+        if recipe.training.gradient_checkpointing:
+            cast(Any, network).enable_gradient_checkpointing()
+        if recipe.training.compile:
+            network.compile()
+    if recipe.training.gradient_checkpointing:
+        policy.pipeline.vae.enable_gradient_checkpointing()
+    reward = WeightedReward.from_recipe(recipe.reward).to(device)
+    steps = scheduler.affine(recipe.schedule.eta)
+    problem = ControlProblem(recipe, policy.adapter, policy, steps, reward, device)
+    if not reward.unmeasured:
+        return problem
+    scales = _base_standard_deviations(problem, reward, prompts)
+    _LOG.info("base standard deviations of normalised rewards: %s", scales)
+    return ControlProblem(recipe, policy.adapter, policy, steps, reward.scaled(scales), device)
+
+
+@torch.no_grad()
+def _base_standard_deviations(
+    problem: ControlProblem, reward: WeightedReward, prompts: Sequence[str]
+) -> dict[str, float]:
+    """Standard deviation of each unmeasured term over samples of the base model, the same on every process."""
+    size = problem.recipe.optimizer.micro_batch
+    chosen = [prompts[index % len(prompts)] for index in range(SCALE_SAMPLES)]
+    scores: dict[str, list[torch.Tensor]] = {name: [] for name in reward.unmeasured}
+    terms = {term.reward.name: term.reward for term in reward.terms}
+    for start in range(0, SCALE_SAMPLES, size):
+        batch = chosen[start : start + size]
+        keys = [(problem.recipe.training.seed, "scale", start + index) for index in range(len(batch))]
+        shape = (len(problem.steps) + 1, *problem.adapter.latent_shape)
+        noise = normal(keys, shape, problem.device, torch.float32)
+        predict = problem.base(problem.encode(batch), problem.recipe.guidance.guidance_scale)
+        images = problem.adapter.decode(rollout(predict, problem.steps, noise).terminal).clamp(0, 1)
+        for name, values in scores.items():
+            values.append(terms[name](images, batch).cpu())
+    return {name: float(torch.cat(values).std()) for name, values in scores.items()}

@@ -1,0 +1,150 @@
+"""`amsd train`: compose a run, fit it, and leave a run directory behind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from amsd.errors import UsageError
+from amsd.evaluation.evaluator import Evaluator
+from amsd.evaluation.result import EvaluationResult
+from amsd.experiment.evaluate import CheckpointEvaluation, PolicyEvaluation
+from amsd.experiment.setup import Identified, build_accelerator, build_problem, load_identified
+from amsd.files import write_text
+from amsd.prompts import PromptDataModule, PromptSet, load_prompts
+from amsd.prompts.load import truncated
+from amsd.recipe import Recipe, dump_toml, from_dict, identity
+from amsd.recipe.load import read_toml
+from amsd.recipe.rules import warnings
+from amsd.rewards.combination import WeightedReward
+from amsd.run_directory import RunDirectory
+from amsd.tracking import RunInfo, Tracker, build_trackers
+from amsd.training.adjoint_matching import TRAINERS
+from amsd.training.checkpoint import newest_whole
+from amsd.training.events import Notice
+from amsd.training.problem import ControlProblem
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run ended with."""
+
+    run: RunDirectory
+    results: tuple[EvaluationResult, ...]
+    """Evaluation of the last checkpoint; empty without evaluation."""
+    main: bool
+    """Whether this is the process that speaks to the user."""
+
+
+def train(recipe: Recipe, output: Path, resume: bool) -> Finished:
+    """Fit `recipe` in the run directory `output`.
+
+    Raises:
+        UsageError: `output` holds a run and `resume` is false, or holds a run of another recipe.
+        RunError: the run failed.
+    """
+    accelerator = build_accelerator(recipe)
+    set_seed(recipe.training.seed)  # rewards and libraries may draw from the process-wide generators
+    run = RunDirectory(output)
+    _prepare(run, recipe, resume, accelerator)
+    training = load_prompts(recipe.prompts.train, "train")
+    held_out = load_prompts(recipe.prompts.evaluation, "evaluation")
+    newest = newest_whole(run) if resume else None
+    info = RunInfo(recipe, run, identity(recipe), None if newest is None else int(newest.name.removeprefix("step-")))
+    tracker = build_trackers(info, main_process=accelerator.is_main_process)
+    status, error = "failed", None
+    tracker.on_start(info)
+    try:
+        identified = load_identified(recipe, accelerator.device)
+        problem = build_problem(recipe, accelerator, identified.policy, training.texts)
+        _remark(problem, recipe, training, held_out, tracker)
+        finished = _fit(problem, identified, run, accelerator, tracker, training, held_out)
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    except Exception as failure:
+        error = str(failure)
+        raise
+    finally:
+        tracker.on_end(status, error)
+    return finished
+
+
+def _fit(
+    problem: ControlProblem,
+    identified: Identified,
+    run: RunDirectory,
+    accelerator: Accelerator,
+    tracker: Tracker,
+    training: PromptSet,
+    held_out: PromptSet,
+) -> Finished:
+    recipe = problem.recipe
+    evaluate = None
+    if recipe.evaluation.every:
+        assert isinstance(problem.reward, WeightedReward)
+        trained = [term.reward for term in problem.reward.terms]
+        evaluator = Evaluator.for_recipe(recipe, held_out.texts, trained, notify=tracker.on_notice)
+        evaluate = CheckpointEvaluation(PolicyEvaluation(recipe, identified, evaluator), run, tracker)
+    prompts = PromptDataModule(training.texts, recipe.training.seed)
+    trainer = TRAINERS[recipe.method.name](problem, run, prompts.batch, accelerator, [tracker], evaluate)
+    trainer.fit()
+    results: Sequence[EvaluationResult] = evaluate.latest.results if evaluate and evaluate.latest else ()
+    return Finished(run, tuple(results), accelerator.is_main_process)
+
+
+def _prepare(run: RunDirectory, recipe: Recipe, resume: bool, accelerator: Accelerator) -> None:
+    """Check the run directory and write its recipe.
+
+    Raises:
+        UsageError: see `train`.
+    """
+    used = run.recipe.is_file() or bool(run.steps())
+    if used and not resume:
+        raise UsageError(f"{run.path}: already holds a run. Continue it with --resume, or choose another --output.")
+    if used and run.recipe.is_file():
+        before = from_dict(read_toml(run.recipe), source=str(run.recipe))
+        # A longer run of the same recipe is a continuation; anything else would mix two experiments.
+        same_length = before.training.model_copy(update={"steps": recipe.training.steps})
+        if identity(before.model_copy(update={"training": same_length})) != identity(recipe):
+            raise UsageError(
+                f"{run.path}: holds a run of another recipe (identity {identity(before)}, now {identity(recipe)}); "
+                "only training.steps and keys that do not change results may differ on --resume."
+            )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_text(run.recipe, dump_toml(recipe))
+    accelerator.wait_for_everyone()
+
+
+def _remark(
+    problem: ControlProblem, recipe: Recipe, training: PromptSet, held_out: PromptSet, tracker: Tracker
+) -> None:
+    """Tell what a user should know before the first step."""
+    for warning in warnings(recipe):
+        tracker.on_notice(Notice("recipe", str(warning)))
+    if problem.steps.clamped:
+        tracker.on_notice(
+            Notice("clamped-noise", f"eta = {recipe.schedule.eta:g} is clamped at {len(problem.steps.clamped)} steps.")
+        )
+    for prompts in (training, held_out):
+        for remark in prompts.remarks:
+            tracker.on_notice(Notice("prompts", remark))
+    common = set(training.texts) & set(held_out.texts)
+    if common:
+        tracker.on_notice(Notice("prompts", f"{len(common)} evaluation prompts are trained on too."))
+    cut = truncated(training.texts, problem.policy.pipeline.tokenizer)
+    if cut:
+        tracker.on_notice(Notice("truncated", f"{cut} training prompts are longer than the text encoder reads."))
+    assert isinstance(problem.reward, WeightedReward)
+    for name, count in problem.reward.truncated(training.texts).items():
+        if count:
+            tracker.on_notice(Notice("truncated", f"{count} training prompts are longer than {name} reads."))

@@ -1,0 +1,124 @@
+"""Indices, threshold, importance weights and smoothing against closed forms."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from amsd.matching import (
+    QuantileThreshold,
+    effective_sample_size,
+    inverse_probabilities,
+    self_normalized_weights,
+    smooth,
+    stepwise_log_weights,
+    strata,
+    stratified_indices,
+)
+from amsd.training.experience import plan_indices
+
+
+@pytest.mark.parametrize(("steps", "count"), [(50, 4), (49, 4), (9, 4), (10, 10), (9, 1), (5, 5), (3, 2)])
+def test_indices_are_stratified_distinct_and_sorted(steps: int, count: int) -> None:
+    (first, a), (second, b) = strata(steps, count)
+    assert a + b == count
+    for seed in range(50):
+        drawn = stratified_indices(steps, count, torch.Generator().manual_seed(seed)).tolist()
+        assert drawn == sorted(set(drawn))
+        assert len(drawn) == count
+        assert sum(k in first for k in drawn) == a
+        assert sum(k in second for k in drawn) == b
+
+
+def test_half_of_the_draws_come_from_the_first_sixty_percent() -> None:
+    assert strata(50, 4) == ((range(30), 2), (range(30, 50), 2))
+
+
+def test_inverse_probabilities_make_sums_unbiased() -> None:
+    values = torch.arange(1, 8, dtype=torch.float64) ** 2
+    (first, a), (second, b) = strata(7, 3)
+    draws = [
+        torch.tensor([*x, *y]) for x in itertools.combinations(first, a) for y in itertools.combinations(second, b)
+    ]
+    estimates = [(values[draw] * inverse_probabilities(7, draw)).sum() for draw in draws]
+    assert torch.stack(estimates).mean().item() == pytest.approx(values.sum().item())
+
+
+def test_more_indices_than_steps_is_an_error() -> None:
+    with pytest.raises(ValueError, match="but got 6"):
+        strata(5, 6)
+
+
+@pytest.mark.parametrize(("steps", "count", "passes"), [(49, 4, 1), (49, 4, 10), (9, 4, 3), (49, 4, 50)])
+def test_a_plan_gives_every_pass_its_strata_and_stores_a_fixed_number(steps: int, count: int, passes: int) -> None:
+    sizes = set()
+    for seed in range(30):
+        plan = plan_indices(steps, count, passes, torch.Generator().manual_seed(seed))
+        sizes.add(len(plan.stored))
+        assert plan.stored.tolist() == sorted(set(plan.stored.tolist()))
+        (first, a), _ = strata(steps, count)
+        for used in plan.stored[plan.columns].tolist():
+            assert len(set(used)) == count
+            assert sum(k in first for k in used) == a
+    assert len(sizes) == 1
+    assert sizes.pop() <= min(steps, count * passes)
+
+
+def test_a_plan_draws_every_step_equally_often() -> None:
+    counts = torch.zeros(9)
+    for seed in range(2000):
+        plan = plan_indices(9, 4, 2, torch.Generator().manual_seed(seed))
+        counts += torch.bincount(plan.stored[plan.columns[1]], minlength=9)
+    (first, a), (second, b) = strata(9, 4)
+    expected = torch.tensor([2000 * a / len(first)] * len(first) + [2000 * b / len(second)] * len(second))
+    assert ((counts - expected).abs() < 5 * expected.sqrt()).all()
+
+
+def test_threshold_is_the_bias_corrected_average_of_quantiles() -> None:
+    batches = [torch.tensor([1.0, 2.0, 3.0, 5.0]) * scale for scale in (1, 10, 2)]
+    threshold, quantiles = QuantileThreshold(), []
+    for batch in batches:
+        threshold = threshold.updated(batch, 0.5)
+        quantiles.append(2.5 * float(batch[0]))
+        weights = [0.1 * 0.9 ** (len(quantiles) - 1 - i) for i in range(len(quantiles))]
+        expected = sum(w * q for w, q in zip(weights, quantiles, strict=True)) / sum(weights)
+        assert threshold.value == pytest.approx(expected)
+    assert threshold.mask(torch.tensor([0.0, threshold.value, 1e9])).tolist() == [1, 0, 0]
+
+
+def test_an_outlier_in_the_first_batch_is_forgotten() -> None:
+    threshold = QuantileThreshold().updated(torch.tensor([100.0]), 0.9)
+    for _ in range(40):
+        threshold = threshold.updated(torch.tensor([1.0]), 0.9)
+    assert threshold.value < 2.5
+
+
+def test_step_weights_are_the_log_ratio_of_two_gaussian_densities() -> None:
+    random = torch.Generator().manual_seed(0)
+    mean, other, noise = torch.randn(3, 5, 4, generator=random, dtype=torch.float64)
+    sigma = 0.3
+    x = mean + sigma * noise
+    old, new = torch.distributions.Normal(mean, sigma), torch.distributions.Normal(other, sigma)
+    expected = (new.log_prob(x) - old.log_prob(x)).sum(1)
+    assert torch.allclose(stepwise_log_weights((other - mean) / sigma, noise), expected)
+
+
+def test_effective_sample_size() -> None:
+    assert effective_sample_size(torch.zeros(20)).item() == pytest.approx(20)
+    assert effective_sample_size(torch.tensor([1e4, 0.0, 0.0])).item() == pytest.approx(1)
+    assert effective_sample_size(torch.tensor([-1e4, -1e4], dtype=torch.float64)).item() == pytest.approx(2)
+    # E[w]^2 / E[w^2] = exp(-d^2) for a mean shift of d standard deviations
+    noise = torch.randn(400_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_weights = stepwise_log_weights(torch.full_like(noise, 0.5), noise)
+    assert effective_sample_size(log_weights).item() / 400_000 == pytest.approx(math.exp(-0.25), rel=0.01)
+    assert self_normalized_weights(log_weights).mean().item() == pytest.approx(1)
+
+
+def test_smoothing_clips_each_draw_to_the_quantile_of_its_sample() -> None:
+    gradients = torch.tensor([[[3.0, 4.0]], [[0.0, 1.0]], [[0.0, -1.0]]])
+    result = smooth(gradients, 0.5)
+    assert result.norms[:, 0].tolist() == [5, 1, 1]
+    assert result.scaling[:, 0].tolist() == pytest.approx([0.2, 1, 1])
+    assert result.gradient[0].tolist() == pytest.approx([0.2, 0.8 / 3])
+    assert torch.equal(smooth(gradients, None).gradient, gradients.mean(0))
