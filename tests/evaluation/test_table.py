@@ -1,0 +1,46 @@
+"""The table says every number with its error."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from amsd.evaluation.result import EvaluationResult
+from amsd.evaluation.statistics import summarize
+from amsd.evaluation.table import results_table
+
+
+def shown(*results: EvaluationResult) -> str:
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(results_table(results, title="step 40"))
+    return capture.get()
+
+
+def result(base: list[float] | None, values: list[float], name: str = "default-eta0") -> EvaluationResult:
+    return EvaluationResult(name, {}, "0", ("a", "b", "c"), {"clip-score": summarize("1", values, base)})
+
+
+def test_means_differences_and_p_values() -> None:
+    text = shown(result([0.0, 0.0, 0.0], [1.0, 2.0, 3.0]))
+    assert "step 40" in text
+    assert "default-eta0" in text
+    assert "2.0000 ± 0.5774" in text
+    assert "+2.0000 ± 0.5774" in text
+    assert "0.074" in text
+
+
+def test_every_metric_of_every_setting_has_a_row() -> None:
+    text = shown(result(None, [1.0, 2.0, 3.0], "a"), result(None, [1.0, 2.0, 4.0], "b"))
+    assert text.count("clip-score") == 2
+    assert "difference" not in text
+
+
+def test_one_prompt_is_said_and_not_nan() -> None:
+    text = shown(result([0.5], [1.0]))
+    assert "1.0000 (one prompt)" in text
+    assert "nan" not in text.lower()
+
+
+def test_a_tiny_p_value_is_short() -> None:
+    """Differences 1, 1.02, .98: t = 1 / (.02 / sqrt 3) = 86.6, two degrees of freedom, p = 1.3e-4."""
+    assert "1e-04" in shown(result([0.0, 0.0, 0.0], [1.0, 1.02, 0.98]))
