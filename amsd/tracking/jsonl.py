@@ -1,0 +1,135 @@
+"""`RUN/metrics.jsonl`: one JSON object per line, always written, readable at any moment, also after a crash.
+
+A step, an evaluation and a notice are told apart by the keys `evaluation` and `notice`. Values that are not finite are
+written as `null`, so that every line is standard JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from amsd.errors import RunError
+from amsd.files import write_text
+from amsd.tracking.protocol import FINISHED, RunInfo
+from amsd.tracking.values import evaluation_values
+from amsd.training.events import CheckpointRecord, Notice, StepRecord
+
+if TYPE_CHECKING:
+    from amsd.evaluation.result import EvaluationResult
+
+
+class JsonlTracker:
+    """Appends to `RUN/metrics.jsonl`.
+
+    On a resume from step s every line of a later step is dropped first, and what a resumed run says again (the base
+    model's evaluation, a notice) is written only if it differs: the file reads as that of one uninterrupted run.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._stream: TextIO | None = None
+        self._path = Path()
+        self._step = 0
+        self._said: set[str] = set()
+
+    def on_start(self, info: RunInfo) -> None:
+        """Trim what lies there already and open the file.
+
+        Raises:
+            RunError: the file cannot be read or written.
+        """
+        self._path = info.run.metrics
+        self._step = info.resumed_from or 0
+        try:
+            kept = trim(self._path, self._step)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self._path.open("a", encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"{self._path}: cannot be used for the metrics of the run: {error}") from error
+        self._said = {_content(entry) for entry in kept if "evaluation" in entry or "notice" in entry}
+
+    def on_phase(self, phase: str, step: int) -> None:
+        """Nothing: the seconds of every phase are part of the step."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """One line."""
+        self._step = record.step
+        self._write({"step": record.step, "time": self._clock(), **record.values})
+
+    def on_checkpoint(self, record: CheckpointRecord) -> None:
+        """Make everything up to the checkpoint durable: a resume from it needs these lines."""
+        if self._stream is not None:
+            os.fsync(self._stream.fileno())
+
+    def on_evaluation(self, step: int, results: Sequence[EvaluationResult], pictures: Mapping[str, Path]) -> None:
+        """One line per evaluation setting."""
+        for result in results:
+            self._write_once({"step": step, "evaluation": result.name, **evaluation_values(result)})
+
+    def on_notice(self, notice: Notice) -> None:
+        """One line."""
+        values = {"values": dict(notice.values)} if notice.values else {}
+        self._write_once({"step": notice.step, "notice": notice.kind, "text": notice.text, **values})
+
+    def on_end(self, status: str, error: str | None) -> None:
+        """Write the reason of a failure, under the step that was not completed, and close the file."""
+        if self._stream is None:
+            return
+        if status != FINISHED:
+            self._write_once({"step": self._step + 1, "notice": status, "text": error or status})
+        self._stream.close()
+        self._stream = None
+
+    def _write_once(self, entry: dict[str, Any]) -> None:
+        content = _content(entry)
+        if content not in self._said:
+            self._said.add(content)
+            self._write({**entry, "time": self._clock()})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        if self._stream is None:
+            raise RuntimeError("on_start was not called")
+        try:
+            self._stream.write(json.dumps(_plain(entry), allow_nan=False) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise RunError(f"{self._path}: cannot be written: {error}") from error
+
+
+def trim(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop, atomically, the lines of steps after `step` and lines that are torn; return what is kept."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [
+        (line, entry) for line, entry in ((line, _entry(line)) for line in lines) if entry and entry["step"] <= step
+    ]
+    write_text(path, "".join(line + "\n" for line, _ in kept))
+    return [entry for _, entry in kept]
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """The object of a line, or None if the line is not a whole one."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+
+
+def _plain(value: Any) -> Any:
+    """The value with None for floats that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _content(entry: Mapping[str, Any]) -> str:
+    """What a line says, without the time at which it was written."""
+    return json.dumps(_plain({key: value for key, value in entry.items() if key != "time"}), sort_keys=True)
