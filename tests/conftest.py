@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The same examples everywhere, and no time limit on a busy machine.
+settings.register_profile("amsd", deadline=None, derandomize=True)
+settings.load_profile("amsd")
 
 _SCRATCH = Path(tempfile.mkdtemp(prefix="amsd-tests-"))
 _USER_SETTINGS = ("AMSD_", "WANDB_", "HF_", "HUGGINGFACE_", "ACCELERATE_", "OPTUNA_", "PG")

@@ -149,8 +149,13 @@ def _table(table: dict[str, Any]) -> list[str]:
 
 def _value(value: Any) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(k)} = {_value(v)}" for k, v in value.items()) + " }" if value else "{}"
+        entries = (f"{_scalar(key)} = {_value(entry)}" for key, entry in value.items())
+        return "{ " + ", ".join(entries) + " }" if value else "{}"
     if isinstance(value, list):
         return "[" + ", ".join(_value(entry) for entry in value) + "]"
-    # JSON's strings, numbers and booleans are TOML's too (JSON escapes are a subset of TOML's).
-    return json.dumps(value, ensure_ascii=False)
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    # JSON's texts, numbers and booleans are TOML's too, but for the one control character that JSON leaves unescaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,102 @@
+"""Two recipes have one identity exactly if they train the same weights."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from amsd.recipe import identity, load_recipe
+
+
+def changed(*assignments: str, recipe: str = "shapes") -> bool:
+    return identity(load_recipe(recipe, assignments)) != identity(load_recipe(recipe))
+
+
+def test_form() -> None:
+    assert re.fullmatch(r"[0-9a-f]{12}", identity(load_recipe("shapes")))
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "optimizer.micro_batch=4",
+        "training.checkpoint_every=3",
+        "training.keep=7",
+        "training.gradient_checkpointing=true",
+        "training.compile=true",
+        "training.validate_every=5",
+        "tracking.project=other",
+        "tracking.mode=disabled",
+        "tracking.tags=['a']",
+        "evaluation.samples_per_prompt=9",
+        "evaluation.eta=[0.0, 1.0]",
+        "evaluation.metrics=['brightness']",
+        # Not used by this recipe:
+        "method.buffer.size=32",
+        "model.lora.rank=2",
+        # Restating a default:
+        "schedule.timestep_spacing=trailing",
+        "optimizer.learning_rate=0.0003",
+        "model.lora={}",
+    ],
+)
+def test_unchanged_by(assignment: str) -> None:
+    assert not changed(assignment)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "training.seed=1",
+        "training.steps=33",
+        "training.ema_decay=0.9",
+        "schedule.eta=0.7",
+        "schedule.num_inference_steps=11",
+        "schedule.final_step=midpoint",
+        "guidance.guidance_scale=5.0",
+        "method.reward_multiplier=26.0",
+        "method.adjoint_at=current",
+        "method.smoothing.noise_std=0.1",
+        "reward[0].weight=2.0",
+        "reward[0].name=shapes:area",
+        "prompts.dropout=0.2",
+        "prompts.train=['a red circle']",
+        "optimizer.prompts_per_step=32",
+        "optimizer.learning_rate=1e-4",
+        "model.precision=bf16",
+        "model.parameterization=lora",
+    ],
+)
+def test_changed_by(assignment: str) -> None:
+    assert changed(assignment)
+
+
+@pytest.mark.parametrize("scale", ["1", "1.0"])
+@pytest.mark.parametrize("flag", ["guidance_in_adjoint_computation", "guidance_in_control_computation"])
+def test_guidance_flags_are_inert_without_guidance(scale: str, flag: str) -> None:
+    recipe = load_recipe("shapes", [f"guidance.guidance_scale={scale}", f"guidance.{flag}=true"])
+    assert getattr(recipe.guidance, flag) is False
+    assert identity(recipe) == identity(load_recipe("shapes"))
+
+
+def test_guidance_flags_count_with_guidance() -> None:
+    plain = load_recipe("shapes", ["guidance.guidance_scale=5.0"])
+    flags = ["guidance.guidance_in_adjoint_computation=true", "guidance.guidance_in_control_computation=true"]
+    guided = [load_recipe("shapes", ["guidance.guidance_scale=5.0", *flags[:count]]) for count in (1, 2)]
+    assert len({identity(recipe) for recipe in (plain, *guided)}) == 3
+
+
+def test_the_buffer_counts_where_it_is_used() -> None:
+    assert changed("method.buffer.passes=3", recipe="shapes-buffer")
+    assert changed("method.buffer.size=64", recipe="shapes-buffer")
+
+
+def test_the_adapter_counts_where_it_is_used() -> None:
+    assert changed("model.lora.rank=4", recipe="shapes-lora")
+
+
+def test_order_of_keys_and_assignments_does_not_matter() -> None:
+    there = load_recipe("shapes", ["schedule.eta=0.7", "training.seed=3"])
+    back = load_recipe("shapes", ["training.seed=3", "schedule.eta=0.7"])
+    assert identity(there) == identity(back)
