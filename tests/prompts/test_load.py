@@ -1,0 +1,209 @@
+"""Every prompt source, and what is said about those that cannot be used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from amsd.errors import UsageError
+from amsd.prompts import PromptError, load_prompts, truncated
+
+CAT, DOG = "a photo of a cat", 'a dog, "running"'
+
+
+def _text(path: Path) -> None:
+    path.write_bytes(f"\ufeff{CAT}\r\n{DOG}\r\n".encode())  # as Windows editors write it
+
+
+def _json(path: Path) -> None:
+    path.write_text(json.dumps([CAT, {"text": DOG, "image": "005695-0057"}]), encoding="utf-8")
+
+
+def _jsonl(path: Path) -> None:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in ({"prompt": CAT}, DOG)), encoding="utf-8")
+
+
+def _csv(path: Path) -> None:
+    path.write_text(f'id,prompt\n1,{CAT}\n2,"a dog, ""running"""\n', encoding="utf-8")
+
+
+def _parquet(path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": [CAT, DOG], "rank": [1, 2]}), path)
+
+
+FORMATS: dict[str, Callable[[Path], None]] = {
+    ".txt": _text,
+    ".json": _json,
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_reads_the_same_prompts(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"prompts{suffix}"
+    FORMATS[suffix](path)
+    assert load_prompts(str(path)).texts == (CAT, DOG)
+
+
+def test_identity_is_that_of_the_texts_wherever_they_come_from(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    _text(path)
+    expected = hashlib.sha256(json.dumps([CAT, DOG]).encode()).hexdigest()
+    assert load_prompts(str(path)).identity == load_prompts((CAT, DOG)).identity == expected
+    assert load_prompts((DOG, CAT)).identity != expected
+
+
+def test_duplicates_and_empty_prompts_are_left_out_and_reported() -> None:
+    prompts = load_prompts([CAT, "", DOG, f" {CAT} ", "\t", CAT])
+    assert prompts.texts == (CAT, DOG)
+    assert (prompts.duplicates, prompts.empty, len(prompts)) == (2, 2, 2)
+    repeated, empty = prompts.remarks
+    assert "2 repeated prompts" in repeated
+    assert "2 empty prompts" in empty
+
+
+def test_a_clean_source_has_no_remarks() -> None:
+    assert load_prompts([CAT, DOG]).remarks == ()
+
+
+def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\x0ctwo\u2028three\n", encoding="utf-8")
+    assert len(load_prompts(str(path))) == 1
+
+
+def test_embedded_splits_share_no_prompt() -> None:
+    train, held_out = load_prompts("embedded:shapes", "train"), load_prompts("embedded:shapes", "evaluation")
+    assert train.texts
+    assert held_out.texts
+    assert not set(train.texts) & set(held_out.texts)
+
+
+def test_a_hub_data_set_is_read_by_split_and_column(tmp_path: Path) -> None:
+    # A local folder goes through the same loader as a data set of the hub.
+    folder = tmp_path / "owner"
+    folder.mkdir()
+    for split, prompt in (("train", CAT), ("test", DOG)):
+        table = pyarrow.table({"prompt": [prompt], "caption": [f"{prompt}!"]})
+        pyarrow.parquet.write_table(table, folder / f"{split}.parquet")
+    assert load_prompts(f"hub:{folder}").texts == (CAT,)
+    assert load_prompts(f"hub:{folder}:test").texts == (DOG,)
+    assert load_prompts(f"hub:{folder}:test:caption").texts == (f"{DOG}!",)
+    with pytest.raises(PromptError, match="no column 'nothing'; there are prompt, caption"):
+        load_prompts(f"hub:{folder}:test:nothing")
+    with pytest.raises(PromptError, match="cannot be loaded"):
+        load_prompts(f"hub:{folder}:nosplit")
+
+
+@pytest.mark.parametrize("source", ["hub:owner/name:train:prompt", "hub:owner/name/metadata-test.parquet"])
+def test_an_unreachable_hub_is_said_at_once(source: str) -> None:
+    with pytest.raises(PromptError, match=rf"{source}: is not in the local cache.*HF_HUB_OFFLINE is set"):
+        load_prompts(source)
+
+
+@pytest.mark.parametrize("source", ["hub:owner/name", "hub:owner/name/prompts.json"])
+def test_a_silent_hub_is_noticed_without_retries(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # nobody listens here once it is closed
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with pytest.raises(PromptError, match="the hub cannot be asked .*refused.*Download it once with network"):
+        load_prompts(source)
+
+
+class WordTokenizer:
+    """One token a word, between a start and an end token, as CLIP's tokenizer counts."""
+
+    model_max_length = 5
+
+    def __call__(self, texts: list[str], **options: object) -> dict[str, list[list[int]]]:
+        assert options["truncation"] is False
+        return {"input_ids": [[0, *range(len(text.split())), 0] for text in texts]}
+
+
+def test_prompts_that_a_tokenizer_would_cut_are_counted() -> None:
+    assert truncated(["one two three", "one two three four", "one", "a b c d e f"], WordTokenizer()) == 2
+
+
+BROKEN: dict[str, tuple[str, bytes, str]] = {
+    "empty text": ("p.txt", b"", "holds no prompt"),
+    "blank text": ("p.txt", b"\n  \n\t\n", "holds no prompt (3 entries, all of them empty)"),
+    "binary text": ("p.txt", b"a cat\na \x00 dog\n", "p.txt, line 2: holds a NUL character"),
+    "latin-1 text": ("p.txt", "a cat\nun chien frisé\n".encode("latin-1"), "p.txt, line 2: is not UTF-8 text"),
+    "cut json": ("p.json", b'["a cat",\n "a dog"', "p.json, line 2: is not valid JSON"),
+    "json object": ("p.json", b'{"text": "a cat"}', "must be a list of prompts, but is an object"),
+    "json number": ("p.json", b'["a cat", 7]', "p.json, entry 2: a prompt must be a string, but is the number 7"),
+    "json null": ("p.json", b"[null]", "entry 1: a prompt must be a string, but is null"),
+    "json without key": (
+        "p.json",
+        b'[{"caption": "x"}]',
+        "entry 1: the object needs 'text' or 'prompt', but has caption",
+    ),
+    "json wrong value": ("p.json", b'[{"text": ["x"]}]', "entry 1, 'text': a prompt must be a string, but is a list"),
+    "json deep": ("p.json", b"[" * 200_000, "nested too deeply"),
+    "empty json": ("p.json", b"[]", "holds no prompt"),
+    "jsonl line": ("p.jsonl", b'"a cat"\n\n{"text": \n', "p.jsonl, line 3: is not valid JSON"),
+    "jsonl value": ("p.jsonl", b'"a cat"\ntrue\n', "p.jsonl, line 2: a prompt must be a string, but is a truth value"),
+    "json in jsonl": ("p.jsonl", b'["a cat", "a dog"]\n', "p.jsonl, line 1: a prompt must be a string, but is a list"),
+    "empty csv": ("p.csv", b"", "is empty; the first line names the columns"),
+    "csv column": ("p.csv", b"id,caption\n1,x\n", "needs a column named 'text' or 'prompt', but has id, caption"),
+    "csv comma": ("p.csv", b"id,text\n1,x\n2,a cat, running\n", "p.csv, line 3: has 3 fields, but the header names 2"),
+    "csv quote": ("p.csv", b'text\n"a cat\n', "is not valid CSV"),
+    "csv header only": ("p.csv", b"text\n", "holds no prompt"),
+    "parquet": ("p.parquet", b"PAR1 but not really", "is not a Parquet file"),
+    "unknown format": ("p.yaml", b"- a cat\n", "unknown format '.yaml'; prompt files are .txt, .json"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_are_named_with_the_place(name: str, tmp_path: Path) -> None:
+    file, content, message = BROKEN[name]
+    path = tmp_path / file
+    path.write_bytes(content)
+    with pytest.raises(PromptError) as caught:
+        load_prompts(str(path))
+    assert str(caught.value).startswith(str(path))
+    assert message in str(caught.value)
+    assert isinstance(caught.value, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere.txt", "no such prompt file (looked in"),
+        ("a photo of a cat", 'write a list: ["a photo of a cat"]'),
+        ("embedded:cats", "the only embedded prompts are 'embedded:shapes'"),
+        ("hub:", "must have the form hub:ID"),
+        ("hub:owner/name/prompts.csv:train", "a single file has no split; write hub:owner/name/prompts.csv"),
+    ],
+)
+def test_wrong_sources_are_explained(source: str, message: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        load_prompts(source)
+    assert message in str(caught.value)
+
+
+def test_a_folder_is_not_a_prompt_file(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="is a folder"):
+        load_prompts(str(tmp_path))
+
+
+def test_parquet_columns_and_rows_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"caption": ["x"]}), path)
+    with pytest.raises(PromptError, match="needs a column named 'text' or 'prompt', but has caption"):
+        load_prompts(str(path))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x", None]}), path)
+    with pytest.raises(PromptError, match="row 2: a prompt must be a string, but is null"):
+        load_prompts(str(path))
