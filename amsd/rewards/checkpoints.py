@@ -8,7 +8,8 @@ all, where the hub's own client would retry for most of a minute.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -108,6 +109,19 @@ def find_folder(
         for name in optional:
             _download(source, name, revision, what)
     return found[0].parent
+
+
+@contextmanager
+def fail_fast() -> Iterator[None]:
+    """Inside, other packages' requests to the hub fail at once if it cannot be reached, instead of after retries."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or _offline() or _unreachable() is not None
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def load_tensors(path: Path, what: str) -> dict[str, Tensor]:

@@ -1,13 +1,9 @@
-"""CLIP's two networks (Radford et al. 2021) behind what rewards need: normalised embeddings of images and of prompts.
-
-A model is loaded once and shared by all rewards and embedders that name it: they are frozen, and move together.
-"""
+"""CLIP's two networks (Radford et al. 2021) behind what rewards need: unit embeddings of images and of prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -25,7 +21,6 @@ OPENAI_LARGE = "openai/clip-vit-large-patch14"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _BUFFERS = ("position_ids",)
 """Buffers that older files store and that the present network computes."""
-_loaded: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
 
 def load_clip(source: str, what: str, revision: str | None = None) -> Any:
@@ -36,9 +31,7 @@ def load_clip(source: str, what: str, revision: str | None = None) -> Any:
     """
     from transformers import CLIPModel
 
-    folder = str(find_folder(source, what, [("config.json",), _WEIGHTS], revision=revision).resolve())
-    if (shared := _loaded.get(folder)) is not None:
-        return shared
+    folder = str(find_folder(source, what, [("config.json",), _WEIGHTS], revision=revision))
     try:
         model, report = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
@@ -46,7 +39,6 @@ def load_clip(source: str, what: str, revision: str | None = None) -> Any:
     left_over = {key for key in report["unexpected_keys"] if not key.endswith(_BUFFERS)}
     audit({"missing": report["missing_keys"], "left over": left_over}, f"{what} = {source!r}")
     freeze(model)
-    _loaded[folder] = model
     return model
 
 

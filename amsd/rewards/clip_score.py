@@ -44,7 +44,7 @@ class CLIPScore:
         return (self._images(images) * self._texts(prompts)).sum(-1).to(images.device)
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the weights (of every reward that shares this model)."""
+        """Move the weights."""
         self._model.to(device)
         return self
 

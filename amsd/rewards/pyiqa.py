@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from amsd.errors import RunError, UsageError
+from amsd.rewards.checkpoints import fail_fast
 from amsd.rewards.networks import device_of, fingerprint, freeze, full_precision
 from amsd.rewards.preprocess import check_pairs
 
@@ -117,13 +118,16 @@ def _build(name: str, metric: str, as_loss: bool, trust_pickle: bool, options: d
     from pyiqa.models.inference_model import InferenceModel
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()), _weights_only(not trust_pickle):  # pyiqa prints
+        with contextlib.redirect_stdout(io.StringIO()), _weights_only(not trust_pickle), fail_fast():  # pyiqa prints
             return InferenceModel(metric, as_loss=as_loss, loss_reduction="none", device=torch.device("cpu"), **options)
     except UnpicklingError as error:
         raise UsageError(
             f"reward {name!r}: its checkpoint holds more than tensors. If you trust pyiqa's files, "
             "set options = { trust_pickle = true }."
         ) from error
+    except (KeyError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        given = f" with {options}" if options else ""
+        raise UsageError(f"reward {name!r} cannot be built{given}: {type(error).__name__}: {error}") from error
     except OSError as error:
         raise UsageError(
             f"reward {name!r}: its weights are not on this machine and cannot be downloaded ({error}). "
