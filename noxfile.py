@@ -1,0 +1,81 @@
+"""How amsd is checked: `nox` runs the tests; `nox -s lint types tests slow build` runs everything.
+
+Exact versions stand in `constraints.txt`, which is what everything here has been run with.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["tests"]
+nox.options.error_on_missing_interpreters = True
+
+ROOT = Path(__file__).parent
+PINNED = ("-c", str(ROOT / "constraints.txt"))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and form."""
+    session.install(*PINNED, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict types."""
+    session.install(*PINNED, "-e", ".[dev]")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Every test but the slow ones; arguments after `--` go to pytest."""
+    session.install(*PINNED, "-e", ".[dev]")
+    session.run("pytest", "-m", "not slow", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Tests that train, or take more than about ten seconds."""
+    session.install(*PINNED, "-e", ".[dev]")
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """The wheel holds what it needs, and works from a folder that knows nothing of this one."""
+    session.install("build")
+    elsewhere = Path(session.create_tmp()).resolve()
+    dist = elsewhere / "dist"
+    for old in dist.glob("amsd-*"):
+        old.unlink()
+    session.run("python", "-m", "build", "--outdir", str(dist), str(ROOT), silent=True)
+    (wheel,) = dist.glob("amsd-*.whl")
+    missing = _missing(wheel)
+    if missing:
+        session.error(f"{wheel.name} lacks {', '.join(missing)}")
+    session.install(*PINNED, str(wheel))
+    session.chdir(elsewhere)
+    session.run("python", "-c", "import amsd; assert 'site-packages' in amsd.__file__, amsd.__file__")
+    session.run("amsd", "recipe", "list")
+    session.run("amsd", "recipe", "check", "shapes")
+
+
+def _missing(wheel: Path) -> list[str]:
+    """What is in the checkout, belongs into the wheel and is not there."""
+    with zipfile.ZipFile(wheel) as archive:
+        present = set(archive.namelist())
+    shipped = {
+        f"amsd/data/{path.relative_to(ROOT)}" for kind in ("recipes", "sweeps") for path in (ROOT / kind).glob("*")
+    }
+    package = {str(path.relative_to(ROOT)) for path in (ROOT / "amsd").rglob("*") if path.is_file()}
+    expected = shipped | {name for name in package if "__pycache__" not in name}
+    weights = [name for name in present if name.startswith("amsd/shapes/") and name.endswith(".safetensors")]
+    return sorted(expected - present) + ([] if weights else ["the embedded model's weights"])
