@@ -1,0 +1,60 @@
+"""Whether a W&B run can be online: it needs a key and a server that answers."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Literal
+
+#: Seconds to wait for the server's first answer.
+PROBE_TIMEOUT = 3.0
+
+Mode = Literal["online", "offline", "disabled"]
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How W&B is run, and why not online although that was possible or wanted (None if nothing needs saying)."""
+
+    mode: Mode
+    reason: str | None = None
+
+
+def connect(wanted: Literal["auto", "online", "offline", "disabled"]) -> Connection:
+    """Settle the mode. Never asks for a key and never waits for longer than a few seconds.
+
+    `auto` obeys the environment variable WANDB_MODE if it is set. `online` without a key or a network becomes
+    `offline` like `auto` does, so that nothing is lost, and gives the reason.
+
+    Raises:
+        wandb.Error, ValueError: W&B's own configuration is broken.
+    """
+    from_environment = os.environ.get("WANDB_MODE", "")
+    if wanted == "auto" and from_environment in ("offline", "dryrun"):
+        return Connection("offline", f"WANDB_MODE is {from_environment}")
+    if wanted == "auto" and from_environment == "disabled":
+        return Connection("disabled", "WANDB_MODE is disabled")
+    if wanted in ("offline", "disabled"):
+        return Connection(wanted)
+    import wandb
+
+    if not wandb.login(prompt=False, verify=False):
+        return Connection("offline", "no W&B key is configured (run `wandb login` or set WANDB_API_KEY)")
+    address = wandb.setup().settings.base_url
+    problem = unreachable(address)
+    return Connection("online") if problem is None else Connection("offline", f"{address} is unreachable ({problem})")
+
+
+def unreachable(address: str) -> str | None:
+    """Why a web server cannot be reached (through the proxies of the environment), or None if it answers at all."""
+    try:
+        with urllib.request.urlopen(address, timeout=PROBE_TIMEOUT):
+            return None
+    except urllib.error.HTTPError:
+        return None  # it answered
+    except urllib.error.URLError as error:
+        return str(error.reason)
+    except OSError as error:
+        return str(error)

@@ -1,0 +1,174 @@
+"""The console: a live display on a terminal, plain lines in a pipe or a log file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from amsd.tracking.protocol import FINISHED, RunInfo
+from amsd.training.events import CheckpointRecord, Notice, StepRecord
+
+if TYPE_CHECKING:
+    from amsd.evaluation.result import EvaluationResult, MetricResult
+
+#: What is shown of a step: key of the record and its short name.
+SHOWN = (
+    ("reward/mean", "reward"),
+    ("loss", "loss"),
+    ("kl", "KL"),
+    ("control_to_target", "control/target"),
+    ("gradient_norm", "gradient"),
+    ("ess", "ESS"),
+)
+#: Weight of the newest step in the moving average of seconds per step.
+_NEWEST = 0.2
+
+
+class ConsoleTracker:
+    """Shows phase, progress, the main scalars, the time left and the last evaluation."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._live: Live | None = None
+        self._phase = ""
+        self._step = 0
+        self._steps = 0
+        self._best_metric = ""
+        self._values: Mapping[str, float] = {}
+        self._evaluation: RenderableType | None = None
+        self._last: float | None = None
+        self._seconds: float | None = None
+
+    def on_start(self, info: RunInfo) -> None:
+        """Say what begins and, on a terminal, open the display."""
+        self._step, self._steps = info.resumed_from or 0, info.recipe.training.steps
+        self._best_metric = info.recipe.best_metric
+        how = "new run" if info.resumed_from is None else f"continues from step {info.resumed_from}"
+        self._say(Text.assemble(("run ", "bold"), f"{info.run.path} · recipe {info.identity} · {how}"))
+        self._last = self._clock()
+        if self._console.is_terminal:
+            self._live = Live(self._display(), console=self._console, refresh_per_second=4, transient=False)
+            self._live.start()
+
+    def on_phase(self, phase: str, step: int) -> None:
+        """Show the phase."""
+        self._phase = phase
+        self._refresh()
+
+    def on_step(self, record: StepRecord) -> None:
+        """Move the bar; in a pipe, one line."""
+        self._step, self._values = record.step, record.values
+        self._time_step()
+        if self._live is None:
+            values = "  ".join(f"{name} {value}" for name, value in self._shown())
+            self._say(Text(f"step {self._position()}  {values}  {self._time_left()}"))
+        self._refresh()
+
+    def on_checkpoint(self, record: CheckpointRecord) -> None:
+        """One line."""
+        self._say(Text.assemble(("checkpoint ", "cyan"), record.path.name))
+
+    def on_evaluation(self, step: int, results: Sequence[EvaluationResult], pictures: Mapping[str, Path]) -> None:
+        """One line per setting with the deciding metric; the display keeps all metrics of the first setting."""
+        who = f"step {step}" if step else "base model"
+        for result in results:
+            if self._best_metric in result.metrics:
+                metric = f"{self._best_metric} {describe(result.metrics[self._best_metric])}"
+                self._say(Text.assemble(("evaluation ", "green"), f"{who} · {result.name} · {metric}"))
+        if results:
+            self._evaluation = _evaluation_table(who, results[0])
+        self._last = self._clock()  # an evaluation is not part of a step's time
+        self._refresh()
+
+    def on_notice(self, notice: Notice) -> None:
+        """One line."""
+        where = f" (step {notice.step})" if notice.step else ""
+        self._say(Text.assemble((f"{notice.kind}{where}: ", "yellow"), notice.text))
+
+    def on_end(self, status: str, error: str | None) -> None:
+        """Close the display and say how it ended; the error itself is told by the command line."""
+        if self._live is not None:
+            self._phase = status
+            self._live.update(self._display(), refresh=True)
+            self._live.stop()
+            self._live = None
+        style = "bold green" if status == FINISHED else "bold red"
+        self._say(Text.assemble((status, style), f" at step {self._position()}"))
+
+    def _say(self, text: Text) -> None:
+        self._console.print(text, soft_wrap=self._live is None, highlight=False)
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self._display())
+
+    def _display(self) -> RenderableType:
+        bar = Table.grid(padding=(0, 1))
+        total = max(self._steps, 1)
+        done = min(self._step, total)
+        bar.add_row(
+            Text(f"{self._position()}", style="bold"),
+            ProgressBar(total=total, completed=done, width=30),
+            Text(self._time_left()),
+            Text(self._phase, style="magenta"),
+        )
+        values = Text("   ").join(Text.assemble((f"{name} ", "dim"), value) for name, value in self._shown())
+        parts: list[RenderableType] = [Text(""), bar]
+        parts += [values] if values else []
+        parts += [self._evaluation] if self._evaluation is not None else []
+        return Group(*parts)
+
+    def _shown(self) -> list[tuple[str, str]]:
+        return [(name, f"{self._values[key]:.4g}") for key, name in SHOWN if key in self._values]
+
+    def _position(self) -> str:
+        return f"{self._step}/{self._steps}"
+
+    def _time_step(self) -> None:
+        now = self._clock()
+        if self._last is not None:
+            new = now - self._last
+            self._seconds = new if self._seconds is None else _NEWEST * new + (1 - _NEWEST) * self._seconds
+        self._last = now
+
+    def _time_left(self) -> str:
+        if self._seconds is None:
+            return "-:--:-- left"
+        left = self._seconds * max(self._steps - self._step, 0)
+        return f"{timedelta(seconds=round(left))} left ({self._seconds:.3g} s/step)"
+
+
+def describe(metric: MetricResult) -> str:
+    """A metric as `0.812 ± 0.011, +0.204 ± 0.013 to base` (means over prompts ± standard errors)."""
+    text = f"{metric.mean:.4g}{_error(metric.standard_error)}"
+    if metric.paired is None:
+        return text
+    return f"{text}, {metric.paired.difference:+.4g}{_error(metric.paired.standard_error)} to base"
+
+
+def _error(standard_error: float | None) -> str:
+    return "" if standard_error is None else f" ± {standard_error:.2g}"
+
+
+def _evaluation_table(who: str, result: EvaluationResult) -> Table:
+    table = Table(title=f"evaluation of {who} · {result.name}", title_justify="left", title_style="dim", box=None)
+    table.add_column("metric")
+    table.add_column("mean ± s.e.", justify="right")
+    table.add_column("difference to base ± s.e.", justify="right")
+    table.add_column("p", justify="right")
+    for name, metric in result.metrics.items():
+        paired = metric.paired
+        difference = "" if paired is None else f"{paired.difference:+.4g}{_error(paired.standard_error)}"
+        p_value = "" if paired is None or paired.p_value is None else f"{paired.p_value:.2g}"
+        table.add_row(name, f"{metric.mean:.4g}{_error(metric.standard_error)}", difference, p_value)
+    return table
