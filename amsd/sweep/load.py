@@ -194,9 +194,9 @@ def _machinery(sweep: Sweep) -> Iterator[Problem]:
     if sweep.pruner.name != "none" and len(sweep.objective) > 1:
         yield Problem("pruner.name", "only a single objective can be pruned", sweep.pruner.name, 'Use "none".')
     budget = sweep.budget
-    if sweep.sampler.name != "grid" and budget.trials is None and budget.seconds is None:
-        if budget.unet_evaluations is None:
-            yield Problem("budget", "is required: trials, seconds or unet_evaluations (only a grid ends by itself)")
+    endless = budget.trials is None and budget.seconds is None and budget.unet_evaluations is None
+    if endless and sweep.sampler.name != "grid":
+        yield Problem("budget", "is required: trials, seconds or unet_evaluations (only a grid ends by itself)")
     if sweep.execution.lost_after_seconds < 2 * sweep.execution.heartbeat_seconds:
         yield Problem("execution.lost_after_seconds", "must be at least twice execution.heartbeat_seconds",
                       sweep.execution.lost_after_seconds)  # fmt: skip

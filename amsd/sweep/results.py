@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +215,12 @@ def _importance(handle: StudyHandle) -> Mapping[str, float]:
     varied = [name for name in always if len({trial.params[name] for trial in complete}) > 1]
     if len(complete) < 3 or not varied:
         return {}
-    first = handle.plan.sweep.objective[0]
-    sign = -1 if first.direction == "maximize" and len(handle.plan.sweep.objective) > 1 else 1
-    target = None if len(handle.plan.sweep.objective) == 1 else lambda trial: sign * float(trial.values[0])
-    return get_param_importances(handle.study, params=varied, target=target)
+    maximized = handle.plan.sweep.objective[0].direction == "maximize"
+    with warnings.catch_warnings():
+        # PED-ANOVA asks which dimensions matter for LOW targets: the sign below is what its warning asks for.
+        warnings.simplefilter("ignore", UserWarning)
+        return get_param_importances(
+            handle.study,
+            params=varied,
+            target=lambda trial: -float(trial.values[0]) if maximized else float(trial.values[0]),
+        )

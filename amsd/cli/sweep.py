@@ -1,0 +1,181 @@
+"""`amsd sweep`: search over recipes, join a search, look at what it found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(name="sweep", help="Search over recipes with Optuna or W&B.", no_args_is_help=True)
+
+INTERRUPTED = 130
+_Study = Annotated[str | None, typer.Option("--study", help="Name of the study, if the storage has several.")]
+_Where = Annotated[str, typer.Argument(metavar="SWEEP", help="The sweep's folder, or its storage URL.")]
+
+
+@app.command("run")
+def run(
+    sweep: Annotated[str, typer.Argument(help="A sweep file, or the name of a shipped sweep.")],
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the sweep file.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Budget of trials.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine (Slurm: jobs).")] = 1,
+    storage: Annotated[
+        str | None, typer.Option(envvar="AMSD_SWEEP_STORAGE", help="Storage URL [default: SQLite in the folder].")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The sweep's folder [default: runs/sweep-NAME].")] = None,
+    backend: Annotated[str, typer.Option(help="optuna or wandb.")] = "optuna",
+    launcher: Annotated[str, typer.Option(help="local or slurm.")] = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the sweep and show its size; run nothing.")] = False,
+) -> None:
+    """Start a sweep, or go on with it: the same command resumes what was interrupted."""
+    from rich.console import Console
+
+    from amsd.errors import UsageError
+    from amsd.sweep.load import load_plan
+
+    budget = [] if trials is None else [f"budget.trials={trials}"]
+    plan = load_plan(sweep, [*(assignments or []), *budget])
+    folder = output or Path("runs") / f"sweep-{plan.sweep.name}"
+    console = Console()
+    if dry_run:
+        from amsd.sweep.study import points_to_queue
+
+        console.print(f"{plan.sweep.name}: {len(points_to_queue(plan))} points x {len(plan.sweep.seeds)} seeds")
+        return
+    match backend, launcher:
+        case "wandb", _:
+            from amsd.sweep.wandb_backend import run_wandb
+
+            run_wandb(plan, folder, workers)
+        case "optuna", "slurm":
+            from amsd.sweep.slurm import submit
+
+            jobs = submit(plan, folder, storage, workers)
+            console.print(f"Submitted {', '.join(jobs)}. Watch with: amsd sweep show {folder}")
+        case "optuna", "local":
+            _run_here(plan, folder, storage, workers, console)
+        case _:
+            raise UsageError(f"--backend {backend} --launcher {launcher}: backends are optuna and wandb, launchers "
+                             "local and slurm (slurm with optuna only)")  # fmt: skip
+
+
+def _run_here(plan: object, folder: Path, storage: str | None, workers: int, console: object) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from amsd.sweep.launch import run_worker, run_workers
+    from amsd.sweep.load import Plan
+    from amsd.sweep.results import results_of
+    from amsd.sweep.study import create
+    from amsd.sweep.table import headline, overview
+
+    assert isinstance(plan, Plan)
+    assert isinstance(console, Console)
+    handle = create(plan, folder, storage)
+    if workers == 1:
+        report = run_worker(handle)
+    else:
+        with Live(headline(results_of(handle)), console=console, refresh_per_second=1, transient=True) as live:
+            report = run_workers(handle, workers, tick=lambda: live.update(overview(results_of(handle), rows=20)))
+    console.print(overview(results_of(handle)))
+    if report.interrupted:
+        typer.secho("Interrupted; unfinished trials are queued again. The same command goes on.", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command("worker")
+def worker(
+    storage: Annotated[str, typer.Option(envvar="AMSD_SWEEP_STORAGE", help="Storage URL, or the sweep's folder.")],
+    study: _Study = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="The sweep's folder as this machine sees it [default: as in the study].")
+    ] = None,
+) -> None:
+    """Join a sweep from this or any machine, until nothing is left to do."""
+    import logging
+
+    from amsd.sweep.launch import work
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if work(storage, study, directory).interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command("show")
+def show(
+    source: _Where,
+    study: _Study = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay and refresh until the sweep is through.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Trials, best, Pareto front and parameter importance."""
+    from rich.console import Console
+
+    from amsd.sweep.results import load_sweep, results_of
+    from amsd.sweep.table import overview
+
+    console = Console()
+    if as_json:
+        from amsd.sweep.export import as_data
+
+        console.print_json(data=as_data(load_sweep(source, study)))
+        return
+    if not watch:
+        console.print(overview(load_sweep(source, study)))
+        return
+    import time
+
+    from rich.live import Live
+
+    from amsd.sweep.study import locate
+
+    handle = locate(source, study)
+    with Live(console=console, refresh_per_second=1) as live:
+        while True:
+            results = results_of(handle)
+            live.update(overview(results, rows=30))
+            if results.stopped or not any(trial.state in ("queued", "running") for trial in results.trials):
+                return
+            time.sleep(2)
+
+
+@app.command("best")
+def best(
+    source: _Where,
+    study: _Study = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the recipe there.")] = None,
+    trial: Annotated[int | None, typer.Option(help="This trial instead (say, of the Pareto front).")] = None,
+) -> None:
+    """The winning recipe, ready for `amsd train`."""
+    from amsd.files import write_text
+    from amsd.sweep.export import winning_recipe
+    from amsd.sweep.results import load_sweep
+
+    text = winning_recipe(load_sweep(source, study), trial)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(output, text)
+        typer.echo(f"{output}: run it with: amsd train {output}")
+
+
+@app.command("export")
+def export(
+    sweep: Annotated[str, typer.Argument(help="A sweep file or shipped name (YAML), or a sweep's folder (CSV).")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File [default: standard output].")] = None,
+) -> None:
+    """A sweep file as a W&B sweep configuration (YAML), or the trials of a sweep as a table (CSV)."""
+    from amsd.files import write_text
+    from amsd.sweep.export import as_csv, as_wandb_yaml
+    from amsd.sweep.load import load_plan
+    from amsd.sweep.results import load_sweep
+
+    stored = ":" in sweep or Path(sweep).is_dir()
+    text = as_csv(load_sweep(sweep)) if stored else as_wandb_yaml(load_plan(sweep))
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(output, text)

@@ -1,0 +1,119 @@
+"""What runs one training run of a trial, as the sweep sees it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Literal, Protocol
+
+from amsd.errors import RunError
+from amsd.recipe import Recipe
+from amsd.sweep.schema import TRAINING, Constraint, Objective
+
+#: Share of the training log, from its end, that a `train/...` objective or constraint is the mean of.
+_TAIL = 0.1
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """What a run has measured so far."""
+
+    evaluations: Mapping[int, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    """Step -> evaluation setting -> scalar (`eval/<metric>`, `eval/<metric>/difference`, ...)."""
+    training: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """Step -> scalars of that optimizer step."""
+    best_step: int | None = None
+    """Step of the best checkpoint."""
+
+    def evaluation_steps(self) -> list[int]:
+        """Evaluated steps, ascending; step 0 is the base model and no checkpoint."""
+        return sorted(step for step in self.evaluations if step > 0)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: a recipe in its own directory."""
+
+    recipe: Recipe
+    seed: int
+    directory: Path
+    """Folder of this run's files; training writes to `run/` inside it."""
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return self.directory / "run"
+
+
+class Verdict(Enum):
+    """What a running job shall do next."""
+
+    CONTINUE = "continue"
+    PRUNE = "prune"
+    RELEASE = "release"
+    """End, keeping the checkpoints: the trial goes back into the queue."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended."""
+
+    status: Literal["complete", "pruned", "released", "failed"]
+    log: RunLog
+    error: str | None = None
+
+
+Monitor = Callable[[RunLog], Verdict]
+
+
+class TrialExecutor(Protocol):
+    """Runs one job to its end, asking `monitor` what to do whenever something new was measured, and regularly."""
+
+    def run(self, job: Job, monitor: Monitor) -> Ended:
+        """Run the job; every process of it has ended when this returns."""
+        ...
+
+
+def objective_value(objective: Objective, log: RunLog, step: int | None = None) -> float:
+    """The objective at `step`, or where it counts (`at`).
+
+    Raises:
+        RunError: the run has not measured it, or it is not finite.
+    """
+    if objective.metric.startswith(TRAINING):
+        return _training_value(objective.metric, log, step)
+    steps = log.evaluation_steps()
+    if step is None:
+        step = log.best_step if objective.at == "best" and log.best_step is not None else max(steps, default=None)
+    settings = log.evaluations.get(step, {}) if step is not None else {}
+    chosen = settings.get(objective.setting) if objective.setting else next(iter(settings.values()), None)
+    suffix = "" if objective.value == "mean" else f"/{objective.value}"
+    key = f"eval/{objective.metric}{suffix}"
+    if chosen is None or key not in chosen:
+        where = "no evaluation" if step is None else f"the evaluation of step {step}"
+        raise RunError(f"{objective.label}: {where} in metrics.jsonl has no {key!r}")
+    return _finite(objective.label, chosen[key])
+
+
+def constraint_value(constraint: Constraint, log: RunLog) -> float:
+    """The bounded quantity at the end of a run; errors as `objective_value`."""
+    return objective_value(Objective(metric=constraint.metric), log)
+
+
+def _training_value(metric: str, log: RunLog, until: int | None) -> float:
+    """Mean of a training scalar over the last tenth of its steps (single steps are noisy)."""
+    key = metric.removeprefix(TRAINING)
+    steps = sorted(step for step, values in log.training.items() if key in values and (until is None or step <= until))
+    if not steps:
+        raise RunError(f"{metric}: metrics.jsonl has no {key!r}")
+    tail = steps[-max(1, math.ceil(_TAIL * len(steps))) :]
+    return _finite(metric, sum(log.training[step][key] for step in tail) / len(tail))
+
+
+def _finite(label: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise RunError(f"{label} is {value}")
+    return value

@@ -1,0 +1,144 @@
+"""A sweep for other tools: the winning recipe, a table of trials, a W&B sweep configuration."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import asdict
+from typing import Any
+
+from amsd.errors import UsageError
+from amsd.recipe import dump_toml
+from amsd.recipe.schema import Tracking
+from amsd.sweep.load import Plan
+from amsd.sweep.results import SweepResults
+from amsd.sweep.schema import TRAINING, Dimension, Objective
+from amsd.sweep.space import GRID_POINTS, values
+
+
+def winning_recipe(results: SweepResults, number: int | None = None) -> str:
+    """The recipe (TOML) of the best trial, or of trial `number`, with the sweep's first seed.
+
+    Raises:
+        UsageError: no trial has completed yet, none is feasible, or there is no such trial.
+    """
+    chosen = results.best if number is None else next((t for t in results.trials if t.number == number), None)
+    if chosen is None and number is not None:
+        raise UsageError(f"sweep {results.name} has no trial {number} (it has {len(results.trials)})")
+    if chosen is None:
+        infeasible = f"; {len(results.complete)} completed, but none is feasible" if results.complete else ""
+        raise UsageError(f"sweep {results.name}: no best trial yet{infeasible}")
+    plan = Plan(results.sweep, results.recipe.model_dump(mode="json", exclude_none=True))
+    recipe = plan.resolve({**chosen.settings, "training.seed": results.sweep.seeds[0]})
+    tracking = Tracking(**{**recipe.tracking.model_dump(), "name": f"{results.name}-best"})
+    values = zip(results.objectives, chosen.values or (), strict=False)
+    shown = ", ".join(f"{objective.label} = {value:.6g}" for objective, value in values)
+    title = f"# Trial {chosen.number} of sweep {results.name}: {shown} (mean over seeds {list(results.sweep.seeds)})"
+    return f"{title}\n\n{dump_toml(recipe.model_copy(update={'tracking': tracking}))}"
+
+
+def as_data(results: SweepResults) -> dict[str, Any]:
+    """Everything as JSON data; numbers that JSON does not have become null."""
+    best = results.best
+    return {
+        "name": results.name,
+        "directory": str(results.directory),
+        "objectives": [
+            {"label": objective.label, "direction": objective.direction} for objective in results.objectives
+        ],
+        "best": best.number if best else None,
+        "pareto": [trial.number for trial in results.pareto],
+        "importance": dict(results.importance),
+        "stopped": results.stopped,
+        "trials": [_plain(asdict(trial)) for trial in results.trials],
+    }
+
+
+def as_csv(results: SweepResults) -> str:
+    """One row per trial: number, state, guidance mode, parameters, objectives, constraints."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    dimensions, bounds = list(results.sweep.search), [constraint.metric for constraint in results.sweep.constraint]
+    labels = [objective.label for objective in results.objectives]
+    writer.writerow(["number", "state", "cfg_mode", *dimensions, *labels, *bounds, "seconds", "copy_of", "error"])
+    for trial in results.trials:
+        found = trial.values or ("",) * len(labels)
+        limits = [trial.constraints.get(metric, "") for metric in bounds]
+        params = [trial.params.get(name, "") for name in dimensions]
+        last = [trial.duration, trial.copy_of, trial.error]
+        writer.writerow([trial.number, trial.state, trial.cfg_mode, *params, *found, *limits, *last])
+    return stream.getvalue()
+
+
+def wandb_configuration(plan: Plan) -> dict[str, Any]:
+    """The same search as a W&B sweep.
+
+    Raises:
+        UsageError: it uses what W&B sweeps do not have (several objectives, constraints).
+    """
+    sweep = plan.sweep
+    if len(sweep.objective) > 1 or sweep.constraint:
+        raise UsageError(
+            f"sweep {sweep.name}: W&B sweeps have one objective and no constraints, but this one has "
+            f"{len(sweep.objective)} and {len(sweep.constraint)}. Use --backend optuna."
+        )
+    if sweep.budget.seconds is not None or sweep.budget.unet_evaluations is not None:
+        raise UsageError(f"sweep {sweep.name}: W&B sweeps know only budget.trials. Use --backend optuna.")
+    objective = sweep.objective[0]
+    method = {"grid": "grid", "random": "random", "qmc": "random"}.get(sweep.sampler.name, "bayes")
+    configuration: dict[str, Any] = {
+        "name": sweep.name,
+        "description": sweep.description,
+        "method": method,
+        "metric": {"name": metric_name(objective), "goal": objective.direction},
+        "parameters": {name: _parameter(dim, method) for name, dim in sweep.search.items()},
+    }
+    if sweep.budget.trials is not None:
+        configuration["run_cap"] = sweep.budget.trials
+    if sweep.pruner.name != "none":
+        configuration["early_terminate"] = {"type": "hyperband", "min_iter": max(1, sweep.pruner.startup_trials)}
+    return configuration
+
+
+def metric_name(objective: Objective) -> str:
+    """Name under which W&B finds the objective in a run's summary."""
+    if objective.metric.startswith(TRAINING):
+        return objective.metric.removeprefix(TRAINING)
+    return f"eval/{objective.metric}" + ("" if objective.value == "mean" else f"/{objective.value}")
+
+
+def as_wandb_yaml(plan: Plan) -> str:
+    """`wandb_configuration` as YAML, for `wandb sweep FILE`."""
+    import yaml
+
+    text: str = yaml.safe_dump(wandb_configuration(plan), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _parameter(dimension: Dimension, method: str) -> dict[str, Any]:
+    if dimension.low is None or dimension.high is None or method == "grid":
+        return {"values": values(dimension)}
+    low, high = dimension.low, dimension.high
+    if dimension.is_int:
+        name = "q_log_uniform_values" if dimension.log else "int_uniform"
+        return {"distribution": name, "min": int(low), "max": int(high)} if not dimension.step else {
+            "values": values(dimension)
+        }  # fmt: skip
+    if dimension.step is not None:
+        return {"distribution": "q_uniform", "min": float(low), "max": float(high), "q": float(dimension.step)}
+    name = "log_uniform_values" if dimension.log else "uniform"
+    return {"distribution": name, "min": float(low), "max": float(high)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, int | float | str | bool | None) else str(value)
+
+
+__all__ = ["GRID_POINTS", "as_csv", "as_data", "as_wandb_yaml", "metric_name", "wandb_configuration", "winning_recipe"]

@@ -1,0 +1,152 @@
+"""Runs a trial as `python -m amsd train` in processes of its own, and ends all of them when it must."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from amsd.files import write_text
+from amsd.recipe import dump_toml
+from amsd.sweep.executor import Ended, Job, Monitor, RunLog, Verdict
+from amsd.sweep.follow import Follower
+from amsd.sweep.schema import Execution
+
+if TYPE_CHECKING:
+    import psutil
+
+logger = logging.getLogger(__name__)
+
+#: Environment variable that marks every process of a run, launcher and ranks alike; its value is the run's folder.
+MARK = "AMSD_SWEEP_RUN"
+_TAIL_LINES = 25
+
+
+@dataclass(frozen=True)
+class ProcessExecutor:
+    """Each job is a subprocess of this interpreter; its ranks read the same recipe file, so they cannot disagree."""
+
+    execution: Execution
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to this process's environment, such as CUDA_VISIBLE_DEVICES."""
+
+    def run(self, job: Job, monitor: Monitor) -> Ended:
+        """Start or resume the job and follow its log until it ends or `monitor` wants it to."""
+        mark = str(job.directory.resolve())
+        end_processes(mark, self.execution.terminate_seconds)  # left behind by a worker that was killed here
+        job.directory.mkdir(parents=True, exist_ok=True)
+        recipe = job.directory / "recipe.toml"
+        write_text(recipe, dump_toml(job.recipe))
+        follower = Follower(job.run)
+        with (job.directory / "log.txt").open("ab+") as output:
+            start = output.seek(0, os.SEEK_END)
+            process = self._start(job, recipe, mark, output)
+            try:
+                verdict = self._follow(process, follower, monitor)
+            finally:
+                end_processes(mark, self.execution.terminate_seconds, process)
+            return _ending(process.returncode, verdict, follower.read(), _tail(output, start))
+
+    def command(self, job: Job, recipe: Path) -> list[str]:
+        """The command line of a job."""
+        command = list(self.execution.command or (sys.executable, "-m", "amsd", "train"))
+        command += [str(recipe), "--output", str(job.run), "--resume"]
+        processes = self.execution.processes
+        return command + (["--processes", str(processes)] if processes > 1 else [])
+
+    def _start(self, job: Job, recipe: Path, mark: str, output: IO[bytes]) -> subprocess.Popen[bytes]:
+        leash = [sys.executable, "-I", str(Path(__file__).with_name("leash.py")), str(os.getpid())]
+        return subprocess.Popen(
+            [*leash, *self.command(job, recipe)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **self.environment, MARK: mark},
+            start_new_session=True,  # Ctrl-C reaches the worker, which then decides
+        )
+
+    def _follow(self, process: subprocess.Popen[bytes], follower: Follower, monitor: Monitor) -> Verdict:
+        while True:
+            try:
+                process.wait(self.execution.poll_seconds)
+            except subprocess.TimeoutExpired:
+                verdict = monitor(follower.read())
+                if verdict is not Verdict.CONTINUE:
+                    return verdict
+            else:
+                verdict = monitor(follower.read())
+                # A run that is through counts, whatever the pruner thinks of its last checkpoint.
+                return verdict if verdict is Verdict.RELEASE and process.returncode != 0 else Verdict.CONTINUE
+
+
+def end_processes(mark: str, grace: float, child: subprocess.Popen[bytes] | None = None) -> None:
+    """End every process of this machine that carries `mark`: SIGTERM, then SIGKILL after `grace` seconds.
+
+    Ranks are found by the mark and not by process group, because torch's launcher gives each its own session.
+    """
+    import psutil
+
+    deadline = time.monotonic() + grace
+    if child is not None and child.poll() is None:
+        child.terminate()  # the launcher first: it takes its ranks with it in good order
+    told: set[int] = set() if child is None else {child.pid}
+    while members := _members(mark):
+        if child is not None:
+            child.poll()  # reap
+        late = time.monotonic() > deadline
+        for member in members:
+            try:
+                if late:
+                    member.kill()
+                elif member.pid not in told:
+                    member.terminate()
+                    told.add(member.pid)
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.05)
+    if child is not None:
+        child.wait()
+
+
+def _members(mark: str) -> list[psutil.Process]:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def _ending(code: int, verdict: Verdict, log: RunLog, tail: str) -> Ended:
+    match verdict:
+        case Verdict.PRUNE:
+            return Ended("pruned", log)
+        case Verdict.RELEASE:
+            return Ended("released", log)
+    if code == 0:
+        return Ended("complete", log)
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return Ended("failed", log, f"{tail}\nended by {name}{hint}".strip())
+    return Ended("failed", log, tail or f"ended with exit status {code} and said nothing")
+
+
+def _tail(output: IO[bytes], start: int) -> str:
+    """Last lines that this attempt wrote, without terminal colours."""
+    output.seek(start)
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", output.read().decode("utf-8", errors="replace"))
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[-_TAIL_LINES:])

@@ -1,0 +1,251 @@
+"""One worker: takes trials from the queue, runs them, and hands back what it cannot finish."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from amsd.errors import AmsdError, RunError
+from amsd.recipe import identity
+from amsd.sweep import attributes as names
+from amsd.sweep.executor import TrialExecutor
+from amsd.sweep.liveness import Claim, Liveness
+from amsd.sweep.points import Point, make_point
+from amsd.sweep.space import suggest
+from amsd.sweep.study import StudyHandle
+from amsd.sweep.trial import Outcome, Stop, run_point
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial, Trial
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """What one worker did."""
+
+    trials: int
+    """Trials it brought to an end."""
+    interrupted: bool
+
+
+class Worker:
+    """Runs trials until the budget is used up, the sweep stops, or `stop` is set."""
+
+    def __init__(self, handle: StudyHandle, executor: TrialExecutor, stop: Stop | None = None) -> None:
+        self._handle = handle
+        self._executor = executor
+        self._stop = stop or Stop()
+        self._sweep = handle.plan.sweep
+        self._liveness = Liveness(handle, f"{socket.gethostname()}:{os.getpid()}")
+
+    def run(self) -> WorkerReport:
+        """Work until there is nothing left to do.
+
+        Raises:
+            RunError: the storage stayed away, or the first trials all failed alike.
+        """
+        done = 0
+        with self._liveness:
+            while not self._stop.requested:
+                if reason := self._handle.stop_reason():
+                    raise RunError(reason)
+                claim = self._next()
+                if claim is None:
+                    if not self._others_run():
+                        break
+                    # A trial of another worker may yet come back into the queue.
+                    self._stop.wait(self._sweep.execution.poll_seconds)
+                    continue
+                done += self._try(claim)
+        return WorkerReport(done, self._stop.requested)
+
+    def _next(self) -> Claim | None:
+        if not self._budget_left():
+            return None
+        claim = self._liveness.claim()
+        if claim is not None or self._sweep.budget.trials is not None or self._sweep.sampler.name == "grid":
+            return claim
+        trial = self._handle.study.ask()  # an open-ended search makes its own points
+        return self._liveness.own(trial._trial_id, trial.number, {})
+
+    def _budget_left(self) -> bool:
+        budget = self._sweep.budget
+        if budget.seconds is None and budget.unet_evaluations is None:
+            return True
+        trials = self._handle.study.get_trials(deepcopy=False)
+        seconds = sum(trial.user_attrs.get(names.OUTCOME, {}).get("seconds", 0.0) for trial in trials)
+        seconds += sum(_running_seconds(trial) for trial in trials)
+        cost = sum(_cost(trial) for trial in trials)
+        return seconds < (budget.seconds or float("inf")) and cost < (budget.unet_evaluations or float("inf"))
+
+    def _others_run(self) -> bool:
+        from optuna.trial import TrialState
+
+        states = (TrialState.RUNNING, TrialState.WAITING) if self._budget_left() else (TrialState.RUNNING,)
+        return self._handle.storage.get_n_trials(self._handle.study_id, state=states) > 0
+
+    def _try(self, claim: Claim) -> int:
+        """Run one claimed trial to an end; 1 if it ended, 0 if it went back into the queue."""
+        from optuna.trial import Trial
+
+        trial = Trial(self._handle.study, claim.trial_id)
+        started, earlier = time.monotonic(), trial.user_attrs.get(names.OUTCOME, {}).get("seconds", 0.0)
+        try:
+            point = make_point(self._handle.plan, self._handle.directory, claim.number, suggest(self._sweep, trial))
+            outcome = self._outcome(trial, point)
+        except AmsdError as error:
+            if isinstance(error, RunError) and self._liveness.fenced:
+                raise
+            outcome = Outcome("failed", error=str(error))
+        seconds = earlier + time.monotonic() - started
+        try:
+            return self._close(trial, claim, outcome, seconds)
+        finally:
+            self._liveness.drop()
+
+    def _outcome(self, trial: Trial, point: Point) -> Outcome:
+        storage = self._handle.storage
+        if names.POINT not in trial.user_attrs:
+            storage.set_trial_user_attr(trial._trial_id, names.POINT, point.facts())
+            runs = [
+                {"seed": job.seed, "identity": identity(job.recipe), "directory": self._relative(job.run)}
+                for job in point.jobs
+            ]
+            storage.set_trial_user_attr(trial._trial_id, names.RUNS, runs)
+        twin = self._twin(trial._trial_id, trial.number, point.key)
+        if self._stop.requested or self._liveness.fenced:
+            return Outcome("released")
+        if twin is not None:
+            return _copied(twin, trial)
+        return run_point(trial, point, self._sweep, self._executor, self._stop, lambda: self._liveness.fenced)
+
+    def _relative(self, path: Any) -> str:
+        return str(path.relative_to(self._handle.directory))
+
+    def _twin(self, trial_id: int, number: int, key: str) -> FrozenTrial | None:
+        """A finished trial with the same runs, if need be after waiting for it.
+
+        Every worker first writes its key and then looks around, so of two twins at least one sees the other. It
+        waits, unless the other is waiting too and has the higher number: exactly one of them runs.
+        """
+        from optuna.trial import TrialState
+
+        storage, waiting = self._handle.storage, False
+        if storage.get_trial(trial_id).user_attrs.get(names.WAITS_FOR):  # left by a lost worker
+            storage.set_trial_user_attr(trial_id, names.WAITS_FOR, False)
+        while not (self._stop.requested or self._liveness.fenced):
+            others = [
+                other
+                for other in self._handle.study.get_trials(deepcopy=False)
+                if other.number != number and other.user_attrs.get(names.POINT, {}).get("key") == key
+            ]
+            ended = [other for other in others if other.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+            if ended:
+                return min(ended, key=lambda other: (other.state != TrialState.COMPLETE, other.number))
+            running = [other for other in others if other.state == TrialState.RUNNING]
+            if all(other.number > number and other.user_attrs.get(names.WAITS_FOR) for other in running):
+                break
+            if not waiting:
+                logger.info("Trial %d equals trial %d, which is running; waiting for it.", number, running[0].number)
+                storage.set_trial_user_attr(trial_id, names.WAITS_FOR, True)
+                waiting = True
+            self._stop.wait(self._sweep.execution.poll_seconds)
+        if waiting:
+            storage.set_trial_user_attr(trial_id, names.WAITS_FOR, False)
+        return None
+
+    def _close(self, trial: Trial, claim: Claim, outcome: Outcome, seconds: float) -> int:
+        """Write how the trial ended, unless it was given to another worker in the meantime."""
+        from optuna.trial import TrialState
+
+        storage, trial_id = self._handle.storage, claim.trial_id
+        current = storage.get_trial(trial_id)
+        owner = current.user_attrs.get(names.OWNER, {})
+        if current.state != TrialState.RUNNING or owner.get("token") != claim.token:
+            logger.warning("Trial %d was given to another worker; its outcome here is dropped.", claim.number)
+            return 0
+        facts = {"seconds": round(seconds, 3), "error": outcome.error, "copy_of": outcome.copy_of}
+        storage.set_trial_user_attr(trial_id, names.OUTCOME, {**facts, "constraints": dict(outcome.constraints)})
+        if outcome.status == "released":
+            self._liveness.drop()
+            storage.set_trial_user_attr(trial_id, names.OWNER, {**owner, "token": None})
+            storage.set_trial_state_values(trial_id, TrialState.WAITING)
+            logger.info("Trial %d goes back into the queue; it will resume from its last checkpoint.", claim.number)
+            return 0
+        self._tell(trial, outcome)
+        return 1
+
+    def _tell(self, trial: Trial, outcome: Outcome) -> None:
+        from optuna.trial import TrialState
+
+        for constraint in self._sweep.constraint:
+            if constraint.metric in outcome.constraints:
+                violation = constraint.violation(outcome.constraints[constraint.metric])
+                trial.set_constraint(constraint.metric, violation)
+        study = self._handle.study
+        match outcome.status:
+            case "complete":
+                study.tell(trial, list(outcome.values))
+            case "pruned":
+                study.tell(trial, state=TrialState.PRUNED)
+            case _:
+                logger.warning("Trial %d failed: %s", trial.number, last_line(outcome.error))
+                study.tell(trial, state=TrialState.FAIL)
+                self._stop_if_all_fail_alike()
+
+    def _stop_if_all_fail_alike(self) -> None:
+        """The first n trials failed, all for the same reason: the rest would too."""
+        limit = self._sweep.execution.stop_after_failures
+        finished = [trial for trial in self._handle.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        errors = [trial.user_attrs.get(names.OUTCOME, {}).get("error") for trial in finished]
+        if len(finished) < limit or any(trial.state.name != "FAIL" for trial in finished):
+            return
+        if len({_alike(error) for error in errors}) == 1:
+            self._handle.stop(
+                f"sweep {self._sweep.name} stopped: its first {len(finished)} trials all failed alike:\n{errors[-1]}\n"
+                f"Logs: {self._handle.directory}/trials/*/seed-*/log.txt"
+            )
+
+
+def last_line(error: str | None) -> str:
+    """The line of an error text that says what happened."""
+    lines = (error or "").strip().splitlines()
+    return lines[-1] if lines else "no error text"
+
+
+def _alike(error: str | None) -> str:
+    """An error without its numbers and paths."""
+    return re.sub(r"/\S+|[0-9a-f]{8,}|\d+(\.\d+)?", "#", last_line(error))
+
+
+def _copied(twin: FrozenTrial, trial: Trial) -> Outcome:
+    source = twin.user_attrs.get(names.OUTCOME, {})
+    number = source.get("copy_of") if source.get("copy_of") is not None else twin.number
+    logger.info("Trial %d equals trial %d; its values are taken over.", trial.number, number)
+    trial.storage.set_trial_user_attr(trial._trial_id, names.RUNS, twin.user_attrs.get(names.RUNS, []))
+    status = "complete" if twin.state.name == "COMPLETE" else "pruned"
+    values: Sequence[float] = twin.values if status == "complete" else ()
+    for step, value in twin.intermediate_values.items() if len(trial.study.directions) == 1 else ():
+        trial.report(value, step)
+    return Outcome(status, tuple(values), source.get("constraints", {}), copy_of=number)  # type: ignore[arg-type]
+
+
+def _cost(trial: FrozenTrial) -> float:
+    copied = trial.user_attrs.get(names.OUTCOME, {}).get("copy_of") is not None
+    return 0.0 if copied else float(trial.user_attrs.get(names.POINT, {}).get("cost", 0.0))
+
+
+def _running_seconds(trial: FrozenTrial) -> float:
+    from datetime import datetime
+
+    if trial.state.name != "RUNNING" or trial.datetime_start is None:
+        return 0.0
+    return max(0.0, (datetime.now() - trial.datetime_start).total_seconds())
