@@ -23,6 +23,8 @@ from amsd.run_directory import RunDirectory
 _SAMPLE = re.compile(r"p(\d+)-s(\d+)\.png")
 #: Keys of a metrics line that are not curves.
 _NOT_CURVES = ("step", "time")
+#: Notices that say how a run ended before its last step.
+_ENDS = ("failed", "interrupted")
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def load_run(path: Path) -> Run:
     recipe = _recipe(folder.recipe, gaps)
     log = _log(folder.metrics)
     gaps += log.gaps
-    base = Checkpoint(0, _evaluations(folder.base_evaluation, gaps), _samples(folder.base_samples), on_disk=True)
+    unchanged = {**log.evaluations.get(0, {}), **_evaluations(folder.base_evaluation, gaps)}
+    base = Checkpoint(0, unchanged, _samples(folder.base_samples), on_disk=True)
     checkpoints = _checkpoints(folder, log, gaps)
     run = Run(
         path=path,
@@ -186,7 +189,9 @@ def _take(log: _Log, entry: dict[str, Any]) -> None:
     if isinstance(entry.get("time"), (int, float)):
         log.last_time = float(entry["time"])
     for name, value in entry.items():
-        if name not in _NOT_CURVES and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if value is None and name not in _NOT_CURVES:  # how the log writes NaN and infinity
+            log.curves.setdefault(name, {})[step] = math.nan
+        elif name not in _NOT_CURVES and isinstance(value, (int, float)) and not isinstance(value, bool):
             # A resumed run logs some steps again: the later line is the one that the weights went through.
             log.curves.setdefault(name, {})[step] = float(value)
 
@@ -242,7 +247,10 @@ def _missing(run: Run) -> list[str]:
     """Sentences on what a complete run would have."""
     said = []
     if run.recipe is not None and not run.finished:
-        said.append(f"The run is still going or stopped early: step {run.last_step} of {run.recipe.training.steps}.")
+        ends = [notice.kind for notice in run.notices if notice.kind in _ENDS]
+        state = f"The run {ends[-1]}" if ends[-1:] == ["failed"] else "The run was interrupted" if ends else ""
+        state = state or "The run is still going or stopped without a word"
+        said.append(f"{state}: step {run.last_step} of {run.recipe.training.steps}.")
     if not run.base.evaluations:
         said.append("The base model has no evaluation here: differences to it are unknown.")
     if not any(point.evaluations for point in run.checkpoints):

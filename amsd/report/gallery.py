@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from amsd.report.data import Checkpoint, Run, Samples
 from amsd.report.evaluations import Evaluation
 from amsd.report.figures.scale import number
-from amsd.report.story import Entry, Story, evaluation, points
+from amsd.report.story import Entry, Story, evaluation, points, setting_of
 
 #: Side of the largest embedded picture in pixels, and below which one is enlarged without smoothing.
 LARGEST, PIXEL_ART = 256, 96
 _PROMPTS, _SAMPLES, _STEPS, _RUNS = 6, 4, 12, 4
 #: The gallery of a sweep shares its room among runs.
-_PROMPTS_OF_SWEEP, _STEPS_OF_SWEEP = 4, 8
+_PROMPTS_OF_SWEEP, _STEPS_OF_SWEEP = 3, 8
 
 
 @dataclass(frozen=True)
@@ -57,54 +57,73 @@ class Gallery:
 
 def build_gallery(story: Story) -> Gallery | None:
     """Chosen prompts and runs with their pictures; None where no checkpoint has pictures."""
-    setting = next((name for name in story.settings if any(_pictured(run, name) for run in story.runs)), None)
-    if setting is None:
+    chosen = _chosen(story)
+    if not chosen:
         return None
-    entries = _chosen(story, setting)
     most = _PROMPTS if story.kind == "run" else _PROMPTS_OF_SWEEP
     steps = _STEPS if story.kind == "run" else _STEPS_OF_SWEEP
-    runs = [entry.run for entry in entries if entry.run is not None]
-    indices = sorted({p for run in runs for point in run.checkpoints for p, _ in point.samples.get(setting, {})})[:most]
-    reels = tuple(_reel(story, entry, run, setting, indices, steps) for entry, run in zip(entries, runs, strict=True))
-    smallest = _side(next(iter(next(p for p in runs[0].checkpoints if setting in p.samples).samples[setting].values())))
-    prompts = _prompts(runs, setting)
+    keys = {key for shown in chosen for point in shown.checkpoints for key in point.samples[shown.setting]}
+    indices = sorted({prompt for prompt, _ in keys})[:most]
+    reels = tuple(_reel(story, shown, indices, steps) for shown in chosen)
+    first = chosen[0]
+    smallest = _side(next(iter(first.checkpoints[0].samples[first.setting].values())))
+    prompts = next((names for shown in chosen if (names := _prompts(shown))), ())
     names = tuple(prompts[index] if index < len(prompts) else f"prompt {index}" for index in indices)
-    return Gallery(names, reels, smallest <= PIXEL_ART, setting, story.reward)
+    settings = " and ".join(dict.fromkeys(shown.setting for shown in chosen))
+    return Gallery(names, reels, smallest <= PIXEL_ART, settings, story.reward)
 
 
-def _pictured(run: Run, setting: str) -> bool:
-    return any(setting in point.samples for point in run.checkpoints)
+@dataclass(frozen=True)
+class _Shown:
+    """A run with pictures, and the evaluation setting that they were sampled with."""
+
+    entry: Entry
+    run: Run
+    setting: str
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        return [point for point in self.run.checkpoints if point.samples.get(self.setting)]
 
 
-def _chosen(story: Story, setting: str) -> list[Entry]:
+def _pictured(story: Story, entry: Entry) -> _Shown | None:
+    if entry.run is None:
+        return None
+    settings = [name for name in (setting_of(story, entry.run), *entry.run.settings) if name is not None]
+    shown = (_Shown(entry, entry.run, name) for name in settings)
+    return next((candidate for candidate in shown if candidate.checkpoints), None)
+
+
+def _chosen(story: Story) -> list[_Shown]:
     """The run itself; of a sweep the run with the highest final reward of each mode, then the next best."""
-    pictured = [entry for entry in story.entries if entry.run is not None and _pictured(entry.run, setting)]
+    pictured = [shown for entry in story.entries if (shown := _pictured(story, entry)) is not None]
 
-    def reward(entry: Entry) -> float:
-        found = points(story, entry.run) if entry.run else []
+    def reward(shown: _Shown) -> float:
+        found = points(story, shown.run)
         return found[-1].reward.mean if found else float("-inf")
 
     ranked = sorted(pictured, key=reward, reverse=True)
-    first = list({entry.mode: entry for entry in reversed(ranked)}.values())
-    chosen = sorted(first, key=reward, reverse=True) + [entry for entry in ranked if entry not in first]
+    first = list({shown.entry.mode: shown for shown in reversed(ranked)}.values())
+    chosen = sorted(first, key=reward, reverse=True) + [shown for shown in ranked if shown not in first]
     return chosen[:_RUNS]
 
 
-def _reel(story: Story, entry: Entry, run: Run, setting: str, indices: Sequence[int], most: int) -> Reel:
-    shown = _spread([point for point in run.checkpoints if setting in point.samples], most)
+def _reel(story: Story, shown: _Shown, indices: Sequence[int], most: int) -> Reel:
+    spread = _spread(shown.checkpoints, most)
 
     def shots(point: Checkpoint) -> tuple[Shot, ...]:
-        found = evaluation(point, setting)
-        samples = point.samples.get(setting, {})
+        found = evaluation(point, shown.setting)
+        samples = point.samples.get(shown.setting, {})
         return tuple(Shot(_embedded(samples, index), _score(found, story.reward, index)) for index in indices)
 
+    entry = shown.entry
     mode = f" · {entry.mode.name}" if entry.mode and story.kind == "sweep" else ""
     return Reel(
         key=entry.key,
         label=entry.label + mode,
-        steps=tuple(point.step for point in shown),
-        base=shots(run.base),
-        frames=tuple(shots(point) for point in shown),
+        steps=tuple(point.step for point in spread),
+        base=shots(shown.run.base),
+        frames=tuple(shots(point) for point in spread),
     )
 
 
@@ -123,16 +142,12 @@ def _score(found: Evaluation | None, reward: str, index: int) -> str:
     return number(metric.per_prompt[index], 2)
 
 
-def _prompts(runs: Sequence[Run], setting: str) -> tuple[str, ...]:
-    for run in runs:
-        for point in (run.base, *run.checkpoints):
-            found = evaluation(point, setting)
-            if found is not None and found.prompts:
-                return found.prompts
-    return ()
+def _prompts(shown: _Shown) -> tuple[str, ...]:
+    results = (evaluation(point, shown.setting) for point in (shown.run.base, *shown.run.checkpoints))
+    return next((result.prompts for result in results if result is not None and result.prompts), ())
 
 
-def _embedded(samples: Samples | Mapping[tuple[int, int], Path], prompt: int) -> tuple[str, ...]:
+def _embedded(samples: Samples, prompt: int) -> tuple[str, ...]:
     own = [samples[key] for key in sorted(samples) if key[0] == prompt][:_SAMPLES]
     return tuple(data_uri(file) for file in own)
 

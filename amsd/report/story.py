@@ -157,10 +157,9 @@ def chosen_metrics(runs: Sequence[Run]) -> tuple[str, str | None, str | None]:
 
 def metric_names(runs: Sequence[Run]) -> list[str]:
     """Every metric that was evaluated, in order of appearance."""
-    points = (point for run in runs for point in (run.base, *run.checkpoints))
-    return list(
-        dict.fromkeys(name for point in points for found in point.evaluations.values() for name in found.metrics)
-    )
+    checkpoints = (point for run in runs for point in (run.base, *run.checkpoints))
+    results = (result for point in checkpoints for result in point.evaluations.values())
+    return list(dict.fromkeys(name for result in results for name in result.metrics))
 
 
 def common_setting(runs: Sequence[Run]) -> str | None:

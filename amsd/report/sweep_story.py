@@ -86,7 +86,19 @@ def _entries(trial: TrialResult, gaps: list[str]) -> list[Entry]:
     if found:
         return found
     label, mode = f"trial {trial.number}", mode_named(trial.cfg_mode)
-    return [Entry(f"t{trial.number}", label, trial.state, mode, trial.params, None, trial=trial.number)]
+    return [
+        Entry(
+            key=f"t{trial.number}",
+            label=label,
+            state=trial.state,
+            mode=mode,
+            params=trial.params,
+            run=None,
+            duration=trial.duration,
+            error=trial.error,
+            trial=trial.number,
+        )
+    ]
 
 
 def _run(directory: Path, trial: TrialResult, gaps: list[str]) -> Run | None:

@@ -78,7 +78,7 @@ def trial_table(story: Story) -> Table:
     """Every run of a sweep at its last evaluated checkpoint, best reward first."""
     rows = sorted((_trial_row(story, entry) for entry in story.entries), key=lambda pair: pair[0])
     keys = tuple(axis.key for axis in story.axes)
-    heads = ("run", "CFG mode", *keys, story.reward, story.diversity or "diversity", "KL (nats)", "step", "time")
+    heads = ("run", "CFG mode", story.reward, story.diversity or "diversity", "KL (nats)", *keys, "step", "time")
     return Table("Runs", heads, tuple(row for _, row in rows), story.setting or "")
 
 
@@ -94,8 +94,8 @@ def _trial_row(story: Story, entry: Entry) -> tuple[float, Row]:
     cells = (
         Cell(entry.label, tuple(notes), (entry.trial or 0) + 1e-6 * (entry.seed or 0), badge=state),
         Cell(entry.mode.name if entry.mode else "–", sort=entry.mode.name if entry.mode else "", mode=entry.mode),
-        *(_parameter(entry.params.get(axis.key)) for axis in story.axes),
         *_point_cells(last),
+        *(_parameter(entry.params.get(axis.key)) for axis in story.axes),
         Cell(str(last.step) if last else "–", sort=last.step if last else None),
         Cell(duration(entry.duration), sort=entry.duration),
     )
@@ -126,13 +126,13 @@ def seed_table(story: Story) -> Table | None:
         cells = (
             Cell(f"trial {number_of}", sort=number_of),
             Cell(entry.mode.name if entry.mode else "–", sort=entry.mode.name if entry.mode else "", mode=entry.mode),
-            *(_parameter(entry.params.get(axis.key)) for axis in story.axes),
-            Cell(str(len(group)), sort=len(group)),
             *(metric_cell(metric) for metric in (rewards, diversities, kls)),
+            Cell(str(len(group)), sort=len(group)),
+            *(_parameter(entry.params.get(axis.key)) for axis in story.axes),
         )
         rows.append((-rewards.mean if rewards else float("inf"), Row(entry.key, cells)))
     keys = tuple(axis.key for axis in story.axes)
-    heads = ("trial", "CFG mode", *keys, "seeds", story.reward, story.diversity or "diversity", "KL (nats)")
+    heads = ("trial", "CFG mode", story.reward, story.diversity or "diversity", "KL (nats)", "seeds", *keys)
     ordered = tuple(row for _, row in sorted(rows, key=lambda pair: pair[0]))
     return Table("Trials, averaged over training seeds", heads, ordered, story.setting or "")
 

@@ -13,7 +13,7 @@ from amsd.report.seeds import by_trial, over_seeds
 from amsd.report.story import Entry, Story, base_metric, points, shown_settings
 
 #: Kinds of notices that call the results themselves into question.
-ALARMS = ("reward-hacking", "not-finite", "diverged")
+ALARMS = ("reward-hacking", "failed", "not-finite")
 
 
 @dataclass(frozen=True)

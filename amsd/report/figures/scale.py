@@ -63,8 +63,8 @@ def number(value: float, digits: int = 3) -> str:
         return "0"
     size = abs(value)
     if size >= 1e5 or size < 1e-4:
-        mantissa, exponent = f"{value:.{max(digits - 2, 0)}e}".split("e")
-        text = f"{mantissa}e{int(exponent)}"
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        text = f"{float(mantissa):g}e{int(exponent)}"
     elif size >= 10 ** (digits - 1):
         text = f"{value:.0f}"
     else:

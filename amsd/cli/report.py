@@ -1,0 +1,54 @@
+"""`amsd report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from amsd.errors import UsageError
+
+if TYPE_CHECKING:
+    from amsd.report.story import Story
+
+
+def report(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_SWEEP", help="A run directory, a sweep directory or a storage URL.")
+    ],
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Where the page goes; unset: report.html beside the results."),
+    ] = None,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Build a W&B Report instead (with --html: as well).")] = False,
+) -> None:
+    """Show a run or a sweep as one self-contained HTML page, or as a W&B Report."""
+    if wandb:
+        from amsd.report.wandb_report import require_key
+
+        require_key()
+    if html is not None and html.is_dir():
+        raise UsageError(f"--html {html} is a folder; give a file, such as {html / 'report.html'}")
+    story = _story(source)
+    if html is not None or not wandb:
+        from amsd.report.page import write_page
+
+        typer.echo(write_page(story, html or story.path / "report.html"))
+    if wandb:
+        from amsd.report.wandb_report import publish
+
+        typer.echo(publish(story))
+
+
+def _story(source: str) -> Story:
+    from amsd.report.data import is_run
+
+    path = Path(source)
+    if path.exists() and is_run(path):
+        from amsd.report.story import run_story
+
+        return run_story(path)
+    from amsd.report.sweep_story import sweep_story
+
+    return sweep_story(source)

@@ -1,0 +1,229 @@
+"""The same story as a W&B Report: run sets by guidance mode, panels over the tracked runs, and the table.
+
+The panels read the runs that training logged to W&B, so the report stays alive while a sweep goes on. Names of keys are
+those of the W&B tracker: logged scalars as in metrics.jsonl, evaluations under `eval/`, the recipe as configuration.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from amsd.errors import RunError, UsageError
+from amsd.recipe import Tracking
+from amsd.report.modes import FULL, MIXED, TRAJECTORIES, UNGUIDED, Mode
+from amsd.report.story import Story
+from amsd.report.tables import Table, tables
+from amsd.report.words import facts, notices, standfirst
+
+_SCALE = "Config('guidance.guidance_scale')"
+_ADJOINT = "Config('guidance.guidance_in_adjoint_computation')"
+_CONTROL = "Config('guidance.guidance_in_control_computation')"
+#: Filter of the runs of each mode.
+FILTERS = {
+    TRAJECTORIES: f"{_SCALE} != 1 and {_ADJOINT} = False and {_CONTROL} = False",
+    UNGUIDED: f"{_SCALE} = 1",
+    FULL: f"{_SCALE} != 1 and {_ADJOINT} = True and {_CONTROL} = True",
+    MIXED: (
+        f"{_SCALE} != 1 and (({_ADJOINT} = True and {_CONTROL} = False) or ({_ADJOINT} = False and {_CONTROL} = True))"
+    ),
+}
+
+
+def require_key() -> None:
+    """Say at once that a key is needed, instead of failing after the report was built.
+
+    Raises:
+        UsageError: there is no W&B key in the environment or in the user's netrc file.
+    """
+    import wandb
+
+    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+        raise UsageError(
+            "--wandb needs a W&B key and none is set. Run `wandb login`, or set WANDB_API_KEY (and WANDB_BASE_URL for "
+            "a server of your own). Without one: --html FILE writes the same report as a page."
+        )
+
+
+def evaluation_key(metric: str) -> str:
+    """Name under which the W&B tracker logs an evaluated metric of a run's first setting."""
+    return f"eval/{metric}"
+
+
+def build_report(story: Story) -> Any:
+    """The report (`wandb_workspaces.reports.v2.Report`), not saved yet.
+
+    Raises:
+        UsageError: wandb-workspaces is not installed.
+    """
+    wr = _reports()
+    tracking = _tracking(story)
+    where = {"project": tracking.project, **({"entity": tracking.entity} if tracking.entity else {})}
+    runsets = _runsets(wr, story, where, tracking)
+    blocks = [
+        wr.P(text=standfirst(story)),
+        *(wr.CalloutBlock(text=f"{said.kind} ({said.where}): {said.text}") for said in notices(story)),
+        *(wr.CalloutBlock(text=gap) for gap in story.gaps),
+        wr.TableOfContents(),
+        wr.H1(text="What was searched" if story.kind == "sweep" else "What was trained"),
+        wr.MarkdownBlock(text=_settings(story)),
+        wr.H1(text="What was gained, and at what price"),
+        wr.PanelGrid(runsets=runsets, panels=_tradeoff_panels(wr, story)),
+        wr.H1(text="What the pictures look like"),
+        wr.PanelGrid(runsets=runsets, panels=_pictures(wr, story)),
+        wr.H1(text="How it learned"),
+        wr.PanelGrid(runsets=runsets, panels=_curve_panels(wr, story)),
+    ]
+    if story.kind == "sweep":
+        blocks += [
+            wr.H1(text="What mattered"),
+            wr.PanelGrid(runsets=runsets, panels=_parameter_panels(wr, story)),
+        ]
+    blocks += [
+        wr.H1(text="How large the adjoint was"),
+        wr.PanelGrid(runsets=runsets, panels=_adjoint_panels(wr)),
+        wr.H1(text="The numbers"),
+        *(wr.MarkdownBlock(text=markdown(table)) for table in tables(story)),
+    ]
+    return wr.Report(
+        title=f"{story.title} · amsd", description=standfirst(story), width="fluid", blocks=blocks, **where
+    )
+
+
+def publish(story: Story) -> str:
+    """Save the report as a draft and return its address.
+
+    Raises:
+        UsageError: there is no key.
+        RunError: the server refused it.
+    """
+    require_key()
+    import wandb
+
+    try:
+        report = build_report(story)
+        report.save(draft=True)
+    except (wandb.errors.Error, ValueError, OSError) as error:
+        raise RunError(f"W&B did not take the report: {error}") from error
+    return str(report.url)
+
+
+def markdown(table: Table) -> str:
+    """A table of the report as Markdown."""
+    head = " | ".join(_cell(name) for name in table.heads)
+    rows = [
+        " | ".join(
+            _cell("<br>".join([cell.text, *([cell.badge] if cell.badge else []), *cell.below])) for cell in row.cells
+        )
+        for row in table.rows
+    ]
+    ruler = " | ".join("---" for _ in table.heads)
+    title = f"**{table.caption}** {table.setting}".strip()
+    return "\n".join([title, "", *(f"| {line} |" for line in (head, ruler, *rows))])
+
+
+def _cell(words: str) -> str:
+    return words.replace("|", "\\|").replace("\n", " ")
+
+
+def _reports() -> Any:
+    try:
+        import wandb_workspaces.reports.v2 as wr
+    except ImportError as error:
+        raise UsageError(f"--wandb needs wandb-workspaces ({error}): install amsd[reports]") from error
+    return wr
+
+
+def _tracking(story: Story) -> Tracking:
+    return next((run.recipe.tracking for run in story.runs if run.recipe is not None), Tracking())
+
+
+def _runsets(wr: Any, story: Story, where: dict[str, str], tracking: Tracking) -> list[Any]:
+    """One run set for each guidance mode of a sweep; of a single run, the run."""
+    if story.kind == "run":
+        name = tracking.name or story.title
+        return [wr.Runset(name=story.title, filters=f"Metric('displayName') = '{_quoted(name)}'", **where)]
+    group = f"Metric('Group') = '{_quoted(tracking.group or story.title)}'"
+    modes: Sequence[Mode] = story.modes or tuple(FILTERS)
+    return [wr.Runset(name=mode.name, filters=f"{group} and {FILTERS[mode]}", **where) for mode in modes]
+
+
+def _quoted(name: str) -> str:
+    return name.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def _settings(story: Story) -> str:
+    lines = [f"- `{axis.key}`: {axis.description}" for axis in story.axes]
+    return "\n".join([*lines, *(f"- {name}: {value}" for name, value in facts(story))])
+
+
+def _tradeoff_panels(wr: Any, story: Story) -> list[Any]:
+    reward = wr.SummaryMetric(evaluation_key(story.reward))
+    kl = wr.SummaryMetric("kl")
+    panels = [wr.ScatterPlot(title="Reward against KL to the base (nats)", x=kl, y=reward, layout=_place(wr, 12))]
+    if story.diversity:
+        diversity = wr.SummaryMetric(evaluation_key(story.diversity))
+        title = "Reward against diversity"
+        panels.insert(0, wr.ScatterPlot(title=title, x=diversity, y=reward, layout=_place(wr, 0)))
+    return panels
+
+
+def _place(wr: Any, x: int, y: int = 0, w: int = 12, h: int = 9) -> Any:
+    return wr.Layout(x=x, y=y, w=w, h=h)
+
+
+def _pictures(wr: Any, story: Story) -> list[Any]:
+    keys = [f"samples/{setting}" for setting in story.settings] or ["samples"]
+    return [
+        wr.MediaBrowser(
+            title="Samples by checkpoint",
+            media_keys=keys,
+            mode="gallery",
+            gallery_axis="step",
+            layout=_place(wr, 0, w=24),
+        )
+    ]
+
+
+def _curve_panels(wr: Any, story: Story) -> list[Any]:
+    evaluated = [story.reward, *([story.diversity] if story.diversity else []), *story.held_out[:3]]
+    wanted = [("reward/mean", False), ("kl", False), ("loss", True), ("gradient_norm", True)]
+    panels = [
+        wr.LinePlot(title=f"{name} in evaluation", x="eval/step", y=[evaluation_key(name)]) for name in evaluated
+    ] + [
+        wr.LinePlot(title=key, y=[key], log_y=log, smoothing_factor=0.6, smoothing_show_original=True)
+        for key, log in wanted
+    ]
+    return _arranged(wr, panels)
+
+
+def _adjoint_panels(wr: Any) -> list[Any]:
+    places = ("first", "middle", "last")
+    return _arranged(
+        wr, [wr.LinePlot(title=f"|a|, {place} index", y=[f"adjoint_norm/{place}"], log_y=True) for place in places]
+    )
+
+
+def _parameter_panels(wr: Any, story: Story) -> list[Any]:
+    key = evaluation_key(story.reward)
+    results = [evaluation_key(story.diversity)] if story.diversity else []
+    columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(name)) for name in _config_keys(story)]
+    columns += [wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(name)) for name in (*results, "kl", key)]
+    return [
+        wr.ParallelCoordinatesPlot(title="Every run as a line", columns=columns, layout=_place(wr, 0, w=24)),
+        wr.ParameterImportancePlot(with_respect_to=key, layout=_place(wr, 0, 9)),
+        wr.RunComparer(diff_only="split", layout=_place(wr, 12, 9)),
+    ]
+
+
+def _config_keys(story: Story) -> list[str]:
+    """Recipe keys that are searched; variants, which have a free name, are left to the guidance keys."""
+    keys = [axis.key for axis in story.axes if "." in axis.key]
+    return keys or ["guidance.guidance_scale", "schedule.eta"]
+
+
+def _arranged(wr: Any, panels: list[Any]) -> list[Any]:
+    for index, panel in enumerate(panels):
+        panel.layout = _place(wr, 8 * (index % 3), 7 * (index // 3), w=8, h=7)
+    return panels
