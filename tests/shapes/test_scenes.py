@@ -1,0 +1,58 @@
+import math
+
+import pytest
+import torch
+
+from amsd.shapes.captions import BACKGROUND, COLOURS, FORMS, SHAPES, all_combinations
+from amsd.shapes.scenes import MARGIN, SIZE, Scenes, object_coverage, render, sample_scenes, scenes_of
+
+
+def draw(count: int = 200, seed: int = 0) -> Scenes:
+    return sample_scenes(all_combinations(), count, torch.Generator().manual_seed(seed))
+
+
+def one(shape: str, form: str = "big", colour: str = "red") -> Scenes:
+    label = [torch.tensor([value]) for value in (list(COLOURS).index(colour), SHAPES.index(shape), FORMS.index(form))]
+    return scenes_of(*label, torch.Generator().manual_seed(3))
+
+
+def test_same_seed_same_images() -> None:
+    assert torch.equal(render(draw()), render(draw()))
+    assert not torch.equal(render(draw()), render(draw(seed=1)))
+
+
+def test_images_stay_in_range_on_one_background() -> None:
+    images = render(draw())
+    assert images.shape == (200, 3, SIZE, SIZE)
+    assert images.dtype == torch.float32
+    assert images.min() >= 0.1 - 1e-6
+    assert images.max() <= 0.9 + 1e-6
+    uncovered = (object_coverage(draw()) == 0).unsqueeze(1).expand_as(images)
+    assert (images[uncovered] == BACKGROUND).all()
+
+
+@pytest.mark.parametrize(("shape", "area"), [("circle", math.pi), ("square", 4 * 0.92**2), ("triangle", 2.2 * 2 / 2)])
+def test_drawn_area_is_the_shapes_area(shape: str, area: float) -> None:
+    scenes = one(shape)
+    expected = area * float(scenes.radius[0, 0]) ** 2
+    assert float(object_coverage(scenes).sum()) == pytest.approx(expected, rel=0.03)
+
+
+def test_objects_lie_inside_and_apart() -> None:
+    scenes = draw(3000)
+    present = scenes.radius > 0
+    reach = (scenes.radius + MARGIN).unsqueeze(-1)
+    inside = (scenes.centre >= reach - 1e-4) & (scenes.centre <= SIZE - reach + 1e-4)
+    assert inside[present].all()
+    pairs = present.all(1)
+    assert torch.equal(pairs, scenes.form == FORMS.index("two"))
+    distance = (scenes.centre[pairs, 0] - scenes.centre[pairs, 1]).norm(dim=-1)
+    assert (distance > 2 * scenes.radius[pairs, 0]).all()
+
+
+def test_position_is_the_centre_of_what_is_drawn() -> None:
+    scenes = draw(100)
+    coverage = object_coverage(scenes)
+    grid = (torch.arange(SIZE) + 0.5) / (SIZE / 2) - 1
+    x = (coverage.sum(1) * grid).sum(1) / coverage.sum((1, 2))
+    assert torch.allclose(scenes.position()[:, 0], x, atol=0.02)
