@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -33,6 +34,28 @@ app.add_typer(sweep.app, name="sweep")
 INTERRUPTED = 130
 
 
+#: What the libraries below us would say on every start; the user's own settings win.
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_SILENT": "true",
+}
+
+
+def quiet_libraries(debug: bool) -> None:
+    """Show amsd's own messages, and of the libraries only errors (everything with `--debug`)."""
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s")
+    if debug:
+        return
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("transformers", "diffusers", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def _version(show: bool) -> None:
     if show:
         typer.echo(f"amsd {__version__}")
@@ -49,6 +72,7 @@ def options(
     """Options before the command."""
     if debug:
         os.environ["AMSD_DEBUG"] = "1"
+    quiet_libraries(debug)
 
 
 def main() -> None:

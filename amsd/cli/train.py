@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from amsd.cli.options import RecipeArgument, SetOption
+
+if TYPE_CHECKING:
+    from amsd.experiment.train import Finished
 
 
 def train(
@@ -40,4 +43,22 @@ def train(
         raise typer.Exit(relaunch(arguments, processes))
     from amsd.experiment.train import train as run_training
 
-    run_training(resolved, run, resume=resume)
+    finished = run_training(resolved, run, resume=resume)
+    if finished.main:
+        _summarize(finished)
+
+
+def _summarize(finished: Finished) -> None:
+    """Say what the run achieved and where everything lies."""
+    from rich.console import Console
+
+    from amsd.evaluation.table import results_table
+
+    console = Console()
+    if finished.results:
+        console.print(results_table(finished.results, title="Last checkpoint against the base model"))
+    path = finished.run.path
+    console.print(f"Run: {path}", highlight=False)
+    if (path / "comparison.png").is_file():
+        console.print(f"Pictures: {path / 'comparison.png'} (base above fine-tuned)", highlight=False)
+    console.print(f"Report: amsd report {path}", highlight=False)

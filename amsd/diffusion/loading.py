@@ -30,7 +30,7 @@ def load_adapter(model: Model) -> Adapter:
     if source.endswith(_SINGLE_FILE):
         pipeline = _from_single_file(source)
     else:
-        options: dict[str, Any] = {"torch_dtype": torch.float32, "variant": model.variant}
+        options: dict[str, Any] = {"dtype": torch.float32, "variant": model.variant}
         if not Path(source).is_dir():
             options["revision"] = model.revision
         if _has_safety_checker(source, model):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from rich.console import Console
 
 from amsd.errors import UsageError
 from amsd.evaluation.evaluator import Evaluator
@@ -23,7 +24,7 @@ from amsd.recipe.load import read_toml
 from amsd.recipe.rules import warnings
 from amsd.rewards.combination import WeightedReward
 from amsd.run_directory import RunDirectory
-from amsd.tracking import RunInfo, Tracker, build_trackers
+from amsd.tracking import RunInfo, Tracker, Trackers, standard
 from amsd.training.adjoint_matching import TRAINERS
 from amsd.training.checkpoint import newest_whole
 from amsd.training.events import Notice
@@ -58,7 +59,7 @@ def train(recipe: Recipe, output: Path, resume: bool) -> Finished:
     held_out = load_prompts(recipe.prompts.evaluation, "evaluation")
     newest = newest_whole(run) if resume else None
     info = RunInfo(recipe, run, identity(recipe), None if newest is None else int(newest.name.removeprefix("step-")))
-    tracker = build_trackers(info, main_process=accelerator.is_main_process)
+    tracker: Tracker = standard(Console()) if accelerator.is_main_process else Trackers([])
     status, error = "failed", None
     tracker.on_start(info)
     try:
