@@ -10,7 +10,7 @@ from pathlib import Path
 
 from amsd.report.data import Checkpoint, Run, Samples
 from amsd.report.evaluations import Evaluation
-from amsd.report.figures.scale import number
+from amsd.report.figures.scale import MINUS, number
 from amsd.report.story import Entry, Story, evaluation, points, setting_of
 
 #: Side of the largest embedded picture in pixels, and below which one is enlarged without smoothing.
@@ -139,7 +139,8 @@ def _score(found: Evaluation | None, reward: str, index: int) -> str:
     metric = found.metrics.get(reward) if found else None
     if metric is None or index >= len(metric.per_prompt):
         return ""
-    return number(metric.per_prompt[index], 2)
+    value = metric.per_prompt[index]
+    return f"{value:.2f}".replace("-", MINUS) if abs(value) < 100 else number(value)
 
 
 def _prompts(shown: _Shown) -> tuple[str, ...]:
