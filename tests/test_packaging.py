@@ -1,0 +1,50 @@
+"""What the package says about itself in pyproject.toml."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+#: Imported, and never without the package in brackets.
+BROUGHT_BY = {"markupsafe": "jinja2"}
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def _imported() -> set[str]:
+    found: set[str] = set()
+    for file in (ROOT / "amsd").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"amsd"}
+
+
+def test_every_import_is_declared() -> None:
+    extras = [entry for entries in PROJECT["optional-dependencies"].values() for entry in entries]
+    declared = {_name(requirement) for requirement in PROJECT["dependencies"] + extras}
+    packages = packages_distributions()
+    undeclared = {
+        module
+        for module in _imported()
+        if not declared & {BROUGHT_BY.get(_name(package), _name(package)) for package in packages.get(module, [module])}
+    }
+    assert not undeclared
+
+
+def test_constraints_are_names_and_versions_only() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)] == []
+    pinned = {_name(line) for line in lines}
+    missing = {_name(requirement) for requirement in PROJECT["dependencies"]} - pinned
+    assert not missing
