@@ -104,7 +104,8 @@ def find_folder(
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UsageError(f"{what} = {source!r}: no such folder. A repository on the hub is written OWNER/REPOSITORY.")
     complete = all(any(_cached(source, name, revision) for name in group) for group in needed)
-    found = [_one_of(source, group, revision, what) for group in needed]
+    everything = [group[0] for group in needed] + list(optional)
+    found = [_one_of(source, group, revision, what, everything) for group in needed]
     if not complete:
         for name in optional:
             _download(source, name, revision, what)
@@ -175,13 +176,18 @@ def audit(problems: Mapping[str, Iterable[str]], what: str) -> None:
         raise UsageError(f"{what}: the weights do not fit the network. Keys " + "; ".join(lines))
 
 
-def _one_of(repository: str, names: Sequence[str], revision: str | None, what: str) -> Path:
-    """The first of these files that the cache has; else the first that the hub has."""
+def _one_of(
+    repository: str, names: Sequence[str], revision: str | None, what: str, everything: Sequence[str] = ()
+) -> Path:
+    """The first of these files that the cache has; else the first that the hub has.
+
+    `everything` is what the user had better download along with it, if it has to be done by hand.
+    """
     for name in names:
         if (path := _cached(repository, name, revision)) is not None:
             return path
     how = (
-        f"Download it once with network (`hf download {repository} {names[0]}`), "
+        f"Download it once with network (`hf download {repository} {' '.join(everything or names[:1])}`), "
         "or give a local path in the options of the recipe."
     )
     where = f"{what}: {repository}/{names[0]} is not in the local cache"

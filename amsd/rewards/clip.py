@@ -29,9 +29,9 @@ def load_clip(source: str, what: str, revision: str | None = None) -> Any:
     Raises:
         UsageError: it is absent, damaged, or its weights do not fit its configuration.
     """
+    folder = str(find_folder(source, what, [("config.json",), _WEIGHTS], revision=revision))
     from transformers import CLIPModel
 
-    folder = str(find_folder(source, what, [("config.json",), _WEIGHTS], revision=revision))
     try:
         model, report = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:

@@ -38,10 +38,11 @@ class HPSv21:
         sha256: str | None = None,
         eight_bit: bool = False,
     ) -> None:
+        what = f"reward {self.name!r}, option checkpoint"
+        path = find_file(checkpoint, what, sha256)
         open_clip = _open_clip()
         configuration = _configuration(architecture)
-        what = f"reward {self.name!r}, option checkpoint"
-        state = load_tensors(find_file(checkpoint, what, sha256), what)
+        state = load_tensors(path, what)
         self._model = open_clip.CLIP(**configuration)
         fill(self._model, {key: value for key, value in state.items() if key not in _BUFFERS}, what)
         freeze(self._model)

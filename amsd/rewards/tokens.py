@@ -58,11 +58,11 @@ def load_clip_tokenizer(source: str, what: str, length: int, size: int, revision
     Raises:
         UsageError: it is absent or its vocabulary is not of the `size` that the text network has.
     """
-    from transformers import CLIPTokenizer
-
     folder = find_folder(
         source, what, [("tokenizer.json", "vocab.json")], ("vocab.json", "merges.txt", *_OPTIONAL), revision
     )
+    from transformers import CLIPTokenizer
+
     tokenizer = CLIPTokenizer.from_pretrained(str(folder))
     _check_size(len(tokenizer), (size,), what, source)
     return Tokenizer(tokenizer, length)
@@ -76,9 +76,9 @@ def load_bert_tokenizer(source: str, what: str, length: int, size: int) -> Token
     Raises:
         UsageError: it is absent or its vocabulary is not the one of a text network with `size` tokens.
     """
+    folder = find_folder(source, what, [("tokenizer.json", "vocab.txt")], ("vocab.txt", *_OPTIONAL))
     from transformers import BertTokenizer
 
-    folder = find_folder(source, what, [("tokenizer.json", "vocab.txt")], ("vocab.txt", *_OPTIONAL))
     tokenizer = BertTokenizer.from_pretrained(str(folder))
     _check_size(len(tokenizer), (size - 2, size), what, source)
     return Tokenizer(tokenizer, length)

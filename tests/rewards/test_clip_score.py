@@ -146,3 +146,14 @@ def test_the_whole_vocabulary_is_tokenized_as_by_openclip(tmp_path: Path) -> Non
         assert row[:count].tolist() == expected[:count].tolist()
         assert expected[count:].sum() == 0
     assert tokenizer.truncated(prompts) == 1
+
+
+def test_the_table_builds_it_from_a_recipe_s_options(folder: Path) -> None:
+    from amsd.rewards.table import resolve_embedder, resolve_reward
+
+    assert resolve_reward("clip-score", {"model": str(folder)}).name == "clip-score"
+    assert resolve_embedder("clip", {"model": str(folder)}).name == "clip"
+    with pytest.raises(UsageError, match="no such folder"):
+        resolve_reward("clip-score", {"model": "./missing"})
+    with pytest.raises(UsageError, match="Did you mean 'model'"):
+        resolve_reward("clip-score", {"modell": str(folder)})
