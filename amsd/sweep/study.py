@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
+import uuid
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,11 +59,13 @@ def create(plan: Plan, directory: Path, url: str | None = None) -> StudyHandle:
     url = url or default_url(directory)
     storage = open_storage(url)
     sweep = plan.sweep
+    # A study that goes on must not draw its first points again: they would only be recognised as copies.
+    started = _started(storage, sweep.name)
     directions = [objective.direction for objective in sweep.objective]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=storage, study_name=sweep.name, directions=directions, load_if_exists=True,
-        sampler=sampler(plan), pruner=pruner(plan),
+        sampler=sampler(plan, str(started)), pruner=pruner(plan),
     )  # fmt: skip
     earlier = study.user_attrs.get(names.PLAN)
     if earlier is not None:
@@ -99,7 +102,8 @@ def locate(source: str, study: str | None = None, directory: Path | None = None)
     study_id = storage.get_study_id_from_name(study)
     facts = storage.get_study_user_attrs(study_id)
     plan = restore_plan(facts[names.PLAN])
-    opened = optuna.load_study(study_name=study, storage=storage, sampler=sampler(plan), pruner=pruner(plan))
+    drawn = sampler(plan, uuid.uuid4().hex)  # workers that join must not all draw the same points
+    opened = optuna.load_study(study_name=study, storage=storage, sampler=drawn, pruner=pruner(plan))
     return StudyHandle(opened, storage, study_id, url, (directory or Path(facts[names.DIRECTORY])).resolve(), plan)
 
 
@@ -147,29 +151,41 @@ def points_to_queue(plan: Plan) -> list[dict[str, Any]]:
     return (points + [{} for _ in range(sweep.budget.trials)])[: sweep.budget.trials]
 
 
-def sampler(plan: Plan) -> BaseSampler:
-    """Optuna's sampler of this name. A grid is queued point by point, so its sampler is never asked."""
+def _started(storage: BaseStorage, name: str) -> int:
+    from optuna.trial import TrialState
+
+    known = {frozen.study_name: frozen._study_id for frozen in storage.get_all_studies()}
+    states = tuple(state for state in TrialState if state != TrialState.WAITING)
+    return storage.get_n_trials(known[name], states) if name in known else 0
+
+
+def sampler(plan: Plan, salt: str) -> BaseSampler:
+    """Optuna's sampler of this name; `salt` varies its seed (not that of QMC, whose workers share one sequence).
+
+    A grid is queued point by point, so its sampler is never asked.
+    """
     import optuna
 
     chosen = plan.sweep.sampler
+    seed = None if chosen.seed is None else zlib.crc32(f"{chosen.seed}:{salt}".encode())
     match chosen.name:
         case "tpe":
             # constant_liar: parallel workers keep away from what is being tried.
             return _experimental(
                 optuna.samplers.TPESampler,
-                seed=chosen.seed, n_startup_trials=chosen.startup_trials, multivariate=True, group=True,
+                seed=seed, n_startup_trials=chosen.startup_trials, multivariate=True, group=True,
                 constant_liar=True,
             )  # fmt: skip
         case "gp":
-            return _experimental(optuna.samplers.GPSampler, seed=chosen.seed, n_startup_trials=chosen.startup_trials)
+            return _experimental(optuna.samplers.GPSampler, seed=seed, n_startup_trials=chosen.startup_trials)
         case "qmc":
             return _experimental(
                 optuna.samplers.QMCSampler, seed=chosen.seed, scramble=True, warn_independent_sampling=False
             )
         case "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=chosen.seed)
+            return optuna.samplers.NSGAIISampler(seed=seed)
         case "random" | "grid":
-            return optuna.samplers.RandomSampler(seed=chosen.seed)
+            return optuna.samplers.RandomSampler(seed=seed)
 
 
 def _experimental(call: Any, *args: Any, **options: Any) -> Any:
