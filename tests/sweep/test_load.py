@@ -1,0 +1,105 @@
+"""Sweep files: both ways to write keys, conditions, problems with key paths, every shipped sweep."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from amsd.recipe import RecipeError
+from amsd.recipe.catalogue import folder, names
+from amsd.recipe.load import read_toml
+from amsd.sweep.load import Plan, load_plan, plan_from, restore_plan
+from amsd.sweep.space import grid, settings_of
+
+BASE = read_toml(folder("recipes") / "shapes.toml")
+HEAD = 'name = "s"\nrecipe = "shapes"\nbudget.trials = 3\n'
+OBJECTIVE = '[[objective]]\nmetric = "shapes:right"\n'
+
+
+def plan_of(text: str, base: dict[str, object] = BASE) -> Plan:
+    return plan_from(tomllib.loads(HEAD + text), base)
+
+
+def problems_of(text: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        plan_of(text)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", names("sweeps"))
+def test_every_shipped_sweep_loads_and_survives_the_storage(name: str) -> None:
+    plan = load_plan(name)
+    assert plan.sweep.name == name
+    assert restore_plan(plan.dump()) == plan
+
+
+def test_shipped_sweeps_have_their_twins() -> None:
+    shipped = set(names("sweeps"))
+    assert {"shapes-smoke", "cfg-modes", "cfg-eta", "lambda-pareto"} <= shipped
+    assert {"sd15-smoke", "sd15-cfg-modes", "sd15-cfg-eta", "sd15-lambda-pareto"} <= shipped
+
+
+def test_nested_and_quoted_keys_are_the_same() -> None:
+    nested = plan_of("[search]\nschedule.eta = { low = 0.5, high = 1.0 }\n" + OBJECTIVE)
+    quoted = plan_of('[search."schedule.eta"]\nlow = 0.5\nhigh = 1.0\n' + OBJECTIVE)
+    assert nested == quoted
+
+
+def test_grid_leaves_inactive_dimensions_out() -> None:
+    plan = plan_of(
+        "[search]\nguidance.guidance_scale = { choices = [1.0, 5.0] }\n"
+        "guidance.guidance_in_adjoint_computation = { choices = [false, true], "
+        'when."guidance.guidance_scale".above = 1.0 }\n'
+        "schedule.eta = { choices = [0.5, 1.0] }\n" + OBJECTIVE
+    )
+    # Scale 1: two etas; scale 5: two flags x two etas.
+    assert len(grid(plan.sweep)) == 2 + 4
+    assert all(
+        ("guidance.guidance_in_adjoint_computation" in point) == (point["guidance.guidance_scale"] > 1)
+        for point in grid(plan.sweep)
+    )
+
+
+def test_variants_set_several_keys() -> None:
+    sweep = load_plan("cfg-modes").sweep
+    settings = settings_of(sweep, {"mode": "full CFG", "schedule.eta": 0.7})
+    assert settings == {
+        "guidance.guidance_scale": 5.0,
+        "guidance.guidance_in_adjoint_computation": True,
+        "guidance.guidance_in_control_computation": True,
+        "schedule.eta": 0.7,
+    }
+    assert len(grid(sweep)) == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[search]\nschedule.etaa = { choices = [1.0] }\n" + OBJECTIVE, "schedule.etaa: unknown key. Did you mean 'eta'?"),
+        ("[search]\nschedule.eta = { low = 0.0, high = 1.0 }\n" + OBJECTIVE, "schedule.eta: must be above 0"),
+        ("[search]\nschedule.eta = { low = 2.0, high = 1.0 }\n" + OBJECTIVE, "low = 2 must lie below high = 1"),
+        ("[search]\nschedule.eta = { low = 0.0, high = 1.0, log = true }\n" + OBJECTIVE, "must start above 0"),
+        ("[search]\nschedule.eta = { choices = [1.0], low = 2.0 }\n" + OBJECTIVE, "exactly one of"),
+        ('[search]\nmethod.name = { choices = ["am", "amm"] }\n' + OBJECTIVE, "Did you mean 'am'?"),
+        ("[search]\ntraining.seed = { choices = [1] }\n" + OBJECTIVE, "Use seeds for repetitions"),
+        ('[search]\nschedule.eta = { choices = [1.0] }\n[[objective]]\nmetric = "shapes:rigth"\n', "Did you mean 'shapes:right'?"),
+        ("[search]\nschedule.eta = { choices = [1.0] }\n" + OBJECTIVE + "[[first]]\nschedule.eta = 0.5\n", "first[0].schedule.eta: is not a value"),
+        ("[search]\nschedule.eta = { choices = [1.0], when.mode.above = 1.0 }\n" + OBJECTIVE, "names no dimension"),
+        ("[search]\nschedule.eta = { choices = [1.0] }\n" + 2 * OBJECTIVE, "the same objective stands twice"),
+        ('[search]\nschedule.eta = { choices = [1.0] }\n[pruner]\nname = "median"\n' + OBJECTIVE
+         + '[[objective]]\nmetric = "train/kl"\n', "only a single objective can be pruned"),
+        ("[search]\nschedule.eta = { choices = [1.0] }\n[execution]\nlost_after_seconds = 1.0\n" + OBJECTIVE, "at least twice"),
+        ("serch = 1\n[search]\nschedule.eta = { choices = [1.0] }\n" + OBJECTIVE, "Did you mean 'search'?"),
+    ],
+)  # fmt: skip
+def test_problems_say_key_value_and_way_out(text: str, expected: str) -> None:
+    assert expected in problems_of(text)
+
+
+def test_a_sweep_without_an_end_is_refused() -> None:
+    tree = tomllib.loads(
+        'name = "s"\nrecipe = "shapes"\n[search]\nschedule.eta = { low = 0.5, high = 1.0 }\n' + OBJECTIVE
+    )
+    with pytest.raises(RecipeError, match="only a grid ends by itself"):
+        plan_from(tree, BASE)

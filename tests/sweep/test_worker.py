@@ -1,0 +1,250 @@
+"""The machinery in one process, with an executor that computes a closed form: nothing lost, nothing run twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from amsd.errors import RunError, UsageError
+from amsd.sweep import attributes as names
+from amsd.sweep.executor import Ended, Job, Monitor, RunLog, Verdict
+from amsd.sweep.liveness import Liveness
+from amsd.sweep.results import load_sweep, results_of
+from amsd.sweep.study import StudyHandle, create, locate
+from amsd.sweep.trial import Stop
+from amsd.sweep.worker import Worker
+from tests.sweep.conftest import MakePlan
+
+
+def parabola(job: Job) -> float:
+    return -((job.recipe.schedule.eta - 0.8) ** 2) + 0.5 * job.seed
+
+
+@dataclass
+class Formula:
+    """Evaluates `value` of the recipe at two checkpoints; counts what it ran."""
+
+    value: Callable[[Job], float] = parabola
+    seconds: float = 0.0
+    ran: list[Job] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+
+    def run(self, job: Job, monitor: Monitor) -> Ended:
+        self.ran.append(job)
+        evaluations: dict[int, dict[str, dict[str, float]]] = {}
+        for step in (2, 4):
+            time.sleep(self.seconds)
+            scalars = {
+                "eval/shapes:right": self.value(job) * step / 4,
+                "eval/shapes:alignment": job.recipe.schedule.eta,
+            }
+            evaluations[step] = {"setting": scalars}
+            log = RunLog(evaluations, {step: {"kl": 2.0 * job.recipe.schedule.eta}}, None)
+            verdict = monitor(log)
+            if verdict is not Verdict.CONTINUE:
+                self.ends.append(verdict.value)
+                return Ended("pruned" if verdict is Verdict.PRUNE else "released", log)
+        return Ended("complete", log)
+
+
+@dataclass
+class Failing:
+    message: str
+
+    def run(self, job: Job, monitor: Monitor) -> Ended:
+        return Ended("failed", RunLog(), self.message.format(directory=job.directory))
+
+
+def test_values_are_means_over_seeds(make_plan: MakePlan, tmp_path: Path) -> None:
+    executor = Formula()
+    Worker(create(make_plan(seeds=[0, 1]), tmp_path), executor).run()
+    results = load_sweep(tmp_path)
+    assert [trial.state for trial in results.trials] == ["complete"] * 3
+    assert len(executor.ran) == 6
+    for trial in results.trials:
+        expected = -((trial.params["schedule.eta"] - 0.8) ** 2) + 0.25
+        assert trial.values == pytest.approx((expected,))
+        assert [run.values["shapes:right"] for run in trial.runs] == pytest.approx([expected - 0.25, expected + 0.25])
+        assert trial.seeds == (0, 1)
+        # Half the value at half of the first seed's steps; then the mean of the finished and the running seed.
+        assert list(trial.intermediate) == [2, 4, 6, 8]
+        assert trial.intermediate[2] == pytest.approx((expected - 0.25) / 2)
+        assert trial.intermediate[8] == pytest.approx(expected)
+    best = results.best
+    assert best is not None
+    assert abs(best.params["schedule.eta"] - 0.8) == min(abs(t.params["schedule.eta"] - 0.8) for t in results.trials)
+
+
+@pytest.mark.parametrize("url", ["sqlite:///{}/s.db", "journal:{}/s.log"])
+def test_a_resumed_sweep_adds_nothing_and_a_larger_budget_adds_the_rest(
+    make_plan: MakePlan, tmp_path: Path, url: str
+) -> None:
+    url = url.format(tmp_path)
+    for trials, new in ((3, 3), (3, 0), (5, 2)):
+        executor = Formula()
+        Worker(create(make_plan(budget={"trials": trials}), tmp_path, url), executor).run()
+        assert len(executor.ran) == new
+    assert len(load_sweep(url).trials) == 5
+    with pytest.raises(UsageError, match="'search' differs"):
+        create(make_plan(search={"schedule.eta": {"low": 0.5, "high": 1.4}}), tmp_path, url)
+
+
+def test_equal_runs_are_run_once(make_plan: MakePlan, tmp_path: Path) -> None:
+    flags = {"choices": [False, True]}
+    plan = make_plan(
+        search={"guidance.guidance_scale": {"choices": [1.0, 5.0]}, "guidance.guidance_in_adjoint_computation": flags},
+        sampler={"name": "grid"}, budget={},
+    )  # fmt: skip
+    executor = Formula()
+    Worker(create(plan, tmp_path), executor).run()
+    results = load_sweep(tmp_path)
+    assert [trial.state for trial in results.trials] == ["complete"] * 4
+    assert len(executor.ran) == 3
+    assert [trial.copy_of for trial in results.trials] == [None, 0, None, None]
+    assert results.trials[1].values == results.trials[0].values
+    assert results.trials[1].runs == results.trials[0].runs
+    assert results.trials[1].number not in {trial.number for trial in results.pareto}
+
+
+def test_parallel_twins_run_once(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan(
+        search={"schedule.eta": {"choices": [0.7]}}, budget={"trials": 4}, execution={"poll_seconds": 0.02}
+    )
+    create(plan, tmp_path)
+    executors = [Formula(seconds=0.1) for _ in range(4)]
+    handles = [locate(str(tmp_path)) for _ in executors]
+    threads = [
+        threading.Thread(target=Worker(handle, executor).run)
+        for handle, executor in zip(handles, executors, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    results = load_sweep(tmp_path)
+    assert [trial.state for trial in results.trials] == ["complete"] * 4
+    assert sum(len(executor.ran) for executor in executors) == 1
+    assert sum(trial.copy_of is not None for trial in results.trials) == 3
+
+
+def test_pruner_ends_a_bad_trial(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan(
+        search={"schedule.eta": {"choices": [0.8, 0.9, 1.0, 1.5]}}, sampler={"name": "grid"}, budget={},
+        pruner={"name": "median", "startup_trials": 3},
+    )  # fmt: skip
+    executor = Formula()
+    Worker(create(plan, tmp_path), executor).run()
+    results = load_sweep(tmp_path)
+    assert [trial.state for trial in results.trials] == ["complete"] * 3 + ["pruned"]
+    assert executor.ends == ["prune"]
+    assert list(results.trials[3].intermediate) == [2]
+
+
+def test_several_objectives_constraint_and_pareto_front(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan(
+        search={"schedule.eta": {"choices": [0.5, 0.8, 1.1, 1.4]}}, sampler={"name": "grid"}, budget={},
+        objective=[{"metric": "shapes:right"}, {"metric": "shapes:alignment"}],
+        constraint=[{"metric": "train/kl", "at_most": 2.5}],
+    )  # fmt: skip
+    Worker(create(plan, tmp_path), Formula()).run()
+    results = load_sweep(tmp_path)
+    # kl = 2 eta: 1.4 breaks the budget; 0.5 is worse than 0.8 in both; 1.1 trades one for the other.
+    assert [trial.feasible for trial in results.trials] == [True, True, True, False]
+    assert [trial.number for trial in results.pareto] == [1, 2]
+    assert results.best is not None
+    assert results.best.number == 1
+    frozen = create(plan, tmp_path).study.get_trials()[3]
+    assert frozen.constraints == {"train/kl": pytest.approx(0.3)}
+
+
+def test_a_failed_trial_keeps_its_error_and_the_sweep_goes_on(make_plan: MakePlan, tmp_path: Path) -> None:
+    def value(job: Job) -> float:
+        return float("nan") if job.recipe.schedule.eta > 0.9 else 1.0
+
+    plan = make_plan(
+        search={"schedule.eta": {"choices": [0.8, 1.0, 0.9]}}, sampler={"name": "grid"}, budget={},
+    )  # fmt: skip
+    Worker(create(plan, tmp_path), Formula(value)).run()
+    results = load_sweep(tmp_path)
+    assert [trial.state for trial in results.trials] == ["complete", "failed", "complete"]
+    assert results.trials[1].error == "shapes:right is nan"
+
+
+def test_the_sweep_stops_when_the_first_trials_fail_alike(make_plan: MakePlan, tmp_path: Path) -> None:
+    handle = create(make_plan(budget={"trials": 8}), tmp_path)
+    with pytest.raises(RunError, match=r"(?s)first 3 trials all failed alike.*no weights in"):
+        Worker(handle, Failing("no weights in {directory}")).run()
+    results = results_of(handle)
+    assert [trial.state for trial in results.trials] == ["failed"] * 3 + ["queued"] * 5
+    # Started again after the cause was removed, it goes on.
+    Worker(create(make_plan(budget={"trials": 8}), tmp_path), Formula()).run()
+    assert [trial.state for trial in load_sweep(tmp_path).trials] == ["failed"] * 3 + ["complete"] * 5
+
+
+def test_a_stop_hands_the_trial_back(make_plan: MakePlan, tmp_path: Path) -> None:
+    handle, stop = create(make_plan(), tmp_path), Stop()
+    executor = Formula(seconds=0.3)
+    threading.Timer(0.4, stop.request).start()
+    report = Worker(handle, executor, stop).run()
+    assert report.interrupted
+    states = [trial.state for trial in results_of(handle).trials]
+    assert "running" not in states
+    assert states.count("queued") >= 2
+    Worker(handle, Formula()).run()
+    assert [trial.state for trial in results_of(handle).trials] == ["complete"] * 3
+
+
+def silent_owner(handle: StudyHandle) -> int:
+    """Claim a trial and fall silent at once, as a killed worker does."""
+    claim = Liveness(handle, "gone:1").claim()
+    assert claim is not None
+    return claim.number
+
+
+@pytest.mark.parametrize("url", ["sqlite:///{}/s.db", "journal:{}/s.log"])
+def test_a_lost_trial_is_queued_again_under_its_number(make_plan: MakePlan, tmp_path: Path, url: str) -> None:
+    handle = create(make_plan(), tmp_path, url.format(tmp_path))
+    number = silent_owner(handle)
+    Worker(handle, Formula()).run()
+    results = results_of(handle)
+    assert [trial.state for trial in results.trials] == ["complete"] * 3
+    assert results.trials[number].attempts == 2
+
+
+def test_a_trial_that_loses_every_worker_fails(make_plan: MakePlan, tmp_path: Path) -> None:
+    handle = create(make_plan(execution={"attempts": 1}), tmp_path)
+    number = silent_owner(handle)
+    Worker(handle, Formula()).run()
+    lost = results_of(handle).trials[number]
+    assert lost.state == "failed"
+    assert "lost 1 times, last gone:1" in (lost.error or "")
+
+
+def test_an_owner_that_was_taken_for_dead_lets_go(make_plan: MakePlan, tmp_path: Path) -> None:
+    handle = create(make_plan(budget={"trials": 1}), tmp_path)
+    executor = Formula(seconds=0.6)
+    worker = Worker(handle, executor)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    time.sleep(0.3)
+    trial = handle.study.get_trials()[0]
+    handle.storage.set_trial_user_attr(trial._trial_id, names.OWNER, {"token": "another", "attempt": 2})
+    thread.join(2.5)
+    assert executor.ends == ["release"]
+    assert handle.study.get_trials()[0].state.name == "RUNNING"  # still the other's
+    worker._stop.request()
+    thread.join(10)
+
+
+def test_budget_in_unet_evaluations(make_plan: MakePlan, tmp_path: Path) -> None:
+    from amsd.sweep.cost import unet_evaluations
+
+    cost = unet_evaluations(make_plan().recipe)
+    executor = Formula()
+    Worker(create(make_plan(budget={"unet_evaluations": 3.5 * cost}), tmp_path), executor).run()
+    assert len(executor.ran) == 4  # the budget is checked before a trial starts
