@@ -45,7 +45,9 @@ def _story(source: str) -> Story:
     from amsd.report.data import is_run
 
     path = Path(source)
-    if path.exists() and is_run(path):
+    if "://" not in source and not path.is_dir():
+        raise UsageError(f"{source}: no such folder; give a run directory, a sweep directory or a storage URL")
+    if is_run(path):
         from amsd.report.story import run_story
 
         return run_story(path)

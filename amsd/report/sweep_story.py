@@ -107,7 +107,7 @@ def _run(directory: Path, trial: TrialResult, gaps: list[str]) -> Run | None:
     if is_run(directory):
         return load_run(directory)
     if trial.state != "queued":
-        gaps.append(f"Trial {trial.number}: its run directory {directory.name} is not on this machine.")
+        gaps.append(f"Trial {trial.number}: its run directory {'/'.join(directory.parts[-4:])} is not on this machine.")
     return None
 
 

@@ -6,7 +6,6 @@ those of the W&B tracker: logged scalars as in metrics.jsonl, evaluations under 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,11 +34,11 @@ def require_key() -> None:
     """Say at once that a key is needed, instead of failing after the report was built.
 
     Raises:
-        UsageError: there is no W&B key in the environment or in the user's netrc file.
+        UsageError: there is no W&B key in the environment or the user's settings.
     """
     import wandb
 
-    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+    if not wandb.login(prompt=False, verify=False):
         raise UsageError(
             "--wandb needs a W&B key and none is set. Run `wandb login`, or set WANDB_API_KEY (and WANDB_BASE_URL for "
             "a server of your own). Without one: --html FILE writes the same report as a page."

@@ -41,7 +41,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(interface, "_get_api", lambda: api)
     monkeypatch.setattr(interface, "execute_graphql", execute)
     monkeypatch.setattr(interface, "get_app_url", lambda _api: "https://wandb.example")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr("wandb.login", lambda **_: True)
     return kept
 
 
@@ -84,8 +84,7 @@ def test_run_report_shows_the_one_run(sent: list[dict[str, Any]], a_run: Story) 
 def test_without_a_key_it_says_at_once_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setattr(wandb, "api", SimpleNamespace(api_key=None))
+    monkeypatch.setattr(wandb, "login", lambda **_: False)
     with pytest.raises(UsageError, match="wandb login"):
         require_key()
 

@@ -135,13 +135,7 @@ def _mark(plot: _Plot, dot: _Dot, x: Scale, y: Scale, single: bool) -> str:
     left, level = x(dot.across.mean), y(dot.point.reward.mean)
     bars = ""
     if dot.last or single:
-        low, high = _ends(dot.across)
-        below, above = _ends(dot.point.reward)
-        bars = tag(
-            "path",
-            d=f"M{x(low):.1f} {level:.1f}H{x(high):.1f}M{left:.1f} {y(below):.1f}V{y(above):.1f}",
-            class_="bar",
-        )
+        bars = _bars(dot.across, dot.point.reward, x, y)
     mode = dot.entry.mode
     shape = MARKS[mode.index if mode else 0]
     size = 6.0 if dot.last else 3.0 + single
@@ -167,6 +161,14 @@ def _mark(plot: _Plot, dot: _Dot, x: Scale, y: Scale, single: bool) -> str:
     )
 
 
+def _bars(across: Metric, reward: Metric, x: Scale, y: Scale) -> str:
+    """One standard error to each side."""
+    low, high = (x(end) for end in _ends(across))
+    below, above = (y(end) for end in _ends(reward))
+    data = f"M{low:.1f} {y(reward.mean):.1f}H{high:.1f}M{x(across.mean):.1f} {below:.1f}V{above:.1f}"
+    return tag("path", d=data, class_="bar")
+
+
 def _base_mark(plot: _Plot, x: Scale, y: Scale) -> str:
     if plot.base is None:
         return ""
@@ -178,8 +180,8 @@ def _base_mark(plot: _Plot, x: Scale, y: Scale) -> str:
     cross = tag("path", **mark(BASE_MARK, *place, 5), class_="cross")
     return tag(
         "g",
-        cross + note,
-        class_="mark base",
+        _bars(across, reward, x, y) + cross + note,
+        class_="mark base m9",
         data_tip=words,
         role="img",
         aria_label=words.replace("\n", ", "),
