@@ -107,7 +107,8 @@ def _run(directory: Path, trial: TrialResult, gaps: list[str]) -> Run | None:
     if is_run(directory):
         return load_run(directory)
     if trial.state != "queued":
-        gaps.append(f"Trial {trial.number}: its run directory {'/'.join(directory.parts[-4:])} is not on this machine.")
+        place = "/".join(directory.parts[-4:])
+        gaps.append(f"Trial {trial.number}: its run directory {place} is not on this machine.")
     return None
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from amsd.cli.report import report
 from amsd.errors import UsageError
+from amsd.recipe import dump_toml, identity
 from amsd.recipe.load import read_toml
 from amsd.report.sweep_story import sweep_story
 from amsd.sweep.executor import Ended, Job, Monitor, RunLog
@@ -35,8 +36,6 @@ class Writes:
 
 @pytest.fixture(scope="module")
 def sweep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from amsd.recipe import dump_toml
-
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "base.toml").write_text(dump_toml(recipe()), encoding="utf-8")
     tree = {
@@ -71,7 +70,7 @@ def test_story_of_a_real_study(sweep_folder: Path) -> None:
     assert {entry.trial for entry in story.entries} == set(range(8))
     copies = [entry for entry in story.entries if entry.copy_of is not None]
     assert all(entry.run is None for entry in copies)
-    drawn = {(entry.run.recipe, entry.seed) for entry in story.entries if entry.run is not None}
+    drawn = {(identity(entry.run.recipe), entry.seed) for entry in story.entries if entry.run and entry.run.recipe}
     assert len(drawn) == len(story.runs)  # equal runs are drawn once
     assert {mode.name for mode in story.modes} <= {"CFG trajectories", "no guidance", "mixed"}
     assert len(story.settings) == 1
