@@ -118,7 +118,7 @@ class ConsoleTracker:
         done = min(self._step, total)
         bar.add_row(
             Text(f"{self._position()}", style="bold"),
-            ProgressBar(total=total, completed=done, width=30),
+            ProgressBar(total=total, completed=done, width=30, complete_style="cyan", finished_style="green"),
             Text(self._time_left()),
             Text(self._phase, style="magenta"),
         )

@@ -101,7 +101,7 @@ class WandbTracker:
         with self._guarded("stopped"):
             self._run.alert(title=notice.kind, text=notice.text, level="WARN")
             table = wandb.Table(["step", "kind", "text"], [list(row) for row in self._notices])
-            self._log("step", notice.step, {"notices": table})
+            self._log("step", notice.step or self._step, {"notices": table})
 
     def on_end(self, status: str, error: str | None) -> None:
         """Upload what is left and close the run."""
@@ -166,6 +166,7 @@ def _open(info: RunInfo, mode: Literal["online", "offline"]) -> Any:
         dir=info.run.path,
         id=_run_id(info),
         resume="allow",
+        reinit="finish_previous",
         config=info.recipe.model_dump(mode="json") | {"identity": info.identity},
         settings=wandb.Settings(
             silent=True,
