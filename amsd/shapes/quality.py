@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
+from scipy import ndimage
 from torch import Tensor
 
 from amsd.shapes import prompts_path
 from amsd.shapes.captions import COLOURS, FORMS, SHAPES, parse_caption
 from amsd.shapes.classifier import AttributeClassifier, accuracy
+from amsd.shapes.rewards import objectness
 from amsd.shapes.train_classifier import measure as classifier_accuracy
 from amsd.shapes.train_vae import psnr_of
 
@@ -93,6 +95,25 @@ def caption_accuracy(
         return accuracy(classifier(images), colour, shape, form)
 
 
+def objects_in(images: Tensor) -> list[int]:
+    """Number of connected objects of at least 8 pixels in each image.
+
+    The classifier knows no form but small, big and two, and reads three objects as two: this counts them.
+    """
+    counts: list[int] = []
+    for mask in (objectness(images) > 0.5).numpy():
+        labels, found = ndimage.label(mask)
+        counts.append(sum(int((labels == label).sum()) >= 8 for label in range(1, found + 1)))
+    return counts
+
+
+def exact_pairs(pipeline: StableDiffusionPipeline, prompts: Sequence[str], samples: int, seed: int) -> float:
+    """Share of samples of the captions that say "two" which show exactly two objects."""
+    repeated = [prompt for prompt in prompts if prompt.startswith("two ") for _ in range(samples)]
+    counts = objects_in(generate(pipeline, repeated, seed=seed))
+    return sum(count == 2 for count in counts) / len(counts)
+
+
 def memoryless_correlation(
     pipeline: StableDiffusionPipeline, prompts: Sequence[str], *, eta: float = 1.0, pairs: int = 24, seed: int = 0
 ) -> float:
@@ -130,6 +151,7 @@ def measure(pipeline: StableDiffusionPipeline, classifier: AttributeClassifier, 
         measured[f"train_{name}"] = share
     for name, share in caption_accuracy(pipeline, classifier, evaluation, 4, seed + 4, eta=1.0).items():
         measured[f"heldout_eta1_{name}"] = share
+    measured["heldout_exact_pairs"] = exact_pairs(pipeline, evaluation, 8, seed + 6)
     measured["memoryless_correlation"] = memoryless_correlation(pipeline, evaluation[:4], seed=seed + 5)
     rounded = {name: round(value, 4) for name, value in measured.items()}
     return Quality(rounded, AT_LEAST, AT_MOST)

@@ -137,12 +137,12 @@ def _finish(state: Path, out: Path, settings: dict[str, Any]) -> bool:
 
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(state / "snapshot", out)
+    # The state beside the snapshot, read at once: a snapshot can be finished while the training goes on.
+    unet = torch.load(state / "unet.pt", weights_only=True, map_location="cpu")
     pipeline, classifier = load(out)
     quality = measure(pipeline, classifier, seed=settings["seed"] + 3)
     save_samples(pipeline, out / "samples.png", seed=settings["seed"] + 4)
     curves = {stage: json.loads((state / f"{stage}.json").read_text()) for stage in (Stage.CLASSIFIER, Stage.VAE)}
-    # Read from the state of the snapshot, not from the end of the training: a snapshot can be finished early.
-    unet = torch.load(state / "unet.pt", weights_only=True, map_location="cpu")
     curves[Stage.UNET] = {"steps": unet["step"], "curve": unet["curve"]}
     record = {"settings": settings, "libraries": library_versions(), "quality": quality.to_json(), "log": curves}
     (out / "training.json").write_text(json.dumps(record) + "\n")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from amsd.shapes.captions import BACKGROUND, COLOURS, FORMS, SHAPES, all_combinations
+from amsd.shapes.quality import objects_in
 from amsd.shapes.scenes import MARGIN, SIZE, Scenes, object_coverage, render, sample_scenes, scenes_of
 
 
@@ -56,3 +57,9 @@ def test_position_is_the_centre_of_what_is_drawn() -> None:
     grid = (torch.arange(SIZE) + 0.5) / (SIZE / 2) - 1
     x = (coverage.sum(1) * grid).sum(1) / coverage.sum((1, 2))
     assert torch.allclose(scenes.position()[:, 0], x, atol=0.02)
+
+
+def test_objects_are_counted() -> None:
+    scenes = draw(60)
+    expected = (scenes.radius > 0).sum(1).tolist()
+    assert objects_in(render(scenes)) == expected
