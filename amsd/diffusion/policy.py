@@ -288,6 +288,11 @@ class SummedUNet(nn.Module):
         return next(self.base.parameters()).dtype
 
     @property
+    def device(self) -> torch.device:
+        """Device of the base's weights."""
+        return next(self.base.parameters()).device
+
+    @property
     def add_embedding(self) -> Any:
         """SDXL's embedding of extra conditions, whose width the pipeline asks for."""
         return self.base.add_embedding

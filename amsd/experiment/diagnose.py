@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amsd.diffusion.guidance import Conditioning
+from amsd.diffusion.guidance import Conditioning, NoisePredictor
 from amsd.diffusion.noise import normal
 from amsd.diffusion.rollout import Trajectory, rollout
 from amsd.diffusion.steps import AffineSteps
 from amsd.experiment.setup import build_accelerator, build_problem, load_policy
 from amsd.matching import lean_adjoint
+from amsd.matching.adjoint import BasePrediction
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe
 from amsd.training.collect import reward_gradient
@@ -130,7 +131,7 @@ def _adjoint_growth(
         base = problem.base(conditioning, guidance)
         adjoint = lean_adjoint(
             terminal, trajectory.states, problem.steps.A, problem.steps.B,
-            lambda x, k, rows, base=base: base.rows(rows)(x, k), torch.zeros(len(samples), dtype=torch.long),
+            _rows_of(base), torch.zeros(len(samples), dtype=torch.long),
         )  # fmt: skip
         norms = adjoint.adjoints.flatten(2).norm(dim=2).mean(0)
         growth = float(norms.max() / norms[-1])
@@ -143,6 +144,10 @@ def _adjoint_growth(
             Finding(name, growth, GROWTH_LIMIT, f"{fine} {role}", {"guidance_scale": guidance, "norms": norms.tolist()})
         )
     return findings
+
+
+def _rows_of(base: NoisePredictor) -> BasePrediction:
+    return lambda x, k, rows: base.rows(rows)(x, k)
 
 
 def _gradient_spread(problem: ControlProblem, trajectory: Trajectory, samples: Sequence[Sample]) -> Finding:
