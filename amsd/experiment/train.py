@@ -17,7 +17,7 @@ from amsd.evaluation.result import EvaluationResult
 from amsd.experiment.evaluate import CheckpointEvaluation, PolicyEvaluation
 from amsd.experiment.setup import Identified, build_accelerator, build_problem, load_identified
 from amsd.files import write_text
-from amsd.prompts import PromptDataModule, PromptSet, load_prompts
+from amsd.prompts import PromptSet, load_prompts
 from amsd.prompts.load import truncated
 from amsd.recipe import Recipe, dump_toml, from_dict, identity
 from amsd.recipe.load import read_toml
@@ -95,8 +95,7 @@ def _fit(
         trained = [term.reward for term in problem.reward.terms]
         evaluator = Evaluator.for_recipe(recipe, held_out.texts, trained, notify=tracker.on_notice)
         evaluate = CheckpointEvaluation(PolicyEvaluation(recipe, identified, evaluator), run, tracker)
-    prompts = PromptDataModule(training.texts, recipe.training.seed)
-    trainer = TRAINERS[recipe.method.name](problem, run, prompts.batch, accelerator, [tracker], evaluate)
+    trainer = TRAINERS[recipe.method.name](problem, run, training.texts, accelerator, [tracker], evaluate)
     trainer.fit()
     results: Sequence[EvaluationResult] = evaluate.latest.results if evaluate and evaluate.latest else ()
     return Finished(run, tuple(results), accelerator.is_main_process)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from amsd.diffusion.guidance import Conditioning
-from amsd.diffusion.noise import generator
+from amsd.prompts import BufferPromptDataModule, PromptDataModule
 from amsd.recipe import Recipe
 from amsd.training import processes
 from amsd.training.experience import Experience, Sample
@@ -21,8 +21,6 @@ from amsd.training.state import load_experience, save_experience
 
 Collect = Callable[[Sequence[Sample], int, int], Experience]
 """(this process's samples, passes, step) -> experience."""
-PromptsAt = Callable[[int, int], list[str]]
-"""(batch number, batch size) -> prompts of the global batch."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,10 @@ class ExperienceSource(ABC):
     reuses: ClassVar[bool]
     """Whether trajectories are used after the policy has changed."""
 
-    def __init__(self, recipe: Recipe, prompts_at: PromptsAt, collect: Collect) -> None:
+    def __init__(self, recipe: Recipe, prompts: Sequence[str], collect: Collect) -> None:
+        """`prompts` are those to train on."""
         self.recipe = recipe
-        self._prompts_at = prompts_at
+        self._prompts = prompts
         self._collect = collect
 
     @abstractmethod
@@ -64,10 +63,9 @@ class ExperienceSource(ABC):
     def restore(self, folder: Path, encode: Callable[[Sequence[str]], Conditioning]) -> None:
         """Read the state that any number of processes wrote."""
 
-    def _samples(self, name: str, number: int, size: int) -> list[Sample]:
-        """This process's share of the `number`-th global batch of `size` trajectories."""
+    def _samples(self, name: str, number: int, prompts: Sequence[str]) -> list[Sample]:
+        """This process's share of a global batch of trajectories, known by `name` and `number`."""
         seed = self.recipe.training.seed
-        prompts = self._prompts_at(number, size)
         return processes.shard([Sample(p, (seed, name, number, i)) for i, p in enumerate(prompts)])
 
 
@@ -76,10 +74,15 @@ class OnPolicy(ExperienceSource):
 
     reuses = False
 
+    def __init__(self, recipe: Recipe, prompts: Sequence[str], collect: Collect) -> None:
+        super().__init__(recipe, prompts, collect)
+        self._order = PromptDataModule(prompts, recipe.training.seed)
+
     def batch(self, step: int) -> Batch:
         """Collect one batch."""
         size = self.recipe.optimizer.prompts_per_step
-        experience = self._collect(self._samples("step", step, size), 1, step)
+        samples = self._samples("step", step, self._order.batch(step - 1, size))
+        experience = self._collect(samples, 1, step)
         return Batch(experience, torch.arange(len(experience)), 0, size)
 
     def feedback(self, ess: float) -> None:
@@ -102,31 +105,28 @@ class Buffered(ExperienceSource):
 
     reuses = True
 
-    def __init__(self, recipe: Recipe, prompts_at: PromptsAt, collect: Collect) -> None:
-        super().__init__(recipe, prompts_at, collect)
+    def __init__(self, recipe: Recipe, prompts: Sequence[str], collect: Collect) -> None:
+        super().__init__(recipe, prompts, collect)
+        size, per_step = recipe.method.buffer.size, recipe.optimizer.prompts_per_step
+        self._order = BufferPromptDataModule(prompts, recipe.training.seed, size, per_step)
         self._experience: Experience | None = None
         self._collections = 0
         self._used = 0
         """Optimizer steps taken from the current collection."""
         self._stale = False
 
-    @property
-    def steps_per_pass(self) -> int:
-        """Optimizer steps in one pass over the buffer."""
-        return self.recipe.method.buffer.size // self.recipe.optimizer.prompts_per_step
-
     def batch(self, step: int) -> Batch:
         """The next batch of the current pass, from a new collection where one is due."""
         buffer = self.recipe.method.buffer
         collected = 0
-        if self._experience is None or self._stale or self._used == buffer.passes * self.steps_per_pass:
-            samples = self._samples("collection", self._collections, buffer.size)
+        if self._experience is None or self._stale or self._used == buffer.passes * self._order.steps_per_pass:
+            samples = self._samples("collection", self._collections, self._order.collection(self._collections))
             self._experience = None  # let go of the old one first
             self._experience = self._stored(self._collect(samples, buffer.passes, step))
             self._collections += 1
             self._used, self._stale = 0, False
             collected = buffer.size
-        pass_index, position = divmod(self._used, self.steps_per_pass)
+        pass_index, position = divmod(self._used, self._order.steps_per_pass)
         self._used += 1
         return Batch(self._experience, self._rows(pass_index, position), pass_index, collected)
 
@@ -164,18 +164,10 @@ class Buffered(ExperienceSource):
 
     def _rows(self, pass_index: int, position: int) -> Tensor:
         """Rows of this process's experience that form step `position` of a pass."""
-        slots = self.recipe.optimizer.prompts_per_step
-        seed = self.recipe.training.seed
-        chosen = []
-        for slot in range(slots):
-            order = torch.randperm(
-                self.steps_per_pass,
-                generator=generator("shuffle", seed, self._collections, pass_index, slot),
-            )
-            chosen.append(int(order[position]) * slots + slot)
+        numbers = self._order.step(self._collections - 1, pass_index, position)
         # `shard` puts trajectory i on process i mod W as row i div W.
         world, own = processes.world_size(), processes.rank()
-        return torch.tensor([number // world for number in chosen if number % world == own], dtype=torch.long)
+        return torch.tensor([number // world for number in numbers if number % world == own], dtype=torch.long)
 
     def _stored(self, experience: Experience) -> Experience:
         buffer = self.recipe.method.buffer

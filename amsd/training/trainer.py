@@ -31,7 +31,7 @@ from amsd.training.experience import Experience, Items, Sample
 from amsd.training.optimization import WeightAverage, build_optimizer, learning_rate
 from amsd.training.problem import ControlProblem, require_finite
 from amsd.training.record import step_values
-from amsd.training.sources import Batch, ExperienceSource, OnPolicy, PromptsAt
+from amsd.training.sources import Batch, ExperienceSource, OnPolicy
 from amsd.training.state import load_optimizer, restore_rng, rng_state, save_optimizer
 
 _LOG = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class SOCTrainer(ABC):
         self,
         problem: ControlProblem,
         run: RunDirectory,
-        prompts_at: PromptsAt,
+        prompts: Sequence[str],
         accelerator: Accelerator,
         listeners: Sequence[Listener] = (),
         evaluate: Evaluate | None = None,
@@ -74,7 +74,7 @@ class SOCTrainer(ABC):
         self.accelerator = accelerator
         self.listeners = tuple(listeners) if accelerator.is_main_process else ()
         self.clock = PhaseClock(problem.device, self._announce)
-        self.source = self.source_class(self.recipe, prompts_at, self._collect)
+        self.source = self.source_class(self.recipe, prompts, self._collect)
         self.parameters = list(problem.policy.trainable.values())
         self.optimizer = accelerator.prepare(build_optimizer(self.parameters, self.recipe.optimizer))
         decay = self.recipe.training.ema_decay
