@@ -43,7 +43,9 @@ def run(
     if dry_run:
         from amsd.sweep.study import points_to_queue
 
-        console.print(f"{plan.sweep.name}: {len(points_to_queue(plan))} points x {len(plan.sweep.seeds)} seeds")
+        count = plan.sweep.budget.trials or len(points_to_queue(plan))
+        bound = "or until its budget ends" if plan.sweep.sampler.name != "grid" and not plan.sweep.budget.trials else ""
+        console.print(f"{plan.sweep.name}: {count} points x {len(plan.sweep.seeds)} seeds {bound}".rstrip())
         return
     match backend, launcher:
         case "wandb", _:

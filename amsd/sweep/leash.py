@@ -1,4 +1,6 @@
-"""`python -I leash.py PARENT COMMAND...` (standard library only): run COMMAND, which gets SIGTERM when the process PARENT dies.
+"""`python -I leash.py PARENT COMMAND...`: run COMMAND, which gets SIGTERM when the process PARENT dies.
+
+Standard library only, run by its path, so that it starts at once.
 
 A worker that is killed outright cannot end its trial; the kernel then does (Linux: PR_SET_PDEATHSIG survives exec).
 """

@@ -153,7 +153,9 @@ def load_sweep(source: str | Path, study: str | None = None) -> SweepResults:
 
 def results_of(handle: StudyHandle) -> SweepResults:
     """Read every trial of an open study."""
-    trials = handle.study.get_trials(deepcopy=False)
+    from amsd.sweep.study import counted
+
+    trials = counted(handle.study)
     return SweepResults(
         name=handle.study.study_name,
         directory=handle.directory,

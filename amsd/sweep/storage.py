@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,8 @@ def _database(url: str, scheme: str) -> BaseStorage:
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         engine: dict[str, Any] = {"connect_args": {"timeout": 60}}
     else:
-        engine = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+        # client_encoding: a database made in the C locale would else answer in bytes.
+        engine = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, "client_encoding": "utf8"}}
     try:
         return get_storage(RDBStorage(url, engine_kwargs=engine))
     except ModuleNotFoundError as error:
@@ -147,6 +149,7 @@ def _insist(call: Callable[[], Any], name: str, patience: float) -> Any:
             wait = min(2 * wait, _LONGEST_WAIT)
 
 
+@cache
 def _transient() -> tuple[type[Exception], ...]:
     """Errors of a server that may come back."""
     from optuna.exceptions import StorageInternalError

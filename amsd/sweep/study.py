@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
     from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
 #: Written into the sweep's folder: where its study is.
 POINTER = "sweep.json"
@@ -132,23 +133,28 @@ def _check_same(plan: Plan, earlier: dict[str, Any], url: str) -> None:
 
 
 def _queue(handle: StudyHandle) -> None:
-    """Queue every point the budget names, once: what is queued already is skipped, so this may be repeated."""
+    """Queue the points that are known beforehand, once: what is there already is skipped, so this may be repeated."""
     points = points_to_queue(handle.plan)
-    present = handle.storage.get_n_trials(handle.study_id)
+    present = len(counted(handle.study))
     for point in points[present:]:
         handle.study.enqueue_trial(point)
 
 
+def counted(study: Study) -> list[FrozenTrial]:
+    """The trials of a sweep, without surplus ones."""
+    return [trial for trial in study.get_trials(deepcopy=False) if names.SURPLUS not in trial.user_attrs]
+
+
 def points_to_queue(plan: Plan) -> list[dict[str, Any]]:
-    """First points, then the grid, or as many free points (`{}`: the sampler chooses) as the budget of trials asks."""
+    """First points, then the grid, up to the budget of trials; every other point is made when a worker is free for it.
+
+    (Hundreds of waiting trials would be read again at every step: finished ones are cached, these are not.)
+    """
     sweep = plan.sweep
     points = [dict(point) for point in sweep.first]
     if sweep.sampler.name == "grid":
         points += [point for point in grid(sweep) if point not in points]
-        return points[: sweep.budget.trials]
-    if sweep.budget.trials is None:
-        return points
-    return (points + [{} for _ in range(sweep.budget.trials)])[: sweep.budget.trials]
+    return points[: sweep.budget.trials]
 
 
 def _started(storage: BaseStorage, name: str) -> int:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from amsd.sweep.results import SweepResults, TrialResult
+from amsd.sweep.worker import last_line
 
 _STYLE = {"queued": "dim", "running": "cyan", "complete": "", "pruned": "yellow", "failed": "red"}
 
@@ -33,7 +34,9 @@ def headline(results: SweepResults) -> Text:
     """One line: name and how many trials are in which state."""
     counts = Counter(trial.state for trial in results.trials)
     states = [f"{counts[state]} {state}" for state in _STYLE if counts[state]]
-    return Text(f"{results.name}: {len(results.trials)} trials ({', '.join(states) or 'none'})", style="bold")
+    limit = results.sweep.budget.trials
+    total = f"{len(results.trials)} trials" if limit is None else f"{len(results.trials)} of {limit} trials"
+    return Text(f"{results.name}: {total} ({', '.join(states) or 'none yet'})", style="bold")
 
 
 def trial_table(results: SweepResults, rows: int | None = None) -> Table:
@@ -78,7 +81,7 @@ def _note(trial: TrialResult) -> str:
     if trial.attempts > 1:
         notes.append(f"resumed {trial.attempts - 1}x")
     if trial.error:
-        notes.append(trial.error.strip().splitlines()[-1][:120])
+        notes.append(last_line(trial.error)[:120])
     return "; ".join(notes)
 
 

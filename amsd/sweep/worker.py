@@ -18,7 +18,7 @@ from amsd.sweep.executor import TrialExecutor
 from amsd.sweep.liveness import Claim, Liveness
 from amsd.sweep.points import Point, make_point
 from amsd.sweep.space import suggest
-from amsd.sweep.study import StudyHandle
+from amsd.sweep.study import StudyHandle, counted
 from amsd.sweep.trial import Outcome, Stop, run_point
 
 if TYPE_CHECKING:
@@ -71,10 +71,28 @@ class Worker:
         if not self._budget_left():
             return None
         claim = self._liveness.claim()
-        if claim is not None or self._sweep.budget.trials is not None or self._sweep.sampler.name == "grid":
+        if claim is not None or not self._may_add():
             return claim
-        trial = self._handle.study.ask()  # an open-ended search makes its own points
-        return self._liveness.own(trial._trial_id, trial.number, {})
+        return self._added()
+
+    def _may_add(self) -> bool:
+        """Whether the search may make a further point of its own."""
+        limit = self._sweep.budget.trials
+        if self._sweep.sampler.name == "grid":
+            return False
+        return limit is None or len(counted(self._handle.study)) < limit
+
+    def _added(self) -> Claim | None:
+        """A new trial; None if others took the last places of the budget at the same moment."""
+        from optuna.trial import TrialState
+
+        trial, limit = self._handle.study.ask(), self._sweep.budget.trials
+        before = sum(other.number < trial.number for other in counted(self._handle.study))
+        if limit is not None and before >= limit:
+            self._handle.storage.set_trial_user_attr(trial._trial_id, names.SURPLUS, True)
+            self._handle.study.tell(trial, state=TrialState.FAIL)
+            return None
+        return self._liveness.own(trial._trial_id, trial.number, trial.user_attrs.get(names.OWNER, {}))
 
     def _budget_left(self) -> bool:
         budget = self._sweep.budget
@@ -204,7 +222,7 @@ class Worker:
     def _stop_if_all_fail_alike(self) -> None:
         """The first n trials failed, all for the same reason: the rest would too."""
         limit = self._sweep.execution.stop_after_failures
-        finished = [trial for trial in self._handle.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        finished = [trial for trial in counted(self._handle.study) if trial.state.is_finished()]
         errors = [trial.user_attrs.get(names.OUTCOME, {}).get("error") for trial in finished]
         if len(finished) < limit or any(trial.state.name != "FAIL" for trial in finished):
             return
@@ -216,9 +234,10 @@ class Worker:
 
 
 def last_line(error: str | None) -> str:
-    """The line of an error text that says what happened."""
-    lines = (error or "").strip().splitlines()
-    return lines[-1] if lines else "no error text"
+    """The line of an error text that says what happened: the last that begins with `Error` or names an exception."""
+    lines = [line.strip() for line in (error or "").strip().splitlines()]
+    named = [line for line in lines if re.match(r"(Error\b|[A-Za-z_.]*(Error|Exception|Interrupt): )", line)]
+    return (named or lines or ["no error text"])[-1]
 
 
 def _alike(error: str | None) -> str:

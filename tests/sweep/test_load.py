@@ -13,6 +13,7 @@ from amsd.sweep.load import Plan, load_plan, plan_from, restore_plan
 from amsd.sweep.space import grid, settings_of
 
 BASE = read_toml(folder("recipes") / "shapes.toml")
+ETA = "[search]\nschedule.eta = { choices = [1.0] }\n"
 HEAD = 'name = "s"\nrecipe = "shapes"\nbudget.trials = 3\n'
 OBJECTIVE = '[[objective]]\nmetric = "shapes:right"\n'
 
@@ -76,21 +77,21 @@ def test_variants_set_several_keys() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[search]\nschedule.etaa = { choices = [1.0] }\n" + OBJECTIVE, "schedule.etaa: unknown key. Did you mean 'eta'?"),
+        ("[search]\nschedule.etaa = { choices = [1.0] }\n" + OBJECTIVE, "etaa: unknown key. Did you mean 'eta'?"),
         ("[search]\nschedule.eta = { low = 0.0, high = 1.0 }\n" + OBJECTIVE, "schedule.eta: must be above 0"),
         ("[search]\nschedule.eta = { low = 2.0, high = 1.0 }\n" + OBJECTIVE, "low = 2 must lie below high = 1"),
         ("[search]\nschedule.eta = { low = 0.0, high = 1.0, log = true }\n" + OBJECTIVE, "must start above 0"),
         ("[search]\nschedule.eta = { choices = [1.0], low = 2.0 }\n" + OBJECTIVE, "exactly one of"),
         ('[search]\nmethod.name = { choices = ["am", "amm"] }\n' + OBJECTIVE, "Did you mean 'am'?"),
         ("[search]\ntraining.seed = { choices = [1] }\n" + OBJECTIVE, "Use seeds for repetitions"),
-        ('[search]\nschedule.eta = { choices = [1.0] }\n[[objective]]\nmetric = "shapes:rigth"\n', "Did you mean 'shapes:right'?"),
-        ("[search]\nschedule.eta = { choices = [1.0] }\n" + OBJECTIVE + "[[first]]\nschedule.eta = 0.5\n", "first[0].schedule.eta: is not a value"),
+        (ETA + '[[objective]]\nmetric = "shapes:rigth"\n', "Did you mean 'shapes:right'?"),
+        (ETA + OBJECTIVE + "[[first]]\nschedule.eta = 0.5\n", "first[0].schedule.eta: is not a value"),
         ("[search]\nschedule.eta = { choices = [1.0], when.mode.above = 1.0 }\n" + OBJECTIVE, "names no dimension"),
-        ("[search]\nschedule.eta = { choices = [1.0] }\n" + 2 * OBJECTIVE, "the same objective stands twice"),
-        ('[search]\nschedule.eta = { choices = [1.0] }\n[pruner]\nname = "median"\n' + OBJECTIVE
+        (ETA + 2 * OBJECTIVE, "the same objective stands twice"),
+        (ETA + '[pruner]\nname = "median"\n' + OBJECTIVE
          + '[[objective]]\nmetric = "train/kl"\n', "only a single objective can be pruned"),
-        ("[search]\nschedule.eta = { choices = [1.0] }\n[execution]\nlost_after_seconds = 1.0\n" + OBJECTIVE, "at least twice"),
-        ("serch = 1\n[search]\nschedule.eta = { choices = [1.0] }\n" + OBJECTIVE, "Did you mean 'search'?"),
+        (ETA + "[execution]\nlost_after_seconds = 1.0\n" + OBJECTIVE, "at least twice"),
+        ("serch = 1\n" + ETA + OBJECTIVE, "Did you mean 'search'?"),
     ],
 )  # fmt: skip
 def test_problems_say_key_value_and_way_out(text: str, expected: str) -> None:

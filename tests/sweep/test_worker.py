@@ -180,7 +180,7 @@ def test_the_sweep_stops_when_the_first_trials_fail_alike(make_plan: MakePlan, t
     with pytest.raises(RunError, match=r"(?s)first 3 trials all failed alike.*no weights in"):
         Worker(handle, Failing("no weights in {directory}")).run()
     results = results_of(handle)
-    assert [trial.state for trial in results.trials] == ["failed"] * 3 + ["queued"] * 5
+    assert [trial.state for trial in results.trials] == ["failed"] * 3
     # Started again after the cause was removed, it goes on.
     Worker(create(make_plan(budget={"trials": 8}), tmp_path), Formula()).run()
     assert [trial.state for trial in load_sweep(tmp_path).trials] == ["failed"] * 3 + ["complete"] * 5
@@ -194,16 +194,15 @@ def test_a_stop_hands_the_trial_back(make_plan: MakePlan, tmp_path: Path) -> Non
     assert report.interrupted
     states = [trial.state for trial in results_of(handle).trials]
     assert "running" not in states
-    assert states.count("queued") >= 2
+    assert states.count("queued") == 1
     Worker(handle, Formula()).run()
     assert [trial.state for trial in results_of(handle).trials] == ["complete"] * 3
 
 
 def silent_owner(handle: StudyHandle) -> int:
     """Claim a trial and fall silent at once, as a killed worker does."""
-    claim = Liveness(handle, "gone:1").claim()
-    assert claim is not None
-    return claim.number
+    trial = handle.study.ask()
+    return Liveness(handle, "gone:1").own(trial._trial_id, trial.number, {}).number
 
 
 @pytest.mark.parametrize("url", ["sqlite:///{}/s.db", "journal:{}/s.log"])
@@ -248,3 +247,18 @@ def test_budget_in_unet_evaluations(make_plan: MakePlan, tmp_path: Path) -> None
     executor = Formula()
     Worker(create(make_plan(budget={"unet_evaluations": 3.5 * cost}), tmp_path), executor).run()
     assert len(executor.ran) == 4  # the budget is checked before a trial starts
+
+
+def test_the_last_place_of_the_budget_is_given_once(make_plan: MakePlan, tmp_path: Path) -> None:
+    """Both workers see a free place and make a trial; the one with the higher number stands back."""
+    handle = create(make_plan(budget={"trials": 2}), tmp_path)
+    quick, slow = Worker(handle, Formula()), Worker(locate(str(tmp_path)), Formula())
+    assert slow._may_add()
+    quick.run()
+    assert slow._added() is None
+    assert len(load_sweep(tmp_path).trials) == 2
+    assert not slow._may_add()
+    executor = Formula()
+    Worker(create(make_plan(budget={"trials": 3}), tmp_path), executor).run()
+    assert len(executor.ran) == 1
+    assert [trial.state for trial in load_sweep(tmp_path).trials] == ["complete"] * 3

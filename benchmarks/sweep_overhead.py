@@ -1,0 +1,84 @@
+"""What the sweep's machinery costs per trial, and how that grows with the number of trials.
+
+    python benchmarks/sweep_overhead.py [--trials 500] [--storage sqlite|journal|URL] [--sampler random|tpe|gp]
+
+Trials cost nothing (a closed form instead of training), so all time is overhead: claiming a trial, sampling, resolving
+the recipe, recognising copies, reporting two intermediate values, and writing the outcome.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from amsd.recipe.catalogue import folder
+from amsd.recipe.load import read_toml
+from amsd.sweep.executor import Ended, Job, Monitor, RunLog
+from amsd.sweep.load import plan_from
+from amsd.sweep.results import load_sweep
+from amsd.sweep.study import create
+from amsd.sweep.worker import Worker
+
+
+@dataclass
+class Trivial:
+    """Ends at once; notes when each trial came."""
+
+    times: list[float] = field(default_factory=list)
+
+    def run(self, job: Job, monitor: Monitor) -> Ended:
+        self.times.append(time.perf_counter())
+        value = -((job.recipe.schedule.eta - 0.8) ** 2)
+        evaluations = {step: {"setting": {"eval/shapes:right": value * step}} for step in (1, 2)}
+        monitor(RunLog({1: evaluations[1]}))
+        monitor(RunLog(evaluations))
+        return Ended("complete", RunLog(evaluations))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--trials", type=int, default=500)
+    parser.add_argument("--storage", default="sqlite")
+    parser.add_argument("--sampler", default="random")
+    options = parser.parse_args()
+    tree = {
+        "name": "overhead",
+        "recipe": "shapes",
+        "search": {
+            "schedule.eta": {"low": 0.3, "high": 1.5},
+            "method.reward_multiplier": {"low": 1.0, "high": 300.0, "log": True},
+            "guidance.guidance_scale": {"choices": [1.0, 3.0, 5.0, 7.5]},
+        },
+        "objective": [{"metric": "shapes:right"}],
+        "sampler": {"name": options.sampler, "seed": 0},
+        "pruner": {"name": "median"},
+        "budget": {"trials": options.trials},
+    }
+    plan = plan_from(tree, read_toml(folder("recipes") / "shapes.toml"))
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        urls = {"sqlite": None, "journal": f"journal:{directory}/journal.log"}
+        begun = time.perf_counter()
+        handle = create(plan, directory, urls.get(options.storage, options.storage))
+        queued = time.perf_counter() - begun
+        executor = Trivial()
+        Worker(handle, executor).run()
+        begun = time.perf_counter()
+        results = load_sweep(handle.url, "overhead")
+        read = time.perf_counter() - begun
+    ran = len(executor.times)
+    overhead = [1000 * (later - earlier) for earlier, later in zip(executor.times, executor.times[1:], strict=False)]
+    fifth = max(1, len(overhead) // 5)
+    first, last = statistics.median(overhead[:fifth]), statistics.median(overhead[-fifth:])
+    print(f"{options.storage}, {options.sampler}: {len(results.trials)} trials ({ran} run), queued in {queued:.1f} s")
+    print(f"overhead per trial: median {statistics.median(overhead):.0f} ms, largest {max(overhead):.0f} ms")
+    print(f"growth: first fifth {first:.0f} ms, last fifth {last:.0f} ms ({last / first:.2f}x)")
+    print(f"reading all results: {read:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Real processes: workers killed outright, Ctrl-C, pruning; on SQLite and on a PostgreSQL that restarts meanwhile.
+
+Trials are the fake trainer, which records every step it computes: a step in `steps.txt` twice was computed twice.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from amsd.sweep.launch import STORAGE_VARIABLE
+from amsd.sweep.process import MARK, end_processes
+from amsd.sweep.results import SweepResults, load_sweep
+from amsd.sweep.storage import default_url
+from amsd.sweep.study import create
+from tests.sweep.conftest import MakePlan
+
+pytestmark = pytest.mark.slow
+
+
+def start_worker(url: str, pause: float = 0.1) -> subprocess.Popen[bytes]:
+    """A worker that joins by URL only, as from another machine."""
+    command = [sys.executable, "-m", "amsd", "sweep", "worker", "--study", "small"]
+    environment = {**os.environ, STORAGE_VARIABLE: url, "FAKE_SECONDS_PER_STEP": str(pause), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def until(condition: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def steps_of(directory: Path) -> dict[str, list[int]]:
+    return {
+        file.parts[-4]: [int(line) for line in file.read_text().split()]
+        for file in directory.glob("trials/*/seed-0/run/steps.txt")
+    }
+
+
+def check_whole(results: SweepResults, trials: int, steps: int) -> None:
+    """Every trial complete; every step computed once, but for what came after the last checkpoint of a killed one."""
+    assert [trial.state for trial in results.trials] == ["complete"] * trials
+    computed = steps_of(results.directory)
+    assert len(computed) == trials
+    for trial in results.trials:
+        (own,) = [found for name, found in computed.items() if name.startswith(f"{trial.number:04d}-")]
+        assert sorted(set(own)) == list(range(1, steps + 1))
+        repeated = len(own) - steps
+        assert repeated <= (2 if trial.attempts > 1 else 0), (trial.number, own)
+
+
+def kill_one_mid_trial(directory: Path, workers: list[subprocess.Popen[bytes]]) -> int:
+    """SIGKILL the owner of some trial that has a checkpoint already; returns the trial's number."""
+
+    def running() -> list[tuple[int, int]]:
+        found = []
+        for trial in load_sweep(directory).trials:
+            resumable = trial.state == "running" and trial.runs and list(trial.runs[0].directory.glob("checkpoints/s*"))
+            if resumable and trial.worker:
+                found.append((trial.number, int(trial.worker.rpartition(":")[2])))
+        return [(number, pid) for number, pid in found if pid in [worker.pid for worker in workers]]
+
+    until(lambda: bool(running()))
+    number, pid = running()[0]
+    os.kill(pid, signal.SIGKILL)
+    return number
+
+
+def test_two_workers_one_killed_on_sqlite(make_plan: MakePlan, tmp_path: Path) -> None:
+    steps = 12
+    plan = make_plan(override={"training.steps": steps, "training.checkpoint_every": 2}, budget={"trials": 5})
+    create(plan, tmp_path)
+    workers = [start_worker(default_url(tmp_path)) for _ in range(2)]
+    number = kill_one_mid_trial(tmp_path, workers)
+    codes = sorted(worker.wait(180) for worker in workers)
+    assert codes == [-signal.SIGKILL, 0]
+    results = load_sweep(tmp_path)
+    check_whole(results, trials=5, steps=steps)
+    killed = results.trials[number]
+    assert killed.attempts == 2
+    starts = (killed.runs[0].directory / "starts.txt").read_text().splitlines()
+    assert len(starts) == 2
+    assert int(starts[1].rpartition(" ")[2]) >= 2  # from a checkpoint, not from the start
+    assert all(trial.attempts == 1 for trial in results.trials if trial.number != number)
+
+
+def test_the_trial_of_a_killed_worker_does_not_go_on_alone(make_plan: MakePlan, tmp_path: Path) -> None:
+    create(make_plan(override={"training.steps": 500, "training.checkpoint_every": 2}), tmp_path)
+    worker = start_worker(default_url(tmp_path))
+    kill_one_mid_trial(tmp_path, [worker])
+    worker.wait(30)
+    (run,) = tmp_path.glob("trials/*/seed-0/run")
+    pid = int((run / "starts.txt").read_text().split()[0])
+    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2], 15)
+
+
+def test_ctrl_c_hands_the_trial_back_and_it_resumes(make_plan: MakePlan, tmp_path: Path) -> None:
+    steps = 12
+    plan = make_plan(override={"training.steps": steps, "training.checkpoint_every": 2}, budget={"trials": 2})
+    create(plan, tmp_path)
+    worker = start_worker(default_url(tmp_path))
+    until(lambda: any(max(found) >= 3 for found in steps_of(tmp_path).values() if found))
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(30) == 130
+    assert [trial.state for trial in load_sweep(tmp_path).trials] == ["queued"]
+    assert start_worker(default_url(tmp_path), pause=0).wait(120) == 0
+    results = load_sweep(tmp_path)
+    check_whole(results, trials=2, steps=steps)
+    assert [trial.attempts for trial in results.trials] == [2, 1]
+
+
+def test_the_sweep_command_runs_workers_and_stops_when_all_fail_alike(make_plan: MakePlan, tmp_path: Path) -> None:
+    sweep = tmp_path / "failing.toml"
+    trainer = Path(__file__).with_name("fake_trainer.py")
+    sweep.write_text(
+        'recipe = "shapes"\nsearch = { "schedule.eta" = { low = 0.5, high = 1.5 } }\n'
+        'objective = [{ metric = "shapes:right" }]\nbudget = { trials = 9 }\n'
+        'override = { "tracking.project" = "fail" }\n'
+        f'[execution]\ncommand = ["{sys.executable}", "{trainer}"]\npoll_seconds = 0.05\n'
+    )
+    command = [sys.executable, "-m", "amsd", "sweep", "run", str(sweep), "--output", str(tmp_path / "out")]
+    done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 1
+    assert re.search(r"first [34] trials all failed alike", done.stderr)
+    assert "no such weights" in done.stderr
+    assert "Traceback" not in done.stderr
+    results = load_sweep(tmp_path / "out")
+    assert sum(trial.state == "failed" for trial in results.trials) in (3, 4)  # the other worker may be in the middle
+
+
+def test_every_process_of_a_run_is_ended_even_in_other_sessions(tmp_path: Path) -> None:
+    """Ranks started by torch's launcher sit in sessions of their own, and one of these ignores SIGTERM."""
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, MARK: str(tmp_path)}
+    rank = subprocess.Popen(
+        [sys.executable, "-c", stubborn], env=environment, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert rank.stdout is not None
+    rank.stdout.readline()
+    begun = time.monotonic()
+    end_processes(str(tmp_path), grace=0.5)
+    assert rank.wait(5) == -signal.SIGKILL
+    assert time.monotonic() - begun >= 0.5
+
+
+# --- PostgreSQL -----------------------------------------------------------------------------------------------------
+
+
+class Cluster:
+    """A PostgreSQL of its own, in a temporary folder, run as the user `postgres` when the test runs as root."""
+
+    def __init__(self, folder: Path, binaries: Path, user: str | None) -> None:
+        self.folder, self.binaries, self.user = folder, binaries, user
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://sweeper@127.0.0.1:{self.port}/postgres"
+
+    def tool(self, name: str, *arguments: str) -> None:
+        environment = {**os.environ, "LC_ALL": "C", "PATH": os.defpath}
+        subprocess.run(
+            [str(self.binaries / name), *arguments], user=self.user, env=environment, cwd="/", check=True,
+            stdout=subprocess.DEVNULL, timeout=120,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
+        log = str(self.folder / "log.txt")
+        self.tool("pg_ctl", "-D", str(self.folder / "data"), "-l", log, "-w", "-o", options, "start")
+
+    def stop(self) -> None:
+        self.tool("pg_ctl", "-D", str(self.folder / "data"), "-w", "-m", "immediate", "stop")
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with _cluster() as started:
+        yield started
+
+
+@contextmanager
+def _cluster() -> Iterator[Cluster]:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not found:
+        pytest.skip("no PostgreSQL server on this machine (Debian: apt-get install postgresql)")
+    user = "postgres" if os.getuid() == 0 else None
+    folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
+    if user is not None:
+        os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
+    server = Cluster(folder, found[-1], user)
+    server.tool("initdb", "-D", str(folder / "data"), "-U", "sweeper", "-A", "trust", "--no-sync", "--no-locale")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.postgresql
+def test_four_workers_one_killed_and_the_server_restarted(
+    make_plan: MakePlan, tmp_path: Path, cluster: Cluster
+) -> None:
+    steps = 12
+    plan = make_plan(
+        override={"training.steps": steps, "training.checkpoint_every": 2}, budget={"trials": 10},
+        execution={"lost_after_seconds": 6.0, "heartbeat_seconds": 0.5, "terminate_seconds": 5.0},
+    )  # fmt: skip
+    create(plan, tmp_path, cluster.url)
+    workers = [start_worker(cluster.url, pause=0.3) for _ in range(4)]
+    number = kill_one_mid_trial(tmp_path, workers)
+    cluster.stop()
+    time.sleep(3)
+    cluster.start()
+    codes = sorted(worker.wait(300) for worker in workers)
+    assert codes == [-signal.SIGKILL, 0, 0, 0]
+    results = load_sweep(cluster.url)
+    check_whole(results, trials=10, steps=steps)
+    assert results.trials[number].attempts >= 2
