@@ -107,7 +107,7 @@ class FullPolicy(Policy):
 
     def __init__(self, adapter: Adapter, model: Model) -> None:
         super().__init__(adapter, model)
-        self._base = copy.deepcopy(self.pipeline.unet).to(self.dtype)
+        self._base = _frozen_copy(self.pipeline.unet, self.dtype)
         self._unet = self.pipeline.unet.to(torch.float32).requires_grad_(True)
         self._call, self._call_base = adapter.network(self._unet), adapter.network(self._base)
 
@@ -309,6 +309,18 @@ _POLICIES: dict[str, type[Policy]] = {"full": FullPolicy, "lora": LoraPolicy, "o
 def build_policy(adapter: Adapter, model: Model) -> Policy:
     """The policy that `model.parameterization` names, unchanged from the base."""
     return _POLICIES[model.parameterization](adapter, model)
+
+
+def _frozen_copy(unet: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy with in `dtype` what autocast casts at every call anyway.
+
+    Normalisation weights stay float32 as in the trained network: rounded, they would make the base another function.
+    """
+    base = copy.deepcopy(unet)
+    for module in base.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
+    return base
 
 
 def _unet_state(folder: Path) -> dict[str, Tensor]:
