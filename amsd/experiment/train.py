@@ -14,6 +14,7 @@ from rich.console import Console
 from amsd.errors import UsageError
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.result import EvaluationResult
+from amsd.experiment.diagnose import MEMORY_LIMIT, unit_variance_correlation
 from amsd.experiment.evaluate import CheckpointEvaluation, PolicyEvaluation
 from amsd.experiment.setup import Identified, build_accelerator, build_problem, load_identified
 from amsd.files import write_text
@@ -95,7 +96,9 @@ def _fit(
         trained = [term.reward for term in problem.reward.terms]
         evaluator = Evaluator.for_recipe(recipe, held_out.texts, trained, notify=tracker.on_notice)
         evaluate = CheckpointEvaluation(PolicyEvaluation(recipe, identified, evaluator), run, tracker)
-    trainer = TRAINERS[recipe.method.name](problem, run, training.texts, accelerator, [tracker], evaluate)
+    trainer = TRAINERS[recipe.method.name](
+        problem, run, training.texts, accelerator, [tracker], evaluate, held_out.texts
+    )
     trainer.fit()
     results: Sequence[EvaluationResult] = evaluate.latest.results if evaluate and evaluate.latest else ()
     return Finished(run, tuple(results), accelerator.is_main_process)
@@ -135,6 +138,10 @@ def _remark(
         tracker.on_notice(
             Notice("clamped-noise", f"eta = {recipe.schedule.eta:g} is clamped at {len(problem.steps.clamped)} steps.")
         )
+    memory = unit_variance_correlation(problem.steps)
+    if memory > MEMORY_LIMIT:
+        text = f"The sampler remembers its initial noise (correlation {memory:.2f} for unit-variance data)."
+        tracker.on_notice(Notice("not-memoryless", text, values={"correlation": memory}))
     for prompts in (training, held_out):
         for remark in prompts.remarks:
             tracker.on_notice(Notice("prompts", remark))

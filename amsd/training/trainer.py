@@ -33,6 +33,7 @@ from amsd.training.problem import ControlProblem, require_finite
 from amsd.training.record import step_values
 from amsd.training.sources import Batch, ExperienceSource, OnPolicy
 from amsd.training.state import load_optimizer, restore_rng, rng_state, save_optimizer
+from amsd.training.validation import validation_values
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class SOCTrainer(ABC):
         accelerator: Accelerator,
         listeners: Sequence[Listener] = (),
         evaluate: Evaluate | None = None,
+        validation_prompts: Sequence[str] = (),
     ) -> None:
         self.problem = problem
         self.recipe: Recipe = problem.recipe
@@ -83,6 +85,7 @@ class SOCTrainer(ABC):
         self.scores = checkpoints.Scores(run)
         self.step = 0
         self._evaluate = evaluate
+        self._validation_prompts = tuple(validation_prompts)
 
     @abstractmethod
     def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> Experience:
@@ -115,6 +118,9 @@ class SOCTrainer(ABC):
         self.step = step
         values = step_values(self.recipe, batch, outcome, rate, self.clock.take(), len(self.problem.steps.controlled))
         self.source.feedback(values.get("ess", 1.0))
+        every = self.recipe.training.validate_every
+        if every and step % every == 0 and self._validation_prompts:
+            values |= validation_values(self.problem, self._validation_prompts)
         for listener in self.listeners:
             listener.on_step(StepRecord(step, values))
 
