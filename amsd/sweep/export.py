@@ -14,7 +14,7 @@ from amsd.recipe.schema import Tracking
 from amsd.sweep.load import Plan
 from amsd.sweep.results import SweepResults
 from amsd.sweep.schema import TRAINING, Dimension, Objective
-from amsd.sweep.space import GRID_POINTS, values
+from amsd.sweep.space import values
 
 
 def winning_recipe(results: SweepResults, number: int | None = None) -> str:
@@ -94,6 +94,8 @@ def wandb_configuration(plan: Plan) -> dict[str, Any]:
         "metric": {"name": metric_name(objective), "goal": objective.direction},
         "parameters": {name: _parameter(dim, method) for name, dim in sweep.search.items()},
     }
+    if len(sweep.seeds) > 1:  # every seed is a run of its own; W&B's grouping shows their mean
+        configuration["parameters"]["training.seed"] = {"values": list(sweep.seeds)}
     if sweep.budget.trials is not None:
         configuration["run_cap"] = sweep.budget.trials
     if sweep.pruner.name != "none":
@@ -139,6 +141,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, int | float | str | bool | None) else str(value)
-
-
-__all__ = ["GRID_POINTS", "as_csv", "as_data", "as_wandb_yaml", "metric_name", "wandb_configuration", "winning_recipe"]

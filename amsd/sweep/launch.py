@@ -34,8 +34,12 @@ def work(source: str, study: str | None = None, directory: Path | None = None) -
         UsageError: there is no such sweep.
         RunError: the storage stayed away, or the first trials all failed alike.
     """
-    handle = locate(source, study, directory)
-    return run_worker(handle)
+    from amsd.sweep.wandb_backend import SCHEME, join
+
+    if source.startswith(SCHEME):
+        join(source, directory or Path())
+        return WorkerReport(0, interrupted=False)
+    return run_worker(locate(source, study, directory))
 
 
 def run_worker(handle: StudyHandle) -> WorkerReport:
@@ -55,23 +59,48 @@ def run_workers(
     Raises:
         RunError: the sweep stopped by itself, or every worker died.
     """
+    study, processes = handle.study.study_name, handle.plan.sweep.execution.processes
+    command = ["--study", study, "--directory", str(handle.directory)]
     stop = Stop()
-    shares = gpu_shares(visible_gpus(), count, handle.plan.sweep.execution.processes)
-    folder = handle.directory / "workers"
-    folder.mkdir(parents=True, exist_ok=True)
     with _on_signals(stop):
-        workers = [_spawn(handle, share, folder / f"worker-{index}.txt") for index, share in enumerate(shares)]
+        workers = _spawn_all(command, handle.url, handle.directory, count, processes)
         _watch(workers, stop, tick, every)
     if reason := handle.stop_reason():
         raise RunError(reason)
-    dead = [worker for worker in workers if worker.returncode not in (0, 130)]
-    if dead and not stop.requested:
-        codes = ", ".join(f"{worker.pid}: {worker.returncode}" for worker in dead)
-        message = f"{len(dead)} of {count} workers died (process: exit status {codes}); what they said is in {folder}"
-        if len(dead) == count:
-            raise RunError(message)
-        logger.warning("%s", message)
+    _check_dead(workers, stop, handle.directory)
     return WorkerReport(0, stop.requested)
+
+
+def run_agents(source: str, directory: Path, count: int, processes: int) -> None:
+    """Start `count` W&B agents on this machine and wait for all of them.
+
+    Raises:
+        RunError: every agent died.
+    """
+    stop = Stop()
+    with _on_signals(stop):
+        workers = _spawn_all(["--directory", str(directory)], source, directory, count, processes)
+        _watch(workers, stop, lambda: None, every=60)
+    _check_dead(workers, stop, directory)
+
+
+def _spawn_all(
+    command: list[str], source: str, directory: Path, count: int, processes: int
+) -> list[subprocess.Popen[bytes]]:
+    shares = gpu_shares(visible_gpus(), count, processes)
+    (directory / "workers").mkdir(parents=True, exist_ok=True)
+    return [_spawn(command, source, share, directory / f"workers/{i}.txt") for i, share in enumerate(shares)]
+
+
+def _check_dead(workers: list[subprocess.Popen[bytes]], stop: Stop, directory: Path) -> None:
+    dead = [worker for worker in workers if worker.returncode not in (0, 130)]
+    if not dead or stop.requested:
+        return
+    codes = ", ".join(f"{worker.pid}: {worker.returncode}" for worker in dead)
+    message = f"{len(dead)} of {len(workers)} workers died (process: exit status {codes}); see {directory}/workers"
+    if len(dead) == len(workers):
+        raise RunError(message)
+    logger.warning("%s", message)
 
 
 def _watch(workers: list[subprocess.Popen[bytes]], stop: Stop, tick: Callable[[], None], every: float) -> None:
@@ -89,10 +118,9 @@ def _watch(workers: list[subprocess.Popen[bytes]], stop: Stop, tick: Callable[[]
     tick()
 
 
-def _spawn(handle: StudyHandle, gpus: str | None, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "amsd", "sweep", "worker", "--study", handle.study.study_name]
-    command += ["--directory", str(handle.directory)]
-    environment = {**os.environ, STORAGE_VARIABLE: handle.url}
+def _spawn(options: list[str], source: str, gpus: str | None, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "amsd", "sweep", "worker", *options]
+    environment = {**os.environ, STORAGE_VARIABLE: source}
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpus
     with log.open("ab") as output:

@@ -35,15 +35,16 @@ class Point:
         return {"key": self.key, "cfg_mode": self.cfg_mode, "cost": self.cost, "directory": self.directory}
 
 
-def make_point(plan: Plan, folder: Path, number: int, params: Mapping[str, Any]) -> Point:
-    """Resolve the recipes of a point, one per seed.
+def make_point(plan: Plan, folder: Path, number: int | str, params: Mapping[str, Any]) -> Point:
+    """Resolve the recipes of a point, one per seed; `number` names its directory.
 
     Raises:
         RecipeError: the chosen values do not go together.
     """
     settings = settings_of(plan.sweep, params)
-    recipes = [plan.resolve({**settings, **_bookkeeping(plan, number, seed, params)}) for seed in plan.sweep.seeds]
-    directory = f"trials/{number:04d}-{identity(recipes[0])}"
+    label = f"{number:04d}" if isinstance(number, int) else number
+    recipes = [plan.resolve({**settings, **_bookkeeping(plan, label, seed, params)}) for seed in plan.sweep.seeds]
+    directory = f"trials/{label}-{identity(recipes[0])}"
     return Point(
         key=_key(recipes),
         directory=directory,
@@ -61,14 +62,14 @@ def _key(recipes: list[Recipe]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _bookkeeping(plan: Plan, number: int, seed: int, params: Mapping[str, Any]) -> dict[str, Any]:
+def _bookkeeping(plan: Plan, label: str, seed: int, params: Mapping[str, Any]) -> dict[str, Any]:
     """Seed, and how the run is found in W&B: in the sweep's group, tagged with its parameters."""
     own = list(plan.recipe.tracking.tags)
     tags = [f"{name.rpartition('.')[2]}={_shown(value)}"[:64] for name, value in params.items()]
     return {
         "training.seed": seed,
         "tracking.group": plan.sweep.name,
-        "tracking.name": f"{plan.sweep.name}-{number:04d}-seed{seed}",
+        "tracking.name": f"{plan.sweep.name}-{label}-seed{seed}",
         "tracking.tags": [*own, *tags],
     }
 

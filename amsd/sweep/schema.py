@@ -111,8 +111,12 @@ class Objective(Section):
     @property
     def label(self) -> str:
         """Unique short name, such as `shapes:right (difference)`."""
-        extra = [self.value] * (self.value != "mean") + [self.at] * (self.at != "last")
-        extra += [self.setting] if self.setting else []
+        parts = (
+            "difference" if self.value == "difference" else None,
+            "best" if self.at == "best" else None,
+            self.setting,
+        )
+        extra = [part for part in parts if part]
         return f"{self.metric} ({', '.join(extra)})" if extra else self.metric
 
 
@@ -188,6 +192,22 @@ class Execution(Section):
     """The sweep stops if its first n finished trials all fail alike."""
 
 
+class Slurm(Section):
+    """What `--launcher slurm` asks for, per worker."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    minutes: int = Field(default=1440, ge=1)
+    """Time limit of a job; a trial that does not fit goes back into the queue and resumes in another job."""
+    gpus: int | None = Field(default=None, ge=0)
+    """Unset: `execution.processes`."""
+    cpus: int = Field(default=8, ge=1)
+    memory_gb: int | None = Field(default=None, ge=1)
+    setup: tuple[str, ...] = ()
+    """Shell lines before the worker starts, such as `module load cuda`."""
+
+
 class Sweep(Section):
     """A search over recipes."""
 
@@ -210,6 +230,7 @@ class Sweep(Section):
     pruner: Pruner = Pruner()
     budget: Budget = Budget()
     execution: Execution = Execution()
+    slurm: Slurm = Slurm()
 
     @field_validator("seeds")
     @classmethod

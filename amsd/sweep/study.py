@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,21 +178,26 @@ def sampler(plan: Plan, salt: str) -> BaseSampler:
     match chosen.name:
         case "tpe":
             # constant_liar: parallel workers keep away from what is being tried.
-            return _experimental(
+            return _sampler(
                 optuna.samplers.TPESampler,
                 seed=seed, n_startup_trials=chosen.startup_trials, multivariate=True, group=True,
                 constant_liar=True,
             )  # fmt: skip
         case "gp":
-            return _experimental(optuna.samplers.GPSampler, seed=seed, n_startup_trials=chosen.startup_trials)
+            return _sampler(optuna.samplers.GPSampler, seed=seed, n_startup_trials=chosen.startup_trials)
         case "qmc":
-            return _experimental(
+            return _sampler(
                 optuna.samplers.QMCSampler, seed=chosen.seed, scramble=True, warn_independent_sampling=False
             )
         case "nsga2":
             return optuna.samplers.NSGAIISampler(seed=seed)
         case "random" | "grid":
             return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _sampler(kind: Callable[..., BaseSampler], **options: Any) -> BaseSampler:
+    built: BaseSampler = _experimental(kind, **options)
+    return built
 
 
 def _experimental(call: Any, *args: Any, **options: Any) -> Any:

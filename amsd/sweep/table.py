@@ -9,10 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from amsd.sweep.results import SweepResults, TrialResult
+from amsd.sweep.results import State, SweepResults, TrialResult
 from amsd.sweep.worker import last_line
 
-_STYLE = {"queued": "dim", "running": "cyan", "complete": "", "pruned": "yellow", "failed": "red"}
+_STYLE: dict[State, str] = {"queued": "dim", "running": "cyan", "complete": "", "pruned": "yellow", "failed": "red"}
 
 
 def overview(results: SweepResults, rows: int | None = None) -> RenderableType:

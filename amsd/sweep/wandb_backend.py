@@ -1,0 +1,168 @@
+"""`--backend wandb`: the W&B server chooses the points, its agents run them with the same code path.
+
+The agent only reads the parameters it was given. The run itself is opened by the main process of `amsd train`, under
+the id that the agent received (WANDB_RUN_ID): exactly one W&B run per trial, and every rank reads the same recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from amsd.errors import RunError, UsageError
+from amsd.files import write_json
+from amsd.sweep.executor import RunLog, TrialExecutor, Verdict
+from amsd.sweep.export import wandb_configuration
+from amsd.sweep.load import Plan, restore_plan
+from amsd.sweep.points import make_point
+from amsd.sweep.process import ProcessExecutor
+from amsd.sweep.space import active, ordered
+from amsd.sweep.trial import Stop, measure
+
+logger = logging.getLogger(__name__)
+
+#: In the sweep's folder: the W&B sweep's path and the plan.
+POINTER = "wandb-sweep.json"
+SCHEME = "wandb:"
+
+
+def create_wandb(plan: Plan, folder: Path) -> str:
+    """Create the sweep on the W&B server (or find the one of this folder again); returns ENTITY/PROJECT/ID or ID.
+
+    Raises:
+        UsageError: no key is set, or the sweep uses what W&B sweeps do not have.
+    """
+    configuration = wandb_configuration(plan)
+    require_key()
+    pointer = folder / POINTER
+    if pointer.is_file():
+        known = json.loads(pointer.read_text(encoding="utf-8"))
+        if known["plan"] != plan.dump():
+            raise UsageError(f"{folder} holds another W&B sweep ({known['sweep']}); choose another --output")
+        return str(known["sweep"])
+    import wandb
+
+    tracking = plan.recipe.tracking
+    try:
+        sweep_id = wandb.sweep(configuration, project=tracking.project, entity=tracking.entity)
+    except wandb.Error as error:
+        raise UsageError(f"W&B did not create the sweep {plan.sweep.name}: {error}") from None
+    path = "/".join(part for part in (tracking.entity, tracking.project, sweep_id) if part)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(pointer, {"sweep": path, "plan": plan.dump()})
+    return path
+
+
+def run_wandb(plan: Plan, folder: Path, workers: int) -> None:
+    """Create the sweep and run `workers` agents until the server has no more points.
+
+    Raises:
+        UsageError: as `create_wandb`.
+        RunError: every agent died.
+    """
+    path = create_wandb(plan, folder)
+    if workers == 1:
+        run_agent(path, plan, folder, ProcessExecutor(plan.sweep.execution))
+        return
+    from amsd.sweep.launch import run_agents
+
+    run_agents(f"{SCHEME}{path}", folder.resolve(), workers, plan.sweep.execution.processes)
+
+
+def join(source: str, folder: Path) -> None:
+    """Run one more agent: `source` is `wandb:ENTITY/PROJECT/ID`, `folder` the sweep's folder.
+
+    Raises:
+        UsageError: the folder has no such sweep, or no key is set.
+    """
+    require_key()
+    try:
+        data = json.loads((folder / POINTER).read_text(encoding="utf-8"))["plan"]
+    except (OSError, ValueError, KeyError):
+        raise UsageError(f"{folder}: {POINTER} is missing or damaged; --directory names the sweep's folder") from None
+    plan = restore_plan(data)
+    run_agent(source.removeprefix(SCHEME), plan, folder.resolve(), ProcessExecutor(plan.sweep.execution))
+
+
+def run_agent(path: str, plan: Plan, folder: Path, executor: TrialExecutor, count: int | None = None) -> None:
+    """W&B's own agent, which calls us once per point; `count` limits how often."""
+    import wandb
+
+    folder = folder.resolve()
+    stop = Stop()
+    failures: list[str] = []
+
+    def trial() -> None:
+        try:
+            run_trial(plan, folder, executor, stop, os.environ)
+        except RunError as error:
+            failures.append(str(error))
+            logger.warning("W&B run %s failed: %s", os.environ.get("WANDB_RUN_ID"), error)
+            raise
+
+    parts = path.split("/")
+    entity, project = parts[0] if len(parts) == 3 else None, parts[-2] if len(parts) > 1 else None
+    wandb.agent(parts[-1], function=trial, entity=entity, project=project, count=count)
+    limit = plan.sweep.execution.stop_after_failures
+    if len(failures) >= limit and len(set(failures)) == 1:
+        raise RunError(f"sweep {plan.sweep.name}: {len(failures)} trials failed alike:\n{failures[-1]}")
+
+
+def run_trial(
+    plan: Plan, folder: Path, executor: TrialExecutor, stop: Stop, environment: Mapping[str, str]
+) -> dict[str, float]:
+    """Run the point that the agent has put into the environment; returns the objective.
+
+    Raises:
+        RunError: the run failed, or has not measured the objective.
+    """
+    import yaml
+
+    run_id = environment["WANDB_RUN_ID"]
+    given = yaml.safe_load(Path(environment["WANDB_SWEEP_PARAM_PATH"]).read_text(encoding="utf-8"))
+    chosen = {key: entry["value"] for key, entry in given.items() if isinstance(entry, dict) and "value" in entry}
+    seed = chosen.pop("training.seed", plan.sweep.seeds[0])
+    single = Plan(plan.sweep.model_copy(update={"seeds": (seed,)}), plan.tree)
+    point = make_point(single, folder, f"wandb-{run_id}", _params(plan, chosen))
+    ended = executor.run(point.jobs[0], _watch(stop))
+    if ended.status != "complete":
+        raise RunError(ended.error or f"run {run_id} was {ended.status}")
+    return measure(plan.sweep, ended.log)
+
+
+def _params(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What W&B chose, without dimensions whose conditions do not hold (W&B draws every one)."""
+    params: dict[str, Any] = {}
+    for name in ordered(plan.sweep.search):
+        dimension = plan.sweep.search[name]
+        if name in chosen and active(dimension, params):
+            is_real = dimension.low is not None and not dimension.is_int
+            params[name] = float(chosen[name]) if is_real else chosen[name]
+    return params
+
+
+def _watch(stop: Stop) -> Any:
+    def verdict(_: RunLog) -> Verdict:
+        return Verdict.RELEASE if stop.requested else Verdict.CONTINUE
+
+    return verdict
+
+
+def require_key() -> None:
+    """Raise unless a W&B key is at hand; W&B itself would ask on the terminal or fail late.
+
+    Raises:
+        UsageError: saying what to set.
+    """
+    import wandb
+
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        raise UsageError(f"--backend wandb needs the W&B server, but WANDB_MODE is {os.environ['WANDB_MODE']}. "
+                         "Unset it, or use --backend optuna, which works offline.")  # fmt: skip
+    if not wandb.login(prompt=False, verify=False):
+        raise UsageError("--backend wandb needs a W&B key: set WANDB_API_KEY or run `wandb login` "
+                         "(WANDB_BASE_URL for an own server), or use --backend optuna, which needs none.")  # fmt: skip
