@@ -64,9 +64,9 @@ class ExperienceSource(ABC):
         """Read the state that any number of processes wrote."""
 
     def _samples(self, name: str, number: int, prompts: Sequence[str]) -> list[Sample]:
-        """This process's share of a global batch of trajectories, known by `name` and `number`."""
+        """A global batch of trajectories, known by `name` and `number`: the same on every process."""
         seed = self.recipe.training.seed
-        return processes.shard([Sample(p, (seed, name, number, i)) for i, p in enumerate(prompts)])
+        return [Sample(p, (seed, name, number, i)) for i, p in enumerate(prompts)]
 
 
 class OnPolicy(ExperienceSource):
@@ -82,7 +82,7 @@ class OnPolicy(ExperienceSource):
         """Collect one batch."""
         size = self.recipe.optimizer.prompts_per_step
         samples = self._samples("step", step, self._order.batch(step - 1, size))
-        experience = self._collect(samples, 1, step)
+        experience = self._collect(processes.shard(samples), 1, step)
         return Batch(experience, torch.arange(len(experience)), 0, size)
 
     def feedback(self, ess: float) -> None:
@@ -99,8 +99,8 @@ class Buffered(ExperienceSource):
     """`size` trajectories are collected, used in `passes` shuffled passes, and collected again.
 
     Trajectory i sits in slot i mod P (P = prompts per step), and every optimizer step takes one trajectory out of
-    each slot. Slot s belongs to process s mod W, so a step has the same trajectories at any number of processes W,
-    every process has its even share of it, and no trajectory ever travels.
+    each slot. Slot s belongs to process s mod W, so a step has the same trajectories at any number of processes
+    W <= P, every process has its even share of it, and no trajectory ever travels.
     """
 
     reuses = True
@@ -121,8 +121,9 @@ class Buffered(ExperienceSource):
         collected = 0
         if self._experience is None or self._stale or self._used == buffer.passes * self._order.steps_per_pass:
             samples = self._samples("collection", self._collections, self._order.collection(self._collections))
+            own = [samples[number] for number in self._numbers(processes.rank(), processes.world_size())]
             self._experience = None  # let go of the old one first
-            self._experience = self._stored(self._collect(samples, buffer.passes, step))
+            self._experience = self._stored(self._collect(own, buffer.passes, step))
             self._collections += 1
             self._used, self._stale = 0, False
             collected = buffer.size
@@ -157,17 +158,20 @@ class Buffered(ExperienceSource):
             return
         parts = [load_experience(file, encode) for file in files]
         merged = Experience.cat(parts)
-        # Row j of process r is trajectory j W + r of the collection.
-        numbers = torch.cat([torch.arange(len(part)) * len(files) + index for index, part in enumerate(parts)])
-        own = torch.argsort(numbers)[processes.rank() :: processes.world_size()]
-        self._experience = self._stored(_take(merged, own))
+        written = torch.tensor([number for index in range(len(files)) for number in self._numbers(index, len(files))])
+        own = torch.tensor(self._numbers(processes.rank(), processes.world_size()))
+        self._experience = self._stored(_take(merged, torch.argsort(written)[own]))
+
+    def _numbers(self, rank: int, world: int) -> list[int]:
+        """Trajectories of a collection that process `rank` of `world` holds, in the order of its rows."""
+        slots = self._order.prompts_per_step
+        return [number for number in range(self.recipe.method.buffer.size) if number % slots % world == rank]
 
     def _rows(self, pass_index: int, position: int) -> Tensor:
-        """Rows of this process's experience that form step `position` of a pass."""
-        numbers = self._order.step(self._collections - 1, pass_index, position)
-        # `shard` puts trajectory i on process i mod W as row i div W.
-        world, own = processes.world_size(), processes.rank()
-        return torch.tensor([number // world for number in numbers if number % world == own], dtype=torch.long)
+        """Rows of this process's experience that form step `position` of a pass: its share, as `shard` deals it."""
+        row = {number: row for row, number in enumerate(self._numbers(processes.rank(), processes.world_size()))}
+        chosen = processes.shard(self._order.step(self._collections - 1, pass_index, position))
+        return torch.tensor([row[number] for number in chosen], dtype=torch.long)
 
     def _stored(self, experience: Experience) -> Experience:
         buffer = self.recipe.method.buffer

@@ -136,11 +136,12 @@ class SOCTrainer(ABC):
             single = max(processes.gather([len(chunks)]) or [0]) <= 1
             with nullcontext() if single else torch.no_grad():
                 matched = [self._match(chunk, step) for chunk in chunks]
-            losses = processes.gather_rows(_join([part.loss for part in matched]))
+            losses = self._gather_items(_join([part.loss for part in matched]))
             log_weights = self._gather_log_weights(chunks)
             mask = self._mask(losses)
             weights = mask * self._importance(log_weights)
-            own = weights[processes.rank() :: processes.world_size()] if processes.world_size() > 1 else weights
+            by_trajectory = weights.view(-1, method.timesteps_per_trajectory)
+            own = by_trajectory[processes.rank() :: processes.world_size()].flatten()
             for index, (chunk, weight) in enumerate(zip(chunks, own.split([len(c) for c in chunks]), strict=True)):
                 part = matched[index] if single else self._match(chunk, step)
                 self.accelerator.backward((part.loss * weight.to(part.loss)).sum() / total)
@@ -150,10 +151,10 @@ class SOCTrainer(ABC):
             loss=float((losses * weights).sum() / total),
             items=MatchingLoss(
                 losses,
-                processes.gather_rows(_join([part.control_norm for part in matched])),
-                processes.gather_rows(_join([part.target_norm for part in matched])),
+                self._gather_items(_join([part.control_norm for part in matched])),
+                self._gather_items(_join([part.target_norm for part in matched])),
             ),
-            indices=processes.gather_rows(items.indices),
+            indices=self._gather_items(items.indices),
             mask=mask,
             log_weights=log_weights,
             gradient_norm=norm,
@@ -163,6 +164,11 @@ class SOCTrainer(ABC):
         matched = self.match(chunk)
         require_finite(matched.loss, "loss", step, "loss", chunk.prompts())
         return matched
+
+    def _gather_items(self, value: Tensor) -> Tensor:
+        """Values of all processes' items (M,), trajectory by trajectory, in the order that one process would have."""
+        count = self.recipe.method.timesteps_per_trajectory
+        return processes.gather_rows(value.view(len(value) // count, count)).flatten()
 
     def _mask(self, losses: Tensor) -> Tensor:
         quantile = self.recipe.method.per_sample_threshold_quantile
@@ -176,7 +182,7 @@ class SOCTrainer(ABC):
         if not self.source.reuses:  # nothing has changed since these trajectories were sampled
             return torch.zeros(self.recipe.optimizer.prompts_per_step * self.recipe.method.timesteps_per_trajectory)
         with torch.no_grad():
-            return processes.gather_rows(_join([self.log_weights(chunk) for chunk in chunks]))
+            return self._gather_items(_join([self.log_weights(chunk) for chunk in chunks]))
 
     def _importance(self, log_weights: Tensor) -> Tensor:
         if not self.recipe.method.buffer.importance_weighting:
