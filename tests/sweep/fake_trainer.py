@@ -29,6 +29,8 @@ def main() -> None:
     done = max((int(path.name[5:]) for path in checkpoints.glob("step-*")), default=0)
     with (run / "starts.txt").open("a") as stream:
         stream.write(f"{os.getpid()} from {done}\n")
+    agent = {name: os.environ.get(name) for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID")}
+    (run / "agent.json").write_text(json.dumps(agent))
     if "fail" in recipe.tracking.project:
         raise SystemExit(f"Error: no such weights for trial {run.parent.parent.name}")
     pause = float(os.environ.get("FAKE_SECONDS_PER_STEP", "0"))
