@@ -31,9 +31,11 @@ def without_password(url: str) -> str:
     """The URL as it may be shown and written; a password belongs in the environment or in a password file."""
     if "@" not in url:
         return url
-    from sqlalchemy.engine import make_url
+    from sqlalchemy.engine import URL, make_url
 
-    return make_url(url).set(password=None).render_as_string()
+    parts = make_url(url)  # its set(password=None) leaves the password as it is
+    bare = URL.create(parts.drivername, parts.username, None, parts.host, parts.port, parts.database, parts.query)
+    return bare.render_as_string()
 
 
 def open_storage(url: str, patience: float = PATIENCE) -> BaseStorage:

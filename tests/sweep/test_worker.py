@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from amsd.errors import RunError, UsageError
 from amsd.sweep import attributes as names
-from amsd.sweep.executor import Ended, Job, Monitor, RunLog, Verdict
+from amsd.sweep.executor import Ended, Job, Monitor, RunLog
 from amsd.sweep.liveness import Liveness
 from amsd.sweep.results import load_sweep, results_of
 from amsd.sweep.study import StudyHandle, create, locate
 from amsd.sweep.trial import Stop
 from amsd.sweep.worker import Worker
 from tests.sweep.conftest import MakePlan
-
-
-def parabola(job: Job) -> float:
-    return -((job.recipe.schedule.eta - 0.8) ** 2) + 0.5 * job.seed
-
-
-@dataclass
-class Formula:
-    """Evaluates `value` of the recipe at two checkpoints; counts what it ran."""
-
-    value: Callable[[Job], float] = parabola
-    seconds: float = 0.0
-    ran: list[Job] = field(default_factory=list)
-    ends: list[str] = field(default_factory=list)
-
-    def run(self, job: Job, monitor: Monitor) -> Ended:
-        self.ran.append(job)
-        evaluations: dict[int, dict[str, dict[str, float]]] = {}
-        for step in (2, 4):
-            time.sleep(self.seconds)
-            scalars = {
-                "eval/shapes:right": self.value(job) * step / 4,
-                "eval/shapes:alignment": job.recipe.schedule.eta,
-            }
-            evaluations[step] = {"setting": scalars}
-            log = RunLog(evaluations, {step: {"kl": 2.0 * job.recipe.schedule.eta}}, None)
-            verdict = monitor(log)
-            if verdict is not Verdict.CONTINUE:
-                self.ends.append(verdict.value)
-                return Ended("pruned" if verdict is Verdict.PRUNE else "released", log)
-        return Ended("complete", log)
+from tests.sweep.formula import Formula
 
 
 @dataclass
@@ -262,3 +234,30 @@ def test_the_last_place_of_the_budget_is_given_once(make_plan: MakePlan, tmp_pat
     Worker(create(make_plan(budget={"trials": 3}), tmp_path), executor).run()
     assert len(executor.ran) == 1
     assert [trial.state for trial in load_sweep(tmp_path).trials] == ["complete"] * 3
+
+
+@pytest.mark.slow
+def test_workers_join_through_a_grpc_proxy(make_plan: MakePlan, tmp_path: Path) -> None:
+    pytest.importorskip("grpc")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve = (
+        "from optuna.storages import RDBStorage, run_grpc_proxy_server as run; "
+        f"run(RDBStorage('sqlite:///{tmp_path}/s.db'), host='127.0.0.1', port={port})"
+    )
+    proxy = subprocess.Popen([sys.executable, "-c", serve])
+    try:
+        url = f"grpc://127.0.0.1:{port}"
+        handle = create(make_plan(budget={"trials": 6}), tmp_path, url)
+        silent_owner(handle)
+        workers = [Worker(locate(url, "small"), Formula(seconds=0.05)) for _ in range(2)]
+        threads = [threading.Thread(target=worker.run) for worker in workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert [trial.state for trial in load_sweep(url).trials] == ["complete"] * 6
+    finally:
+        proxy.kill()
+        proxy.wait()

@@ -1,0 +1,74 @@
+"""Patience with a server that is away, and URLs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from amsd.errors import RunError, UsageError
+from amsd.sweep.storage import default_url, open_storage, patient, without_password
+from amsd.sweep.study import locate
+
+
+class Away(InMemoryStorage):
+    """Does what it is asked to, but the answer of the next `failures` calls that finish a trial is lost."""
+
+    failures = 0
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: object = None) -> bool:
+        done = super().set_trial_state_values(trial_id, state, values)  # type: ignore[arg-type]
+        if self.failures:
+            self.failures -= 1
+            raise StorageInternalError("the connection is gone")
+        return done
+
+
+def test_a_lost_answer_is_no_lost_trial() -> None:
+    away = Away()
+    storage = patient(away, patience=5)
+    study = storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+    trial = storage.create_new_trial(study)
+    away.failures = 1
+    assert storage.set_trial_state_values(trial, TrialState.COMPLETE, [1.0])
+    assert storage.get_trial(trial).values == [1.0]
+    with pytest.raises(UpdateFinishedTrialError):  # without an outage this stays an error
+        storage.set_trial_state_values(trial, TrialState.FAIL)
+
+
+def test_patience_ends() -> None:
+    away = Away()
+    storage = patient(away, patience=0.5)
+    trial = storage.create_new_trial(storage.create_new_study([StudyDirection.MAXIMIZE], "s"))
+    away.failures = 1000
+    with pytest.raises(RunError, match=r"did not answer for 0\.5 s: the connection is gone"):
+        storage.set_trial_state_values(trial, TrialState.WAITING)
+
+
+def test_passwords_are_not_shown() -> None:
+    assert without_password("postgresql://me:secret@host/db") == "postgresql://me@host/db"
+    assert without_password("sqlite:///x.db") == "sqlite:///x.db"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("mysql://x/y", "is not a storage"),
+        ("grpc://host", "grpc://HOST:PORT"),
+        ("postgresql://nobody@127.0.0.1:1/none", "cannot be opened"),
+    ],
+)
+def test_what_is_no_storage_is_said(url: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        open_storage(url)
+
+
+def test_places_without_a_sweep_are_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a sweep's folder"):
+        locate(str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="no sweep there"):
+        locate(default_url(tmp_path))
