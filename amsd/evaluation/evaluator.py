@@ -21,6 +21,7 @@ from amsd.evaluation.identity import identity, library_versions
 from amsd.evaluation.result import DIVERSITY, EvaluationResult, MetricResult, comparable
 from amsd.evaluation.statistics import summarize
 from amsd.recipe import EvaluationSetting, Recipe
+from amsd.rewards.eight_bit import as_original
 from amsd.rewards.protocol import Embedder, Reward
 from amsd.rewards.table import resolve_embedder, resolve_reward
 from amsd.training.events import Notice
@@ -86,14 +87,17 @@ class Evaluator:
     ) -> Evaluator:
         """Load the scorers that the recipe names; `trained` are those the trainer has loaded already.
 
+        Scorers with an 8-bit path take it: pictures are scored as the original code scores files on disk.
+
         Raises:
             UsageError: a name is unknown or its weights cannot be loaded.
         """
         known = {reward.name: reward for reward in trained}
-        options = {term.name: term.options for term in recipe.reward}
-        names = dict.fromkeys([*options, *recipe.evaluation.metrics])
+        options = {**recipe.evaluation.options, **{term.name: term.options for term in recipe.reward}}
+        names = dict.fromkeys([*(term.name for term in recipe.reward), *recipe.evaluation.metrics])
         rewards = [known[name] if name in known else resolve_reward(name, options.get(name)) for name in names]
-        embedders = [resolve_embedder(name) for name in recipe.evaluation.diversity]
+        embedders = [resolve_embedder(name, options.get(name)) for name in recipe.evaluation.diversity]
+        rewards = [as_original(reward) for reward in rewards]
         return cls(recipe, prompts, rewards, embedders, cache=cache, notify=notify)
 
     def evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from amsd.recipe.catalogue import find
 from amsd.recipe.errors import Problem, RecipeError, problems_from
 from amsd.recipe.rules import violations
 from amsd.recipe.schema import Recipe
+
+_BARE_KEY = re.compile("[A-Za-z0-9_-]+")
 
 
 def load_recipe(source: str | Path, assignments: Sequence[str] = ()) -> Recipe:
@@ -139,12 +142,16 @@ def _section(name: str, section: dict[str, Any]) -> list[str]:
     plain = {key: value for key, value in section.items() if key not in tables}
     lines = [f"[{name}]", *_table(plain), ""]
     for key, table in tables.items():
-        lines += _section(f"{name}.{key}", table)
+        lines += _section(f"{name}.{_key(key)}", table)
     return lines
 
 
+def _key(name: str) -> str:
+    return name if _BARE_KEY.fullmatch(name) else _scalar(name)
+
+
 def _table(table: dict[str, Any]) -> list[str]:
-    return [f"{key} = {_value(value)}" for key, value in table.items()]
+    return [f"{_key(key)} = {_value(value)}" for key, value in table.items()]
 
 
 def _value(value: Any) -> str:

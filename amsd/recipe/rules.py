@@ -92,6 +92,17 @@ def _best(recipe: Recipe) -> Iterator[Problem]:
                       recipe.evaluation.best)  # fmt: skip
 
 
+def _options(recipe: Recipe) -> Iterator[Problem]:
+    trained = {term.name for term in recipe.reward}
+    known = {*recipe.evaluation.metrics, *recipe.evaluation.diversity} - trained
+    for name in recipe.evaluation.options:
+        if name in trained:
+            yield Problem(f"evaluation.options.{name}", "a trained reward has its options under [[reward]]")
+        elif name not in known:
+            listed = f"named are {', '.join(sorted(known))}" if known else "none are named"
+            yield Problem(f"evaluation.options.{name}", f"is not in evaluation.metrics or .diversity; {listed}")
+
+
 def _smoothing(recipe: Recipe) -> Iterator[Problem]:
     smoothing = recipe.method.smoothing
     if smoothing.samples > 1 and smoothing.noise_std == 0:
@@ -117,5 +128,5 @@ def _full_guidance(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-_RULES = (_noise, _betas, _loss_steps, _diversity, _micro_batch, _buffer, _reward_names, _best, _smoothing)
+_RULES = (_noise, _betas, _loss_steps, _diversity, _micro_batch, _buffer, _reward_names, _best, _options, _smoothing)
 _ADVICE = (_memoryless, _full_guidance)

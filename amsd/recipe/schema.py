@@ -224,6 +224,8 @@ class Evaluation(Section):
     """Held-out metrics, besides the rewards that are trained on."""
     diversity: tuple[str, ...] = ()
     """Embeddings whose per-prompt variance is the diversity (needs two samples per prompt or more)."""
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Keyword options of held-out metrics and embedders by name, such as a local model path."""
     best: str | None = None
     """Metric that chooses the best checkpoint; unset: the first reward."""
     images: int = Field(default=8, ge=0)

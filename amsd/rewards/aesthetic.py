@@ -10,12 +10,13 @@ from torch import Tensor
 
 from amsd.rewards.checkpoints import fill, find_file, load_tensors
 from amsd.rewards.clip import OPENAI_LARGE, CLIPImages, load_clip
+from amsd.rewards.eight_bit import EightBitPath
 from amsd.rewards.head import ScoreHead
 from amsd.rewards.networks import fingerprint, freeze, full_precision
 from amsd.rewards.preprocess import check_pairs
 
 
-class LaionAesthetic:
+class LaionAesthetic(EightBitPath):
     """LAION aesthetic predictor v2 (Schuhmann 2022): a linear head on CLIP ViT-L/14; about 1 to 10, prompts unread.
 
     Args:
@@ -41,7 +42,7 @@ class LaionAesthetic:
         fill(self._head, load_tensors(path, what), what)
         freeze(self._head)
         self._images = CLIPImages(self._model, eight_bit)
-        self.version = f"1-{fingerprint(self._head, fingerprint(self._model.vision_model), str(eight_bit))}"
+        self._fingerprint = fingerprint(self._head, fingerprint(self._model.vision_model))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B, 3, H, W) in [0, 1]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -55,6 +55,15 @@ class CLIPImages:
         with full_precision(pixels.device):
             pooled = self.model.vision_model(pixel_values=pixels).pooler_output
             return normalize(self.model.visual_projection(pooled), dim=-1)
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether pictures are read as from disk."""
+        return self.pixels.eight_bit
+
+    def on_eight_bits(self) -> Self:
+        """The same network on the 8-bit path."""
+        return type(self)(self.model, eight_bit=True)
 
 
 class CLIPTexts:

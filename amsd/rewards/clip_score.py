@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from amsd.rewards.clip import OPENAI_LARGE, CLIPImages, CLIPTexts, load_clip
+from amsd.rewards.eight_bit import EightBitPath
 from amsd.rewards.networks import fingerprint
 from amsd.rewards.preprocess import check_pairs
 
 
-class CLIPScore:
+class CLIPScore(EightBitPath):
     """Cosine of CLIP's image and prompt embeddings, in [-1, 1] (Hessel et al. 2021, without its factor and clipping).
 
     Args:
@@ -36,7 +37,7 @@ class CLIPScore:
         tokens = (model, revision) if tokenizer is None else (tokenizer, None)
         self._texts = CLIPTexts.load(self._model, tokens[0], f"reward {self.name!r}, option tokenizer", tokens[1])
         self._images = CLIPImages(self._model, eight_bit)
-        self.version = f"1-{fingerprint(self._model, self._texts.tokenizer.vocabulary, str(eight_bit))}"
+        self._fingerprint = fingerprint(self._model, self._texts.tokenizer.vocabulary)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B, 3, H, W) in [0, 1]."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from amsd.errors import UsageError
 from amsd.rewards.checkpoints import fill, find_file, load_tensors
+from amsd.rewards.eight_bit import EightBitPath
 from amsd.rewards.networks import device_of, fingerprint, freeze, full_precision
 from amsd.rewards.preprocess import ClipPixels, check_pairs
 
@@ -19,7 +20,7 @@ _BUFFERS = frozenset({"attn_mask"})
 """Buffers that older files store and that the present network computes."""
 
 
-class HPSv21:
+class HPSv21(EightBitPath):
     """Human Preference Score v2.1 (Wu et al. 2023): cosine of a fine-tuned OpenCLIP ViT-H/14; about 0.2 to 0.35.
 
     Args:
@@ -47,15 +48,15 @@ class HPSv21:
         fill(self._model, {key: value for key, value in state.items() if key not in _BUFFERS}, what)
         freeze(self._model)
         self._tokenizer = open_clip.SimpleTokenizer(context_length=self._model.context_length)
-        self._pixels = ClipPixels(configuration["vision_cfg"]["image_size"], eight_bit)
-        self.version = f"1-{fingerprint(self._model, str(eight_bit))}"
+        self._images = ClipPixels(configuration["vision_cfg"]["image_size"], eight_bit)
+        self._fingerprint = fingerprint(self._model)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B, 3, H, W) in [0, 1]."""
         check_pairs(images, prompts)
         device = device_of(self._model)
         with full_precision(device):
-            seen = self._model.encode_image(self._pixels(images.to(device)), normalize=True)
+            seen = self._model.encode_image(self._images(images.to(device)), normalize=True)
             with torch.no_grad():
                 meant = self._model.encode_text(self._tokenizer(list(prompts)).to(device), normalize=True)
             scores: Tensor = (seen * meant).sum(-1)

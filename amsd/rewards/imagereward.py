@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amsd.rewards.checkpoints import fill, find_file, load_tensors
+from amsd.rewards.eight_bit import EightBitPath
 from amsd.rewards.head import ScoreHead
 from amsd.rewards.networks import device_of, fingerprint, freeze, full_precision
 from amsd.rewards.preprocess import ClipPixels, check_pairs
@@ -35,7 +36,7 @@ class Architecture:
     vocabulary: int = 30524
 
 
-class ImageReward:
+class ImageReward(EightBitPath):
     """ImageReward v1.0 (Xu et al. 2023): human preference of an image under its prompt; mean 0, s.d. 1 over their data.
 
     Args:
@@ -65,8 +66,8 @@ class ImageReward:
         self._network = Network(sizes)
         fill(self._network, convert(load_tensors(path, what)), what)
         freeze(self._network)
-        self._pixels = ClipPixels(IMAGE_SIZE, eight_bit)
-        self.version = f"1-{fingerprint(self._network, self._tokenizer.vocabulary, str(eight_bit))}"
+        self._images = ClipPixels(IMAGE_SIZE, eight_bit)
+        self._fingerprint = fingerprint(self._network, self._tokenizer.vocabulary)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Standardised scores (B,) of images (B, 3, H, W) in [0, 1]."""
@@ -74,7 +75,7 @@ class ImageReward:
         device = device_of(self._network)
         tokens = self._tokenizer(prompts, device)
         with full_precision(device):
-            raw: Tensor = self._network(self._pixels(images.to(device)), tokens)
+            raw: Tensor = self._network(self._images(images.to(device)), tokens)
         return ((raw - MEAN) / STD).to(images.device)
 
     def to(self, device: torch.device | str) -> Self:

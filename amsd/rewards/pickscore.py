@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from amsd.rewards.clip import CLIPImages, CLIPTexts, load_clip
+from amsd.rewards.eight_bit import EightBitPath
 from amsd.rewards.networks import fingerprint
 from amsd.rewards.preprocess import check_pairs
 
 
-class PickScore:
+class PickScore(EightBitPath):
     """PickScore v1 (Kirstain et al. 2023, eq. 1): exp(logit_scale) times the cosine of a fine-tuned CLIP ViT-H/14.
 
     About 16 to 24 for real pairs; a difference of 1 makes the better image e times as likely to be preferred.
@@ -37,7 +38,7 @@ class PickScore:
         self._model = load_clip(model, f"reward {self.name!r}, option model", revision)
         self._texts = CLIPTexts.load(self._model, tokenizer, f"reward {self.name!r}, option tokenizer")
         self._images = CLIPImages(self._model, eight_bit)
-        self.version = f"1-{fingerprint(self._model, self._texts.tokenizer.vocabulary, str(eight_bit))}"
+        self._fingerprint = fingerprint(self._model, self._texts.tokenizer.vocabulary)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B, 3, H, W) in [0, 1]."""

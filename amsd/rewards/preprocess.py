@@ -7,7 +7,8 @@ with pictures on disk: 8-bit intensities, resized by Pillow, which rounds to 8 b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -43,6 +44,10 @@ class ClipPixels:
         scale = _resize_as_pillow if self.eight_bit else resize
         square = _crop(scale(images.float(), *_target(images, self.size)), self.size)
         return (square - _channels(self.mean, square)) / _channels(self.std, square)
+
+    def on_eight_bits(self) -> Self:
+        """The same transform on the 8-bit path."""
+        return replace(self, eight_bit=True)
 
 
 def check_pairs(images: Tensor, prompts: Sequence[str]) -> None:
