@@ -47,8 +47,8 @@ class Adapter(Protocol):
 
 
 @dataclass(frozen=True)
-class StableDiffusionAdapter:
-    """Stable Diffusion 1.x and 2.x: one text encoder, UNet2DConditionModel, AutoencoderKL."""
+class UNetFamily:
+    """What pipelines with a UNet2DConditionModel and an AutoencoderKL have in common."""
 
     pipeline: Any
 
@@ -56,6 +56,18 @@ class StableDiffusionAdapter:
     def latent_shape(self) -> tuple[int, ...]:
         """(in_channels, sample_size, sample_size) of the UNet."""
         return _unet_latent_shape(self.pipeline.unet.config)
+
+    def network(self, module: nn.Module) -> Network:
+        """The UNet as a function."""
+        return _unet_network(module)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """AutoencoderKL in float32, whatever the networks' precision."""
+        return _decode(self.pipeline.vae, latents)
+
+
+class StableDiffusionAdapter(UNetFamily):
+    """Stable Diffusion 1.x and 2.x: one text encoder."""
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextCondition:
@@ -67,25 +79,9 @@ class StableDiffusionAdapter:
         """Embedding of the empty string."""
         return self.encode([""]).map(lambda value: value.expand(count, *value.shape[1:]))
 
-    def network(self, module: nn.Module) -> Network:
-        """The UNet as a function."""
-        return _unet_network(module)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """AutoencoderKL in float32, whatever the networks' precision."""
-        return _decode(self.pipeline.vae, latents)
-
-
-@dataclass(frozen=True)
-class StableDiffusionXLAdapter:
+class StableDiffusionXLAdapter(UNetFamily):
     """Stable Diffusion XL: two text encoders, pooled embedding and image-size ids as extra conditions."""
-
-    pipeline: Any
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(in_channels, sample_size, sample_size) of the UNet."""
-        return _unet_latent_shape(self.pipeline.unet.config)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextCondition:
@@ -102,14 +98,6 @@ class StableDiffusionXLAdapter:
             zeros = torch.zeros_like(encoded.hidden_states), torch.zeros_like(encoded.added["text_embeds"])
             encoded = self._condition(*zeros)
         return encoded.map(lambda value: value.expand(count, *value.shape[1:]))
-
-    def network(self, module: nn.Module) -> Network:
-        """The UNet as a function."""
-        return _unet_network(module)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """AutoencoderKL in float32, whatever the networks' precision."""
-        return _decode(self.pipeline.vae, latents)
 
     def _condition(self, embeddings: Tensor, pooled: Tensor) -> TextCondition:
         # Original size, crop corner and target size, as the pipeline sets them by default.

@@ -85,8 +85,10 @@ def _require_on_hub(model: Model) -> None:
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     name = model.pretrained
@@ -110,7 +112,9 @@ def _require_on_hub(model: Model) -> None:
         raise UsageError(f"model.pretrained = {name!r} is gated: accept its terms and run `hf auth login`.") from None
     except RepositoryNotFoundError:
         raise UsageError(f"model.pretrained = {name!r} does not exist on the hub (or is private). {how}") from None
-    except Exception as error:
+    except RevisionNotFoundError:
+        raise UsageError(f"model.revision = {model.revision!r}: {name} has no such revision on the hub.") from None
+    except (HTTPError, OSError) as error:
         raise UsageError(
             f"model.pretrained = {name!r} is not in the local cache and the hub cannot be reached "
             f"({type(error).__name__}). {how}"

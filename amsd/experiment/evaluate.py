@@ -17,6 +17,7 @@ from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, from_dict, load_recipe
 from amsd.run_directory import RunDirectory
 from amsd.tracking import Tracker
+from amsd.tracking.jsonl import stopped
 from amsd.training import processes
 from amsd.training.checkpoint import weights_sha256
 from amsd.training.events import CheckpointRecord
@@ -111,7 +112,11 @@ def evaluate_source(recipe: Recipe, checkpoint: Path | None) -> tuple[Evaluation
 def watch_run(
     folder: Path, recipe: str | None, assignments: Sequence[str]
 ) -> Iterator[tuple[int, tuple[EvaluationResult, ...]]]:
-    """Evaluate the checkpoints of a running training as they appear, until its last step is done."""
+    """Evaluate the checkpoints of a running training as they appear.
+
+    Ends when the last step's checkpoint is done, or when the run says that it failed or was interrupted. A run that was
+    killed says nothing and may be resumed at any time: it is watched until the user stops.
+    """
     run = RunDirectory(folder)
     resolved = load_recipe(recipe or run.recipe, assignments)
     trained = from_dict(tomllib.loads(run.recipe.read_text(encoding="utf-8")), source=str(run.recipe))
@@ -122,7 +127,10 @@ def watch_run(
         names = {f"{setting.name}.json" for setting in resolved.evaluation_settings}
         return not all((checkpoint / "evaluation" / name).is_file() for name in names)
 
-    for checkpoint in new_checkpoints(run, finished=(last / "manifest.json").is_file, wanted=wanted):
+    def finished() -> bool:
+        return (last / "manifest.json").is_file() or stopped(run.metrics)
+
+    for checkpoint in new_checkpoints(run, finished=finished, wanted=wanted):
         if evaluation is None:
             evaluation = standalone(resolved)
         results = evaluation.of_checkpoint(checkpoint).results

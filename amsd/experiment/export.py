@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from amsd.diffusion.inference import inference_scheduler
-from amsd.diffusion.policy import ADAPTER_FILE, LoraPolicy, OffsetPolicy
+from amsd.diffusion.parameterizations import ADAPTER_FILE, LoraPolicy, OffsetPolicy
 from amsd.errors import UsageError
 from amsd.experiment.setup import load_policy
 from amsd.files import write_folder

@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from amsd.diffusion.adapters import Adapter
 from amsd.diffusion.loading import load_adapter
 from amsd.diffusion.noise import normal
-from amsd.diffusion.policy import Policy, build_policy
+from amsd.diffusion.parameterizations import build_policy
+from amsd.diffusion.policy import Policy
 from amsd.diffusion.rollout import rollout
 from amsd.diffusion.scheduler import SOCDDIMScheduler
 from amsd.errors import UsageError

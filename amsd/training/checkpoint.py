@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -51,7 +52,7 @@ def write_checkpoint(
             manifest = {
                 "step": step,
                 "recipe_identity": recipe_identity,
-                "weights_sha256": _weights_hash(files),
+                "weights_sha256": _weights_hash(folder),
                 "amsd": __version__,
                 "libraries": _versions(),
                 "files": files,
@@ -144,14 +145,31 @@ class Scores:
         write_json(self._file, {str(step): value for step, value in sorted(scores.items())})
 
 
-def _weights_hash(files: dict[str, str]) -> str:
-    import hashlib
+def _weights_hash(folder: Path) -> str:
+    """Identity of the weights in a checkpoint: their tensors and configurations, not the bytes of their files.
 
-    lines = [
-        f"{name} {value}" for name, value in sorted(files.items()) if name.endswith((".safetensors", "config.json"))
-    ]
-    weights = [line for line in lines if not line.startswith("state/")]
-    return hashlib.sha256("\n".join(weights).encode()).hexdigest()
+    The safetensors library writes a file's metadata in no fixed order, so equal weights may be unequal files.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.relative_to(folder).parts[0] == "state":
+            continue
+        if path.suffix == ".safetensors":
+            digest.update(path.relative_to(folder).as_posix().encode())
+            _add_tensors(digest, path)
+        elif path.name == "config.json":
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _add_tensors(digest: hashlib._Hash, path: Path) -> None:
+    # The format: 8 bytes of length, a JSON header, then the data that it points into.
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        digest.update(json.dumps(header, sort_keys=True).encode())
+        while chunk := stream.read(2**24):
+            digest.update(chunk)
 
 
 def _versions() -> dict[str, str]:

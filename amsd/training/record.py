@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from amsd.matching import effective_sample_size, inverse_probabilities
+from amsd.matching import MatchingLoss, effective_sample_size, inverse_probabilities
 from amsd.recipe import Recipe
 from amsd.training import processes
 from amsd.training.sources import Batch
 
-if TYPE_CHECKING:
-    from amsd.training.trainer import Outcome
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one optimizer step did; tensors are over the global batch, on the CPU."""
+
+    loss: float
+    items: MatchingLoss
+    indices: Tensor
+    """Step index of each item, (M,)."""
+    mask: Tensor
+    log_weights: Tensor
+    """Step-wise log importance weights of the items, (M,)."""
+    gradient_norm: float
 
 
 def step_values(

@@ -11,7 +11,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +29,7 @@ from amsd.training.events import CheckpointRecord, Listener, StepRecord
 from amsd.training.experience import Experience, Items, Sample
 from amsd.training.optimization import WeightAverage, build_optimizer, learning_rate
 from amsd.training.problem import ControlProblem, require_finite
-from amsd.training.record import step_values
+from amsd.training.record import Outcome, step_values
 from amsd.training.sources import Batch, ExperienceSource, OnPolicy
 from amsd.training.state import load_optimizer, restore_rng, rng_state, save_optimizer
 from amsd.training.validation import validation_values
@@ -39,20 +38,6 @@ _LOG = logging.getLogger(__name__)
 
 Evaluate = Callable[[CheckpointRecord], float | None]
 """Called on every process after a checkpoint is complete; returns the score that decides which one is best."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one optimizer step did; tensors are over the global batch, on the CPU."""
-
-    loss: float
-    items: MatchingLoss
-    indices: Tensor
-    """Step index of each item, (M,)."""
-    mask: Tensor
-    log_weights: Tensor
-    """Step-wise log importance weights of the items, (M,)."""
-    gradient_norm: float
 
 
 class SOCTrainer(ABC):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from amsd.diffusion.adapters import Adapter, adapter_for
 from amsd.diffusion.guidance import Conditioning, NoisePredictor, TextCondition, guided
-from amsd.diffusion.policy import ADAPTER_FILE, Policy, build_policy
+from amsd.diffusion.parameterizations import ADAPTER_FILE, build_policy
+from amsd.diffusion.policy import Policy
 from amsd.diffusion.rollout import rollout
 from amsd.diffusion.scheduler import SOCDDIMScheduler
 from amsd.errors import UsageError
@@ -133,6 +134,15 @@ def test_diffusers_loads_the_adapter_with_its_scale(family: str, alpha: float | 
         found = policy.adapter.network(plain.unet)(latents(), torch.tensor([999, 19]), given)
     assert torch.allclose(found, outputs(policy), rtol=1e-6, atol=1e-6)
     assert not torch.allclose(found, outputs(policy, base=True), atol=1e-3)
+
+
+def test_equal_adapters_are_equal_files(tmp_path: Path) -> None:
+    policy = policy_of("lora")
+    found = set()
+    for index in range(8):  # metadata keys in random order would differ in half of the files
+        policy.save(tmp_path / str(index))
+        found.add((tmp_path / str(index) / ADAPTER_FILE).read_bytes())
+    assert len(found) == 1
 
 
 def test_diffusers_loads_the_full_network(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from amsd.diffusion.adapters import StableDiffusionAdapter
 from amsd.diffusion.guidance import Conditioning, NoisePredictor, TextCondition
-from amsd.diffusion.policy import SummedUNet
+from amsd.diffusion.parameterizations import SummedUNet
 from amsd.diffusion.rollout import rollout
 from amsd.matching import QuantileThreshold, control, effective_sample_size, lean_adjoint, smooth
 from amsd.recipe import from_dict

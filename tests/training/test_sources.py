@@ -10,7 +10,7 @@ import torch
 
 from amsd.diffusion.adapters import adapter_for
 from amsd.diffusion.guidance import Conditioning, TextCondition
-from amsd.diffusion.policy import build_policy
+from amsd.diffusion.parameterizations import build_policy
 from amsd.diffusion.scheduler import SOCDDIMScheduler
 from amsd.matching import effective_sample_size
 from amsd.recipe import Recipe, from_dict

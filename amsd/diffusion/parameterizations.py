@@ -1,0 +1,263 @@
+"""The three parameterizations of a policy: `full`, `lora` and `offset`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amsd.diffusion.adapters import Adapter
+from amsd.diffusion.guidance import TextCondition
+from amsd.diffusion.policy import Policy
+from amsd.recipe import Model
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+class FullPolicy(Policy):
+    """All weights are trained; the base is a frozen copy."""
+
+    def __init__(self, adapter: Adapter, model: Model) -> None:
+        super().__init__(adapter, model)
+        self._base = _frozen_copy(self.pipeline.unet, self.dtype)
+        self._unet = self.pipeline.unet.to(torch.float32).requires_grad_(True)
+        self._call, self._call_base = adapter.network(self._unet), adapter.network(self._base)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Trained network and frozen copy."""
+        return [self._unet, self._base]
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Every parameter of the UNet."""
+        return dict(self._unet.named_parameters())
+
+    def finetuned(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+        """Output of the trained network."""
+        with self.autocast():
+            return self._call(x, timesteps, condition)
+
+    def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+        """Output of the frozen copy."""
+        with self.autocast():
+            return self._call_base(x, timesteps, condition)
+
+    def save(self, folder: Path) -> None:
+        """Write `unet/`."""
+        self._unet.save_pretrained(folder / "unet")
+
+    def load(self, folder: Path) -> None:
+        """Read `unet/`."""
+        self._unet.load_state_dict(_unet_state(folder / "unet"))
+
+    def _sampling_module(self, base: bool) -> nn.Module:
+        module: nn.Module = self._base if base else self._unet
+        return module
+
+
+class LoraPolicy(Policy):
+    """One network; low-rank adapters are trained, and switched off for the base.
+
+    Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
+    """
+
+    def __init__(self, adapter: Adapter, model: Model) -> None:
+        from peft import LoraConfig
+
+        super().__init__(adapter, model)
+        self._unet = self.pipeline.unet.to(self.dtype)
+        lora = model.lora
+        self._unet.add_adapter(
+            LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.rank if lora.alpha is None else lora.alpha,
+                target_modules=list(lora.targets),
+                init_lora_weights=True,
+            )
+        )
+        for parameter in self.trainable.values():
+            parameter.data = parameter.data.float()
+        self._call = adapter.network(self._unet)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The one network."""
+        return [self._unet]
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The adapters' parameters."""
+        return {name: value for name, value in self._unet.named_parameters() if "lora_" in name}
+
+    def finetuned(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+        """Output with adapters on."""
+        with self.autocast():
+            return self._call(x, timesteps, condition)
+
+    def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+        """Output with adapters off: bit for bit the pretrained network's."""
+        with self.autocast(), self._adapters(enabled=False):
+            return self._call(x, timesteps, condition)
+
+    def save(self, folder: Path) -> None:
+        """Write `adapter_model.safetensors`, rank and alpha in its metadata, for diffusers' LoRA loader."""
+        from peft import get_peft_model_state_dict
+
+        metadata = self._unet.peft_config["default"].to_dict()
+        # A set in no fixed order: equal weights must be equal files, for they are known by their hash.
+        metadata["target_modules"] = sorted(metadata["target_modules"])
+        self.pipeline.save_lora_weights(
+            folder,
+            unet_lora_layers=get_peft_model_state_dict(self._unet),
+            weight_name=ADAPTER_FILE,
+            unet_lora_adapter_metadata=metadata,
+        )
+        _single_metadata_key(folder / ADAPTER_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Read `adapter_model.safetensors`."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        state = {name.removeprefix("unet."): value for name, value in load_file(folder / ADAPTER_FILE).items()}
+        outcome = set_peft_model_state_dict(self._unet, state)
+        if outcome is not None and outcome.unexpected_keys:
+            raise ValueError(f"{folder / ADAPTER_FILE}: unknown keys {outcome.unexpected_keys[:3]}")
+
+    def _sampling_module(self, base: bool) -> nn.Module:
+        module: nn.Module = self._unet
+        return module
+
+    @contextmanager
+    def _adapters(self, enabled: bool) -> Iterator[None]:
+        if enabled:
+            yield
+            return
+        self._unet.disable_adapters()
+        try:
+            yield
+        finally:
+            self._unet.enable_adapters()
+
+
+class OffsetPolicy(Policy):
+    """Base plus a learned difference: a copy of the UNet whose output layer starts at zero."""
+
+    def __init__(self, adapter: Adapter, model: Model) -> None:
+        super().__init__(adapter, model)
+        self._base = self.pipeline.unet
+        self._offset = copy.deepcopy(self._base).to(torch.float32).requires_grad_(True)
+        self._base.to(self.dtype)
+        nn.init.zeros_(self._offset.conv_out.weight)
+        nn.init.zeros_(self._offset.conv_out.bias)
+        self._sum = SummedUNet(self._base, self._offset)
+        self._call_base, self._call_offset = adapter.network(self._base), adapter.network(self._offset)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Base and difference."""
+        return [self._base, self._offset]
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Every parameter of the difference."""
+        return dict(self._offset.named_parameters())
+
+    def finetuned(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+        """Output of the base plus the difference."""
+        with self.autocast():
+            return self._call_base(x, timesteps, condition) + self._call_offset(x, timesteps, condition)
+
+    def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+        """Output of the base."""
+        with self.autocast():
+            return self._call_base(x, timesteps, condition)
+
+    def save(self, folder: Path) -> None:
+        """Write `offset/`, a UNet whose output is added to the base's (plain diffusers has no slot for it)."""
+        self._offset.save_pretrained(folder / "offset")
+
+    def load(self, folder: Path) -> None:
+        """Read `offset/`."""
+        self._offset.load_state_dict(_unet_state(folder / "offset"))
+
+    def _sampling_module(self, base: bool) -> nn.Module:
+        return self._base if base else self._sum
+
+
+class SummedUNet(nn.Module):
+    """Two UNets whose outputs are added, with what a diffusers pipeline asks of its UNet."""
+
+    def __init__(self, base: nn.Module, offset: nn.Module) -> None:
+        super().__init__()
+        self.base, self.offset = base, offset
+
+    @property
+    def config(self) -> Any:
+        """Configuration of the base."""
+        return self.base.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the base's weights."""
+        return next(self.base.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the base's weights."""
+        return next(self.base.parameters()).device
+
+    @property
+    def add_embedding(self) -> Any:
+        """SDXL's embedding of extra conditions, whose width the pipeline asks for."""
+        return self.base.add_embedding
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        """Sum of both outputs, as a tuple (`return_dict` is ignored: pipelines ask for a tuple)."""
+        kwargs["return_dict"] = False
+        return (self.base(*args, **kwargs)[0] + self.offset(*args, **kwargs)[0],)
+
+
+_POLICIES: dict[str, type[Policy]] = {"full": FullPolicy, "lora": LoraPolicy, "offset": OffsetPolicy}
+
+
+def build_policy(adapter: Adapter, model: Model) -> Policy:
+    """The policy that `model.parameterization` names, unchanged from the base."""
+    return _POLICIES[model.parameterization](adapter, model)
+
+
+def _single_metadata_key(file: Path) -> None:
+    """Drop `format` from a LoRA file: safetensors writes several metadata keys in random order."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(file, framework="pt") as stream:
+        metadata = stream.metadata()
+    save_file(load_file(file), file, metadata={key: value for key, value in metadata.items() if key != "format"})
+
+
+def _frozen_copy(unet: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy with in `dtype` what autocast casts at every call anyway.
+
+    Normalisation weights stay float32 as in the trained network: rounded, they would make the base another function.
+    """
+    base = copy.deepcopy(unet)
+    for module in base.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
+    return base
+
+
+def _unet_state(folder: Path) -> dict[str, Tensor]:
+    from diffusers import UNet2DConditionModel
+
+    state: dict[str, Tensor] = UNet2DConditionModel.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True
+    ).state_dict()
+    return state

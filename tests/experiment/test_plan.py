@@ -1,0 +1,69 @@
+"""The plan of a run: known sizes of Stable Diffusion 1.5, counts by hand, a real adapter on an empty network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+
+from amsd.experiment.plan import forwards_per_step, make_plan
+from amsd.recipe import load_recipe
+
+SD15_UNET = 859_520_964
+"""Parameters of Stable Diffusion 1.x's UNet, as its published weights have them."""
+
+
+def test_sd15_needs_no_download_to_be_planned() -> None:
+    plan = make_plan(load_recipe("sd15-am"), processes=5)
+    assert plan.unet_parameters == plan.trained_parameters == SD15_UNET
+    # Weights in float32 for the frozen copy and the two other networks; weight, gradient and two moments for the trained.
+    expected = 4 * (SD15_UNET + 123_060_480 + 83_653_863) + 16 * SD15_UNET
+    assert plan.memory_bytes == expected
+    text = dict(plan.lines())
+    assert f"{SD15_UNET:,} parameters (100.00%" in text["trained"]
+    assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in text["download"]
+    assert "4.27 GB" in text["download"]
+    assert text["batch"].startswith("125 trajectories per step: 5 processes x 25, 5 at a time")
+    assert text["checkpoints"].startswith("5, ")
+    # A forward pass of SD 1.5 at 64 x 64 is known to cost about 0.8 TFLOP (0.4 tera multiply-adds).
+    assert 0.7e12 < plan.flops_per_forward < 0.9e12
+
+
+def test_a_lora_counts_what_peft_adds() -> None:
+    recipe = load_recipe("sd15-am", ["model.parameterization=lora", "model.lora.rank=16"])
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        unet.add_adapter(LoraConfig(r=16, target_modules=list(recipe.model.lora.targets)))
+    added = sum(parameter.numel() for name, parameter in unet.named_parameters() if "lora_" in name)
+    plan = make_plan(recipe, processes=1)
+    assert plan.trained_parameters == added
+    assert plan.unet_parameters == SD15_UNET
+    assert sum(parameter.numel() for parameter in unet.parameters()) == SD15_UNET + added
+
+
+@pytest.mark.parametrize("name", ["sd15-am", "sd15-buffer-am", "sd15-single-prompt"])
+def test_every_shipped_recipe_of_sd15_has_a_plan(name: str) -> None:
+    text = dict(make_plan(load_recipe(name), processes=1).lines())
+    assert {"identity", "model", "download", "trained", "memory", "batch", "cost", "time", "evaluation"} <= set(text)
+
+
+def test_forwards_of_a_step_without_guidance_by_hand() -> None:
+    """All steps are loss steps: n for sampling, two per Jacobian product, three per loss step."""
+    assignments = [
+        "guidance.guidance_scale=1.0",
+        "schedule.num_inference_steps=4",
+        "method.timesteps_per_trajectory=4",
+        'schedule.final_step="midpoint"',
+        "optimizer.prompts_per_step=1",
+        "optimizer.micro_batch=1",
+    ]
+    # The smallest loss step is 0, matched to the adjoint after it: three Jacobian products.
+    assert forwards_per_step(load_recipe("sd15-am", assignments)) == 4 + 2 * 3 + 3 * 4
+
+
+def test_evaluation_images_are_counted() -> None:
+    plan = make_plan(load_recipe("shapes", ["evaluation.prompts=5", "evaluation.samples_per_prompt=3"]), 1)
+    settings = len(plan.recipe.evaluation_settings)
+    assert plan.evaluation_images == 15 * settings
+    assert plan.download.startswith("nothing")
