@@ -6,32 +6,33 @@ import logging
 import os
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from amsd import __version__
 from amsd.cli import diagnose, evaluate, export, recipe, report, sample, sweep, train
-from amsd.errors import AmsdError
+from amsd.cli.launch import INTERRUPTED, launched, rank, report_code
+from amsd.cli.train import Interrupted
+from amsd.errors import AmsdError, UsageError
 
 app = typer.Typer(
     name="amsd",
     help="Fine-tune Stable Diffusion on a differentiable reward by Adjoint Matching.",
     epilog="Start with: amsd train shapes",
     no_args_is_help=True,
+    rich_markup_mode=None,  # Typer's panels load Markdown and syntax highlighting: four times the whole start
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
-app.command("sample")(sample.sample)
-app.command("export")(export.export)
-app.command("diagnose")(diagnose.diagnose)
-app.command("report")(report.report)
+app.command("train", short_help="Fine-tune a model as a recipe says.")(train.train)
+app.command("eval", short_help="Evaluate a checkpoint or the base model.")(evaluate.evaluate)
+app.command("sample", short_help="Draw pictures from a checkpoint or the base model.")(sample.sample)
+app.command("export", short_help="Write a pipeline that plain diffusers loads.")(export.export)
+app.command("diagnose", short_help="Say whether the theory holds for a recipe.")(diagnose.diagnose)
+app.command("report", short_help="Show a run or a sweep as one HTML page.")(report.report)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(sweep.app, name="sweep")
-
-INTERRUPTED = 130
 
 
 #: What the libraries below us would say on every start; the user's own settings win.
@@ -79,26 +80,43 @@ def main() -> None:
     """Run the command line: exit 0 success, 1 run failed, 2 usage or recipe error, 130 interrupted."""
     try:
         app()
+    except Interrupted as interruption:
+        _end(str(interruption), interruption.exit_code, everyone=False)
     except AmsdError as error:
-        _fail(error, error.exit_code)
-    except KeyboardInterrupt:
-        typer.secho("Interrupted. Continue with the same command and --resume.", err=True)
-        sys.exit(INTERRUPTED)
+        if _debug():
+            report_code(error.exit_code)
+            raise
+        # Every process reads the same command line and recipe; what happens in a run happens to one of them.
+        _end(f"Error: {error}", error.exit_code, everyone=not isinstance(error, UsageError))
+    except KeyboardInterrupt:  # outside of a command; within one, Typer ends with the same code
+        _end("Interrupted.", INTERRUPTED, everyone=False)
     except Exception as error:  # the last resort: one message for the user, the traceback for us
-        logging.getLogger("amsd").debug("unexpected error", exc_info=True)
+        report_code(1)
         if _debug():
             raise
-        typer.secho(f"Error: {type(error).__name__}: {error}\n(amsd --debug ... shows the traceback)", err=True)
-        sys.exit(1)
+        _end(f"Error: {_described(error)}\n(amsd --debug ... shows the traceback)", 1, everyone=True)
 
 
-def _fail(error: AmsdError, code: int) -> None:
-    if _debug():
-        raise error
-    # Under several processes every one of them fails alike: say it once.
-    if os.environ.get("RANK", "0") == "0":
-        typer.secho(f"Error: {error}", err=True)
+def _end(text: str, code: int, everyone: bool) -> NoReturn:
+    """Say how the command ends, once or by every process, and end it."""
+    report_code(code)
+    if everyone and launched():
+        text = f"[process {rank()}] {text}"
+    if text and (everyone or rank() == 0):
+        typer.echo(text, err=True)
+    # Unwinding a process group whose peers wait for this process can hang: nothing is left to do but to leave.
+    if launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
+
+
+def _described(error: Exception) -> str:
+    """An error as a user may read it: the file and the reason for what the operating system refused."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _debug() -> bool:

@@ -26,13 +26,15 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Evaluate a checkpoint, or the base model, on the recipe's evaluation prompts with common noise."""
-    from amsd.experiment.evaluate import evaluate_source, watch_run
-
     if watch is not None:
+        from amsd.experiment.evaluate import watch_run
+
         for step, results in watch_run(watch, recipe, assignments or []):
             _show(results, as_json, f"step {step}")
         return
     source = resolve(checkpoint, recipe, assignments or [])
+    from amsd.experiment.evaluate import evaluate_source
+
     _show(evaluate_source(source.recipe, source.checkpoint), as_json, checkpoint)
 
 

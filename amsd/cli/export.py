@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from amsd.cli.options import CheckpointArgument, RecipeOption
+from amsd.cli.outputs import require_folder
 from amsd.cli.source import resolve
 from amsd.errors import UsageError
 
@@ -18,6 +19,7 @@ def export(
     recipe: RecipeOption = None,
 ) -> None:
     """Write a diffusers pipeline (and the LoRA file) that plain diffusers loads without amsd."""
+    require_folder(to, "--to")
     source = resolve(checkpoint, recipe, [])
     if source.checkpoint is None:
         raise UsageError("The base model needs no export; give a checkpoint or a run directory.")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import signal
-import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+
+INTERRUPTED = 130
+_CODES = "AMSD_EXIT_CODES"
 
 
 def launched() -> bool:
@@ -14,28 +18,47 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def relaunched() -> bool:
+    """Whether this process was started by `relaunch`."""
+    return _CODES in os.environ
+
+
+def rank() -> int:
+    """Index of this process among those of the command."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def report_code(code: int) -> None:
+    """Tell the command that launched this process how it ends: PyTorch's launcher only tells success from failure."""
+    folder = os.environ.get(_CODES)
+    if folder and Path(folder).is_dir():
+        (Path(folder) / str(rank())).write_text(str(code), encoding="utf-8")
+
+
 def relaunch(arguments: Sequence[str], processes: int) -> int:
-    """Run `amsd ARGUMENTS` in `processes` processes on this machine; returns the exit code of the command."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = os.environ | {"AMSD_LAUNCHER": "1"}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    child = subprocess.Popen([*command, "-m", "amsd", *arguments], env=environment, start_new_session=True)
-    previous = {number: signal.signal(number, _forward(child)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        code = child.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return _command_code(code)
+    """Run `amsd ARGUMENTS` in `processes` processes on this machine; returns the exit code of the command.
 
+    If one process fails the others are ended. They end as well if this process is killed.
+    """
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-def _forward(child: subprocess.Popen[bytes]) -> signal.Handlers:
-    def handler(number: int, frame: object) -> None:
-        os.killpg(child.pid, number)
+    from amsd.sweep import leash
 
-    return handler  # type: ignore[return-value]  # signal.signal takes any callable
-
-
-def _command_code(code: int) -> int:
-    # The launcher ends with 1 whatever its workers ended with; a signal counts as interruption.
-    return 128 - code if code < 0 else code
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    worker = [sys.executable, "-I", leash.__file__, str(os.getpid()), sys.executable, "-m", "amsd", *arguments]
+    with tempfile.TemporaryDirectory(prefix="amsd-") as codes:
+        os.environ[_CODES] = codes
+        options = ["--standalone", f"--nproc-per-node={processes}", "--no-python"]
+        try:
+            torchrun.run(torchrun.parse_args([*options, *worker]))
+        except (KeyboardInterrupt, SignalException):
+            return INTERRUPTED
+        except ChildFailedError:
+            found = [int(file.read_text(encoding="utf-8")) for file in Path(codes).iterdir()]
+            return max(found, default=1)
+        finally:
+            del os.environ[_CODES]
+    return 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import typer
 
 from amsd.cli.options import RecipeArgument, SetOption
@@ -18,11 +21,14 @@ def list_recipes() -> None:
     from amsd.recipe import load_recipe
     from amsd.recipe.catalogue import names
 
-    table = Table("recipe", "model", "method", "reward", "guidance", box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("recipe", "model", "method", "reward", "cfg"):
+        table.add_column(column, overflow="fold")
     for name in names("recipes"):
         recipe = load_recipe(name)
         rewards = " + ".join(term.name for term in recipe.reward)
-        table.add_row(name, recipe.model.pretrained, f"{recipe.method.name}, {recipe.model.parameterization}", rewards,
+        model = recipe.model.pretrained.rpartition("/")[2]
+        table.add_row(name, model, f"{recipe.method.name}, {recipe.model.parameterization}", rewards,
                       f"{recipe.guidance.guidance_scale:g}")  # fmt: skip
     Console().print(table)
 
@@ -48,9 +54,24 @@ def check(recipe: RecipeArgument, assignments: SetOption = None) -> None:
     for source, split in ((resolved.prompts.train, "train"), (resolved.prompts.evaluation, "evaluation")):
         if isinstance(source, str) and source.startswith("hub:"):
             continue  # checked when it is downloaded
+        if _absent(source):
+            # The recipe is sound; `amsd train` needs the file, this machine may not be the one that trains.
+            typer.echo(f"Note: {source}: no such prompt file on this machine.", err=True)
+            continue
         for remark in load_prompts(source, split).remarks:  # type: ignore[arg-type]
             typer.echo(f"Note: {remark}", err=True)
     typer.echo(f"{recipe}: ok, identity {identity(resolved)}")
+
+
+def _absent(source: str | Sequence[str]) -> bool:
+    """Whether this is the path of a prompt file, and there is none."""
+    from amsd.prompts.load import EMBEDDED
+    from amsd.prompts.readers import READERS
+
+    if not isinstance(source, str) or source.startswith(EMBEDDED):
+        return False
+    path = Path(source).expanduser()
+    return path.suffix.lower() in READERS and not path.exists()
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from amsd.cli.options import CheckpointArgument, RecipeOption, SetOption
+from amsd.cli.outputs import require_folder
 from amsd.cli.source import resolve
 
 
@@ -24,6 +25,7 @@ def sample(
     assignments: SetOption = None,
 ) -> None:
     """Draw pictures; plain diffusers draws the same ones from an exported checkpoint."""
+    require_folder(out, "--out")
     source = resolve(checkpoint, recipe, assignments or [])
     from amsd.experiment.sample import SampleRequest
     from amsd.experiment.sample import sample as draw

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from amsd.cli.launch import INTERRUPTED
 from amsd.cli.options import RecipeArgument, SetOption
+from amsd.cli.outputs import require_folder
+from amsd.errors import AmsdError
 
 if TYPE_CHECKING:
     from amsd.experiment.train import Finished
+
+
+class Interrupted(AmsdError):
+    """The user stopped a training; the text is the command that continues it."""
+
+    exit_code = INTERRUPTED
 
 
 def train(
@@ -32,18 +42,27 @@ def train(
 
         show_plan(resolved, processes)
         return
-    from amsd.cli.launch import launched, relaunch
+    from amsd.cli.launch import launched, relaunch, relaunched
     from amsd.run_directory import default_output
 
     run = output or default_output(resolved, Path(recipe).stem)
+    require_folder(run, "--output")
+    arguments = ["train", recipe, "--output", str(run)]
+    for assignment in assignments or []:
+        arguments += ["--set", assignment]
+    again = shlex.join(["amsd", *arguments, *(["--processes", str(processes)] if processes > 1 else []), "--resume"])
     if processes > 1 and not launched():
-        arguments = ["train", recipe, "--output", str(run), *(["--resume"] if resume else [])]
-        for assignment in assignments or []:
-            arguments += ["--set", assignment]
-        raise typer.Exit(relaunch(arguments, processes))
+        code = relaunch([*arguments, *(["--resume"] if resume else [])], processes)
+        if code == INTERRUPTED:
+            raise Interrupted(f"Interrupted. Continue with: {again}")
+        raise typer.Exit(code)
     from amsd.experiment.train import train as run_training
 
-    finished = run_training(resolved, run, resume=resume)
+    try:
+        finished = run_training(resolved, run, resume=resume)
+    except KeyboardInterrupt as interruption:
+        # Under `--processes` the command that launched this process says how to go on.
+        raise Interrupted("" if relaunched() else f"Interrupted. Continue with: {again}") from interruption
     if finished.main:
         _summarize(finished)
 

@@ -1,0 +1,21 @@
+"""Whether results can be written where the user wants them, asked before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from amsd.errors import UsageError
+
+
+def require_folder(path: Path, option: str) -> None:
+    """Check that `path` is a folder that can be written to, or can become one; nothing is created.
+
+    Raises:
+        UsageError: it is a file, lies under one, or permission is missing.
+    """
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{option} {path}: {existing} is a file; choose a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {path}: {existing} cannot be written to; choose another folder.")

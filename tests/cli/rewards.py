@@ -1,0 +1,19 @@
+"""Rewards that fail, for recipes of tests (`python:tests.cli.rewards:NAME`)."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def fails_on_process_1(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """The brightness, but the second process has a broken card."""
+    if os.environ.get("RANK") == "1":
+        raise ValueError("this card is broken")
+    return images.mean((1, 2, 3))
+
+
+def fails(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """Nothing."""
+    raise ValueError("this reward is broken")

@@ -1,0 +1,97 @@
+"""Several processes give the results of one, however they are launched; one that fails ends the command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from amsd.cli.app import app
+from tests.cli.commands import amsd, finish, lines, start
+
+pytestmark = pytest.mark.slow
+
+#: Five prompts per step: two processes hold three and two.
+UNEVEN = ("--set", "optimizer.prompts_per_step=5", "--set", "training.steps=4")
+BUFFER = (
+    "--set", "method.name=buffer-am", "--set", "method.timesteps_per_trajectory=1",
+    "--set", "method.buffer={size = 10, passes = 2}",
+)  # fmt: skip
+LAUNCHERS = {
+    "amsd": (),
+    "torchrun": (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "amsd"),
+    "accelerate": (
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
+        "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "amsd",
+    ),
+}  # fmt: skip
+
+
+def in_one(recipe: Path, run: Path, *settings: str) -> None:
+    outcome = CliRunner().invoke(app, ["train", str(recipe), "--output", str(run), *settings])
+    assert outcome.exit_code == 0, outcome.output
+
+
+def in_two(recipe: Path, run: Path, *settings: str, launcher: str = "amsd") -> None:
+    prefix = LAUNCHERS[launcher]
+    arguments = ("train", recipe, "--output", run, *settings)
+    if prefix:
+        ended = finish(start(*arguments, launcher=prefix, ACCELERATE_USE_CPU="true"))
+    else:
+        ended = amsd(*arguments, "--processes", "2")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("run ") >= 1
+
+
+def assert_close(one: Path, other: Path) -> None:
+    """The same lines, their numbers within the tolerance of float32 sums in another order."""
+    first, second = lines(one), lines(other)
+    assert [list(line) for line in first] == [list(line) for line in second]
+    for a, b in zip(first, second, strict=True):
+        for key, value in a.items():
+            if isinstance(value, float) and not key.endswith("p_value"):
+                assert b[key] == pytest.approx(value, rel=2e-3, abs=1e-5), (a["step"], key)
+
+
+@pytest.mark.parametrize("settings", [(), BUFFER], ids=["on policy", "buffer"])
+def test_two_processes_with_uneven_shares_give_the_losses_of_one(
+    recipe: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    in_one(recipe, tmp_path / "one", *UNEVEN, *settings)
+    in_two(recipe, tmp_path / "two", *UNEVEN, *settings)
+    assert_close(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_the_users_own_launcher_gives_the_same_run(recipe: Path, tmp_path: Path, launcher: str) -> None:
+    short = ("--set", "training.steps=2", "--set", "evaluation.every=0")
+    in_one(recipe, tmp_path / "one", *short)
+    in_two(recipe, tmp_path / "two", *short, launcher=launcher)
+    assert_close(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_run_of_two_processes_goes_on_in_one(recipe: Path, tmp_path: Path) -> None:
+    in_two(recipe, tmp_path / "run", *UNEVEN, "--set", "training.steps=2", *BUFFER)
+    in_one(recipe, tmp_path / "run", *UNEVEN, "--resume", *BUFFER)
+    in_one(recipe, tmp_path / "one", *UNEVEN, *BUFFER)
+    losses = {name: [line["loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("run", "one")}
+    assert losses["run"] == pytest.approx(losses["one"], rel=2e-3)
+
+
+def test_one_failing_process_ends_the_command_and_says_why(recipe: Path, tmp_path: Path) -> None:
+    reward = 'reward=[{name = "python:tests.cli.rewards:fails_on_process_1"}]'
+    ended = amsd("train", recipe, "--output", tmp_path / "run", "--set", reward, "--processes", "2")
+    assert ended.returncode == 1
+    assert "this card is broken" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_usage_error_found_by_the_processes_keeps_its_code_and_is_said_once(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").write_text("", encoding="utf-8")
+    ended = amsd("train", recipe, "--output", tmp_path / "run", "--processes", "2")
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("--resume") == 1
+    assert "Traceback" not in ended.stderr
