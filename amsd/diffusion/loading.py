@@ -85,7 +85,7 @@ def _require_on_hub(model: Model) -> None:
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
-        HTTPError,
+        HTTPError,  # type: ignore[attr-defined]  # of the HTTP library that this version of the hub's client uses
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,

@@ -5,12 +5,16 @@ from __future__ import annotations
 from copy import copy
 from typing import Protocol, Self
 
+from torch import Tensor
+
 from amsd.rewards.protocol import Reward
 
 
 class _Path(Protocol):
     @property
     def eight_bit(self) -> bool: ...
+
+    def __call__(self, images: Tensor) -> Tensor: ...
 
     def on_eight_bits(self) -> Self: ...
 
