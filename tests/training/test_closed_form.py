@@ -97,7 +97,7 @@ def test_the_fixed_point_is_the_exact_tilt(multiplier: float) -> None:
     assert abs(spread) < 0.02
 
 
-@pytest.mark.parametrize("multiplier", [0.5, 1.0])
+@pytest.mark.parametrize("multiplier", [0.5, 1.0, 2.0])
 def test_without_memorylessness_the_fixed_point_misses_the_tilt(multiplier: float) -> None:
     assert errors(steps_of(200, eta=0.3), multiplier)[0] < -0.4
 
@@ -106,7 +106,7 @@ def test_a_small_network_reaches_the_fixed_point() -> None:
     steps, multiplier = steps_of(10), 2.0
     w, b = (torch.zeros(10, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
     jacobian, scale = gaussian_slope(steps), steps.control_scale
-    count, batch, random = 400, 1024, torch.Generator().manual_seed(0)
+    count, batch, random = 250, 512, torch.Generator().manual_seed(0)
 
     def base(x: Tensor, k: int | Tensor, rows: Tensor | None = None) -> Tensor:
         return jacobian[k].reshape(-1, 1) * (x - steps.alpha_bar[k].sqrt().reshape(-1, 1) * MEAN)
