@@ -17,7 +17,7 @@ SD15_UNET = 859_520_964
 def test_sd15_needs_no_download_to_be_planned() -> None:
     plan = make_plan(load_recipe("sd15-am"), processes=5)
     assert plan.unet_parameters == plan.trained_parameters == SD15_UNET
-    # float32 weights of the frozen copy and the two other networks; weight, gradient and two moments of the trained one.
+    # float32: the frozen copy and the two other networks; weight, gradient and two moments of the trained one.
     expected = 4 * (SD15_UNET + 123_060_480 + 83_653_863) + 16 * SD15_UNET
     assert plan.memory_bytes == expected
     text = dict(plan.lines())
