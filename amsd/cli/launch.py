@@ -54,8 +54,10 @@ def relaunch(arguments: Sequence[str], processes: int) -> int:
         options = ["--standalone", f"--nproc-per-node={processes}", "--no-python"]
         try:
             torchrun.run(torchrun.parse_args([*options, *worker]))
-        except (KeyboardInterrupt, SignalException):
+        except KeyboardInterrupt:
             return INTERRUPTED
+        except SignalException as ended:
+            return 128 + int(ended.sigval)  # 130 for Ctrl-C
         except ChildFailedError:
             found = [int(file.read_text(encoding="utf-8")) for file in Path(codes).iterdir()]
             return max(found, default=1)

@@ -56,6 +56,7 @@ class ConsoleTracker:
         how = "new run" if info.resumed_from is None else f"continues from step {info.resumed_from}"
         self._say(Text.assemble(("run ", "bold"), f"{info.run.path} · recipe {info.identity} · {how}"))
         self._last = self._clock()
+        self._phase = "loading the model"
         if self._console.is_terminal:
             self._live = Live(self._display(), console=self._console, refresh_per_second=4, transient=False)
             self._live.start()

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from amsd.evaluation.result import EvaluationResult
 
 
+#: Notices with which a run ends before its time.
+ENDINGS = ("failed", "interrupted")
+
+
 class JsonlTracker:
     """Appends to `RUN/metrics.jsonl`.
 
@@ -100,6 +104,15 @@ class JsonlTracker:
             self._stream.flush()
         except OSError as error:
             raise RunError(f"{self._path}: cannot be written: {error}") from error
+
+
+def stopped(path: Path) -> bool:
+    """Whether the file's last whole line says that the run failed or was interrupted, and was not resumed since."""
+    if not path.is_file():
+        return False
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    last = next((entry for entry in map(_entry, reversed(lines)) if entry is not None), {})
+    return last.get("notice") in ENDINGS
 
 
 def trim(path: Path, step: int) -> list[dict[str, Any]]:

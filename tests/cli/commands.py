@@ -88,13 +88,13 @@ def amsd(*arguments: str | Path, **environment: str) -> subprocess.CompletedProc
     return finish(start(*arguments, **environment))
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], interval: float = 0.01) -> None:
     """Return at the moment a condition holds; the process must live until then."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "the moment did not come"
-        time.sleep(0.0005)
+        time.sleep(interval)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

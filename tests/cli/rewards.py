@@ -17,3 +17,15 @@ def fails_on_process_1(images: torch.Tensor, prompts: list[str]) -> torch.Tensor
 def fails(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     """Nothing."""
     raise ValueError("this reward is broken")
+
+
+def fails_at_step_5(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """The brightness, for four steps of two micro-batches."""
+    global _calls
+    _calls += len(images) * images.requires_grad
+    if _calls > 16:
+        raise ValueError("this reward is worn out")
+    return images.mean((1, 2, 3))
+
+
+_calls = 0

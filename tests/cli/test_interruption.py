@@ -69,7 +69,7 @@ def test_a_run_killed_at_any_moment_and_resumed_is_that_of_an_uninterrupted_one(
     for moment, longest in MOMENTS:
         resume = ("--resume",) if run.is_dir() else ()
         process = start("train", recipe, "--output", run, *length, *resume)
-        wait_until(lambda moment=moment: moment(run), process)  # type: ignore[misc]
+        wait_until(lambda moment=moment: moment(run), process, interval=0.001)  # type: ignore[misc]
         time.sleep(delays.uniform(0.0, longest))
         process.kill()
         process.communicate()
