@@ -47,14 +47,13 @@ _QUIET = {
 
 def quiet_libraries(debug: bool) -> None:
     """Show amsd's own messages, and of the libraries only errors (everything with `--debug`)."""
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, format="%(name)s: %(message)s")
     if debug:
         return
+    logging.getLogger("amsd").setLevel(logging.WARNING)
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in ("transformers", "diffusers", "torch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _version(show: bool) -> None:
