@@ -24,6 +24,10 @@ def evaluate(
         Path | None, typer.Option("--watch", metavar="RUN_DIR", help="Evaluate checkpoints of this run as they appear.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    table: Annotated[
+        Path | None,
+        typer.Option("--table", metavar="DIR", help="Follow the reference's protocol; write its table to this folder."),
+    ] = None,
 ) -> None:
     """Evaluate a checkpoint, or the base model, on the recipe's evaluation prompts with common noise."""
     if watch is not None:
@@ -32,10 +36,23 @@ def evaluate(
         for step, results in watch_run(watch, recipe, assignments or []):
             _show(results, as_json, f"step {step}")
         return
+    if table is not None:
+        _benchmark(checkpoint, recipe, assignments or [], table)
+        return
     source = resolve(checkpoint, recipe, assignments or [])
     from amsd.experiment.evaluate import evaluate_source
 
     _show(evaluate_source(source.recipe, source.checkpoint), as_json, checkpoint)
+
+
+def _benchmark(checkpoint: str, recipe: str | None, assignments: Sequence[str], folder: Path) -> None:
+    from amsd.evaluation.benchmark import PROTOCOL
+
+    source = resolve(checkpoint, recipe, [*PROTOCOL, *assignments])
+    from amsd.experiment.benchmark import benchmark
+
+    for path in benchmark(source.recipe, source.checkpoint, folder):
+        typer.echo(path)
 
 
 def _show(results: Sequence[EvaluationResult], as_json: bool, title: str) -> None:

@@ -26,6 +26,7 @@ def load_adapter(model: Model) -> Adapter:
     import torch
     from diffusers import DiffusionPipeline
 
+    _hide_loading_bars()
     source = locate(model)
     if source.endswith(_SINGLE_FILE):
         pipeline = _from_single_file(source)
@@ -41,6 +42,19 @@ def load_adapter(model: Model) -> Adapter:
             raise UsageError(f"model.pretrained = {model.pretrained!r} cannot be loaded: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return adapter_for(pipeline)
+
+
+def _hide_loading_bars() -> None:
+    """Bars of a local load would break amsd's own display; those of downloads, which take minutes, stay."""
+    from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    downloads_are_hidden = are_progress_bars_disabled()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # those of downloads too
+    if not downloads_are_hidden:
+        enable_progress_bars()
 
 
 def locate(model: Model) -> str:
@@ -82,10 +96,10 @@ def _embedded(name: str) -> Path:
 def _require_on_hub(model: Model) -> None:
     """Fail at once, and in plain words, where transformers would retry for most of a minute."""
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of the client's HTTP library
         GatedRepoError,
         HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]  # of the HTTP library that this version of the hub's client uses
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,

@@ -1,0 +1,54 @@
+"""`amsd eval --table`: the published protocol on one set of weights and on the base model, as files and in W&B."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from amsd.evaluation.benchmark import Benchmark
+from amsd.experiment.evaluate import standalone
+from amsd.recipe import Recipe
+from amsd.tracking.connection import connect
+from amsd.training import processes
+
+_LOG = logging.getLogger(__name__)
+
+
+def benchmark(recipe: Recipe, checkpoint: Path | None, folder: Path) -> list[Path]:
+    """Evaluate, write the table and every result under `folder`, and return the table's files (JSON, CSV, Markdown).
+
+    Raises:
+        UsageError, RunError: see `Evaluator`.
+    """
+    evaluation = standalone(recipe)
+    base = evaluation.base.results
+    tuned = () if checkpoint is None else evaluation.of_checkpoint(checkpoint).results
+    name = "" if checkpoint is None else f"{checkpoint.absolute().parent.parent.name}/{checkpoint.name}"
+    table = Benchmark.of(recipe, base, tuned, name)
+    if processes.rank() != 0:
+        return []
+    for kind, results in (("base", base), ("finetuned", tuned)):
+        for result in results:
+            result.save(folder / kind)
+    files = table.save(folder)
+    _log_to_wandb(recipe, table, folder)
+    return files
+
+
+def _log_to_wandb(recipe: Recipe, table: Benchmark, folder: Path) -> None:
+    """The same table as a W&B run of its own, unless tracking is disabled."""
+    if recipe.tracking.mode == "disabled":
+        return
+    import wandb
+
+    try:
+        connection = connect(recipe.tracking.mode)
+        if connection.mode == "disabled":
+            return
+        with wandb.init(
+            project=recipe.tracking.project, entity=recipe.tracking.entity, group=recipe.tracking.group,
+            job_type="benchmark", mode=connection.mode, dir=folder, config=recipe.model_dump(mode="json"),
+        ) as run:  # fmt: skip
+            run.log({"benchmark": wandb.Table(columns=table.columns(), data=table.values(), allow_mixed_types=True)})
+    except wandb.Error as error:
+        _LOG.warning("the table could not be logged to W&B (its files are complete): %s", error)
