@@ -17,6 +17,9 @@ def export(
     checkpoint: CheckpointArgument,
     to: Annotated[Path, typer.Option("--to", help="New folder for the pipeline.")],
     recipe: RecipeOption = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="OWNER/REPOSITORY", help="Upload the folder to the hub as well.")
+    ] = None,
 ) -> None:
     """Write a diffusers pipeline (and the LoRA file) that plain diffusers loads without amsd."""
     require_folder(to, "--to")
@@ -26,3 +29,7 @@ def export(
     from amsd.experiment.export import export as write
 
     typer.echo(write(source.recipe, source.checkpoint, to))
+    if push is not None:
+        from amsd.experiment.push import push as upload
+
+        typer.echo(upload(to, push))

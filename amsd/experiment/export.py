@@ -10,6 +10,7 @@ import torch
 from amsd.diffusion.inference import inference_scheduler
 from amsd.diffusion.parameterizations import ADAPTER_FILE, LoraPolicy, OffsetPolicy
 from amsd.errors import UsageError
+from amsd.experiment.card import write_card
 from amsd.experiment.setup import load_policy
 from amsd.files import write_folder
 from amsd.recipe import Recipe
@@ -42,6 +43,7 @@ def export(recipe: Recipe, checkpoint: Path, to: Path) -> Path:
         if isinstance(policy, LoraPolicy):
             shutil.copyfile(checkpoint / ADAPTER_FILE, folder / LORA_FILE)
         shutil.copyfile(checkpoint / "recipe.toml", folder / "recipe.toml")
+        write_card(folder, recipe, checkpoint)
 
     write_folder(to, fill)
     return to
