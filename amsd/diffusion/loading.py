@@ -47,7 +47,7 @@ def load_adapter(model: Model) -> Adapter:
 def _hide_loading_bars() -> None:
     """Bars of a local load would break amsd's own display; those of downloads, which take minutes, stay."""
     from diffusers.utils import logging as diffusers_logging
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     downloads_are_hidden = are_progress_bars_disabled()
