@@ -84,6 +84,7 @@ class LoraPolicy(Policy):
         for parameter in self.trainable.values():
             parameter.data = parameter.data.float()
         self._call = adapter.network(self._unet)
+        self._without_adapters = False
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -102,7 +103,7 @@ class LoraPolicy(Policy):
 
     def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
         """Output with adapters off: bit for bit the pretrained network's."""
-        with self.autocast(), self._adapters(enabled=False):
+        with self.autocast(), self.only_base():
             return self._call(x, timesteps, condition)
 
     def save(self, folder: Path) -> None:
@@ -135,14 +136,17 @@ class LoraPolicy(Policy):
         return module
 
     @contextmanager
-    def _adapters(self, enabled: bool) -> Iterator[None]:
-        if enabled:
+    def only_base(self) -> Iterator[None]:
+        """Adapters are off inside the block; blocks may be nested."""
+        if self._without_adapters:
             yield
             return
         self._unet.disable_adapters()
+        self._without_adapters = True
         try:
             yield
         finally:
+            self._without_adapters = False
             self._unet.enable_adapters()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, final
 
@@ -75,7 +75,7 @@ class Policy(ABC):
         """The diffusers pipeline holding the fine-tuned (or the base) network, without gradients."""
         pipeline = self.pipeline
         before = pipeline.unet
-        with torch.no_grad(), self.autocast(), self._adapters(enabled=not base):
+        with torch.no_grad(), self.autocast(), self.only_base() if base else nullcontext():
             pipeline.unet = self._sampling_module(base)
             try:
                 yield pipeline
@@ -96,7 +96,11 @@ class Policy(ABC):
             network.to(device)
 
     @contextmanager
-    def _adapters(self, enabled: bool) -> Iterator[None]:
+    def only_base(self) -> Iterator[None]:
+        """Inside the block only the base is used.
+
+        A backward pass through the base belongs inside too: gradient checkpointing runs its forward pass again.
+        """
         yield
 
 

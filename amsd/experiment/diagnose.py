@@ -129,10 +129,10 @@ def _adjoint_growth(
     findings = []
     for name, guidance in modes.items():
         base = problem.base(conditioning, guidance)
-        adjoint = lean_adjoint(
-            terminal, trajectory.states, problem.steps.A, problem.steps.B,
-            _rows_of(base), torch.zeros(len(samples), dtype=torch.long),
-        )  # fmt: skip
+        everywhere = torch.zeros(len(samples), dtype=torch.long)
+        A, B = problem.steps.A, problem.steps.B
+        with problem.policy.only_base():
+            adjoint = lean_adjoint(terminal, trajectory.states, A, B, _rows_of(base), everywhere)
         norms = adjoint.adjoints.flatten(2).norm(dim=2).mean(0)
         growth = float(norms.max() / norms[-1])
         used = (guidance != 1) == problem.recipe.guidance.guidance_in_adjoint_computation

@@ -135,9 +135,9 @@ def _adjoint(
     problem: ControlProblem, trajectory: Trajectory, terminal: Tensor, used: Conditioning, lowest: Tensor
 ) -> LeanAdjoint:
     base = problem.base(used, problem.adjoint_guidance)
-    return lean_adjoint(
-        terminal, trajectory.states, problem.steps.A, problem.steps.B, lambda x, k, rows: base.rows(rows)(x, k), lowest
-    )
+    A, B = problem.steps.A, problem.steps.B
+    with problem.policy.only_base():
+        return lean_adjoint(terminal, trajectory.states, A, B, lambda x, k, rows: base.rows(rows)(x, k), lowest)
 
 
 def _base_predictions(

@@ -147,6 +147,22 @@ def test_micro_batch_changes_speed_not_results(model: Path, tmp_path: Path) -> N
                 assert line[key] == pytest.approx(value, rel=2e-3, abs=2e-4), key
 
 
+@pytest.mark.parametrize("parameterization", ["full", "lora", "offset"])
+def test_gradient_checkpointing_changes_memory_not_results(model: Path, tmp_path: Path, parameterization: str) -> None:
+    """For LoRA the recomputed forward pass of the base must have its adapters off too."""
+    curves = []
+    for checkpointing in (False, True):
+        chosen = recipe(
+            model, model={"pretrained": str(model), "parameterization": parameterization}, evaluation={"every": 0},
+            training={"steps": 3, "checkpoint_every": 3, "gradient_checkpointing": checkpointing},
+        )  # fmt: skip
+        train(chosen, tmp_path / str(checkpointing), resume=False)
+        curves.append([line for line in lines(tmp_path / str(checkpointing)) if "loss" in line])
+    for plain, checkpointed in zip(*curves, strict=True):
+        for key in ("loss", "adjoint_norm/first", "gradient_norm", "control_norm"):
+            assert checkpointed[key] == pytest.approx(plain[key], rel=1e-4, abs=1e-7), key
+
+
 @pytest.mark.parametrize("parameterization", ["full", "lora"])
 def test_plain_diffusers_draws_the_same_image_from_an_export(
     model: Path, tmp_path: Path, parameterization: str
