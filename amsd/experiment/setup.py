@@ -36,7 +36,9 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         UsageError: fp16 without an accelerator.
     """
-    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(recipe.model.precision, recipe.model.precision))
+    precision = {"fp32": "no"}.get(recipe.model.precision, recipe.model.precision)
+    # Without an accelerator, accelerate joins the processes of a launcher only if it is told to use the CPU.
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
     if accelerator.device.type == "cpu" and recipe.model.precision == "fp16":
         raise UsageError("model.precision = 'fp16' needs an accelerator; use fp32 (or bf16) on the CPU.")
     if recipe.training.tf32 and torch.cuda.is_available():
