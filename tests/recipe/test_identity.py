@@ -37,7 +37,7 @@ def test_form() -> None:
         "model.lora.rank=2",
         # Restating a default:
         "schedule.timestep_spacing=trailing",
-        "optimizer.learning_rate=0.0003",
+        "optimizer.learning_rate=0.0004",
         "model.lora={}",
     ],
 )

@@ -95,7 +95,7 @@ def test_cost_against_the_numbers_of_the_cost_model() -> None:
     recipe = from_dict(tree)
     smallest = (30 - 2) / 3
     assert per_trajectory(recipe) == pytest.approx(100 + 2 * (49 - smallest) + 12)
-    assert unet_evaluations(recipe) == pytest.approx(per_trajectory(recipe) * 16 * 32)
+    assert unet_evaluations(recipe) == pytest.approx(per_trajectory(recipe) * 16 * 40)
     buffered = from_dict({**tree, "method": {"name": "buffer-am", "buffer": {"passes": 10, "size": 96}}})
     assert per_trajectory(buffered) == pytest.approx((100 + 98) / 10 + 12)
 
