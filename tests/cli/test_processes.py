@@ -52,7 +52,9 @@ def assert_close(one: Path, other: Path) -> None:
     for a, b in zip(first, second, strict=True):
         for key, value in a.items():
             if isinstance(value, float) and not key.endswith("p_value"):
-                assert b[key] == pytest.approx(value, rel=2e-3, abs=1e-5), (a["step"], key)
+                # evaluation scores 8-bit pictures, where the last bit of a float may turn a grey level
+                allowed = 2e-4 if key.startswith("eval/") else 1e-5
+                assert b[key] == pytest.approx(value, rel=2e-3, abs=allowed), (a["step"], key)
 
 
 @pytest.mark.parametrize("settings", [(), BUFFER], ids=["on policy", "buffer"])
