@@ -6,8 +6,8 @@ from pathlib import Path
 
 from science import ALIGNMENT, DIVERSITY, EXPERIMENTS, REWARD, Outcome, assignments, outcomes, seconds_per_update
 
-from amsd.experiment.plan import forwards_per_step
 from amsd.recipe import load_recipe
+from amsd.recipe.cost import forwards_per_step
 
 HEAD = """# What was measured on the embedded model
 
