@@ -1,7 +1,9 @@
 """Layout of a run directory (a promise to users and to other tools) and what makes a checkpoint whole.
 
 RUN/recipe.toml  RUN/metrics.jsonl  RUN/checkpoints/step-000040/{unet|adapter_model.safetensors, state, evaluation,
-samples, manifest.json}  RUN/checkpoints/latest, best  RUN/evaluation/base/<setting>.json  RUN/wandb/
+samples, manifest.json}  RUN/checkpoints/latest, best  RUN/evaluation/base/<setting>.json  RUN/samples/base/  RUN/wandb/
+
+A checkpoint that is deleted leaves RUN/evaluation/step-000040/ and RUN/samples/step-000040/ behind.
 """
 
 from __future__ import annotations
@@ -57,10 +59,19 @@ class RunDirectory:
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint folder, ascending (whole or damaged)."""
-        if not self.checkpoints.is_dir():
-            return []
-        found = (_STEP.fullmatch(path.name) for path in self.checkpoints.iterdir() if path.is_dir())
-        return sorted(int(match[1]) for match in found if match)
+        return _steps(self.checkpoints)
+
+    def left_evaluation(self, step: int) -> Path:
+        """Evaluation files of a checkpoint that was deleted."""
+        return self.path / "evaluation" / f"step-{step:06d}"
+
+    def left_samples(self, step: int) -> Path:
+        """Pictures of a checkpoint that was deleted."""
+        return self.path / "samples" / f"step-{step:06d}"
+
+    def left_steps(self) -> list[int]:
+        """Steps whose checkpoint was deleted and left evaluation files or pictures behind, ascending."""
+        return sorted({*_steps(self.path / "evaluation"), *_steps(self.path / "samples")})
 
     def pointer(self, name: str) -> Path | None:
         """Checkpoint that `latest` or `best` names, if it exists."""
@@ -73,6 +84,13 @@ class RunDirectory:
     def point(self, name: str, step: int) -> None:
         """Let `latest` or `best` name the checkpoint of `step`."""
         write_text(self.checkpoints / name, f"step-{step:06d}\n")
+
+
+def _steps(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    found = (_STEP.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
+    return sorted(int(match[1]) for match in found if match)
 
 
 def default_output(recipe: Recipe, name: str) -> Path:

@@ -73,7 +73,7 @@ class Run:
     base: Checkpoint
     """The unchanged model (step 0)."""
     checkpoints: tuple[Checkpoint, ...]
-    """Those with a folder or an evaluation, by ascending step."""
+    """Those with a folder, an evaluation or pictures, by ascending step."""
     curves: Mapping[str, Curve]
     notices: tuple[Notice, ...]
     gaps: tuple[str, ...]
@@ -202,14 +202,19 @@ def _curve(points: Mapping[int, float]) -> Curve:
 
 
 def _checkpoints(folder: RunDirectory, log: _Log, gaps: list[str]) -> tuple[Checkpoint, ...]:
-    on_disk = set(folder.steps())
+    on_disk, left = set(folder.steps()), set(folder.left_steps())
     pointers = {name: folder.pointer(name) for name in ("best", "latest")}
     found = []
-    for step in sorted((on_disk | set(log.evaluations)) - {0}):
+    for step in sorted((on_disk | left | set(log.evaluations)) - {0}):
         place = folder.checkpoint(step)
-        evaluations = {**log.evaluations.get(step, {}), **_evaluations(place / "evaluation", gaps)}
+        files = {
+            **_evaluations(folder.left_evaluation(step), gaps),
+            **_evaluations(place / "evaluation", gaps),
+        }
+        samples = {**_samples(folder.left_samples(step)), **_samples(place / "samples")}
         labels = tuple(name for name, target in pointers.items() if target is not None and target == place)
-        found.append(Checkpoint(step, evaluations, _samples(place / "samples"), step in on_disk, labels))
+        evaluations = {**log.evaluations.get(step, {}), **files}
+        found.append(Checkpoint(step, evaluations, samples, step in on_disk, labels))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""Results of an evaluation, from its JSON file or, where that was deleted with its checkpoint, from metrics.jsonl."""
+"""Results of an evaluation, from its JSON file or, where that is missing, from metrics.jsonl."""
 
 from __future__ import annotations
 

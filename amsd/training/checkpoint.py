@@ -93,12 +93,26 @@ def newest_whole(run: RunDirectory) -> Path | None:
 
 
 def retain(run: RunDirectory, keep: int) -> None:
-    """Delete checkpoints other than the newest `keep` and the best."""
+    """Delete checkpoints other than the newest `keep` and the best; their evaluation files and pictures stay.
+
+    They are small, and reports need them: they move beside those of the base model.
+    """
     best = run.pointer("best")
     for step in run.steps()[:-keep]:
         checkpoint = run.checkpoint(step)
-        if checkpoint != best:
-            shutil.rmtree(checkpoint)
+        if checkpoint == best:
+            continue
+        _leave(checkpoint / "evaluation", run.left_evaluation(step))
+        _leave(checkpoint / "samples", run.left_samples(step))
+        shutil.rmtree(checkpoint)
+
+
+def _leave(folder: Path, place: Path) -> None:
+    if not folder.is_dir():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    folder.rename(place)
 
 
 def discard_after(run: RunDirectory, step: int) -> None:
@@ -106,6 +120,10 @@ def discard_after(run: RunDirectory, step: int) -> None:
     for other in run.steps():
         if other > step:
             shutil.rmtree(run.checkpoint(other))
+    for other in run.left_steps():
+        if other > step:
+            shutil.rmtree(run.left_evaluation(other), ignore_errors=True)
+            shutil.rmtree(run.left_samples(other), ignore_errors=True)
     if run.checkpoints.is_dir():
         for path in run.checkpoints.glob(".*"):
             if path.is_dir():

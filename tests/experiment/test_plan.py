@@ -48,20 +48,6 @@ def test_every_shipped_recipe_of_sd15_has_a_plan(name: str) -> None:
     assert {"identity", "model", "download", "trained", "memory", "batch", "cost", "time", "evaluation"} <= set(text)
 
 
-def test_forwards_of_a_step_without_guidance_by_hand() -> None:
-    """All steps are loss steps: n for sampling, two per Jacobian product, three per loss step."""
-    assignments = [
-        "guidance.guidance_scale=1.0",
-        "schedule.num_inference_steps=4",
-        "method.timesteps_per_trajectory=4",
-        'schedule.final_step="midpoint"',
-        "optimizer.prompts_per_step=1",
-        "optimizer.micro_batch=1",
-    ]
-    # The smallest loss step is 0, matched to the adjoint after it: three Jacobian products.
-    assert forwards_per_step(load_recipe("sd15-am", assignments)) == 4 + 2 * 3 + 3 * 4
-
-
 def test_evaluation_images_are_counted() -> None:
     plan = make_plan(load_recipe("shapes", ["evaluation.prompts=5", "evaluation.samples_per_prompt=3"]), 1)
     settings = len(plan.recipe.evaluation_settings)

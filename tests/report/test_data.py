@@ -51,6 +51,27 @@ def test_a_deleted_checkpoint_lives_on_in_the_log(tmp_path: Path) -> None:
     assert (metric.paired.difference, metric.paired.standard_error, metric.paired.p_value) == (-0.05, 0.02, 0.03)
 
 
+def test_retention_leaves_evaluations_and_pictures_to_the_report(tmp_path: Path) -> None:
+    from amsd.training.checkpoint import discard_after, retain
+
+    folder = write_run(tmp_path / "run", recipe())
+    before = load_run(folder)
+    run = RunDirectory(folder)
+    run.point("best", 30)
+    retain(run, keep=2)
+    assert run.steps() == [30, 50, 60]
+    after = load_run(folder)
+    assert [point.on_disk for point in after.checkpoints] == [False, False, True, False, True, True]
+    for then, now in zip(before.checkpoints, after.checkpoints, strict=True):
+        assert now.evaluations == then.evaluations
+        assert {name: list(shots) for name, shots in now.samples.items()} == {
+            name: list(shots) for name, shots in then.samples.items()
+        }
+        assert all(file.is_file() for shots in now.samples.values() for file in shots.values())
+    discard_after(run, 30)  # resumed from step 30: what came after belongs to an abandoned continuation
+    assert [point.step for point in load_run(folder).checkpoints] == [10, 20, 30]
+
+
 def test_a_base_evaluation_may_come_from_the_log(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", recipe())
     shutil.rmtree(RunDirectory(folder).base_evaluation)
