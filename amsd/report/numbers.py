@@ -6,6 +6,7 @@ import math
 
 from amsd.report.evaluations import Metric, Paired
 from amsd.report.figures.scale import MINUS, number
+from amsd.sweep.numbers import measured
 
 
 def with_error(metric: Metric) -> str:
@@ -39,7 +40,4 @@ def duration(seconds: float | None) -> str:
 
 
 def _pair(mean: float, error: float | None) -> str:
-    if not error:
-        return number(mean)
-    decimals = min(8, max(0, 1 - math.floor(math.log10(error))))
-    return f"{mean:.{decimals}f} ± {error:.{decimals}f}".replace("-", MINUS)
+    return measured(mean, error).replace("-", MINUS) if error else number(mean)

@@ -85,17 +85,39 @@ def objective_value(objective: Objective, log: RunLog, step: int | None = None) 
     """
     if objective.metric.startswith(TRAINING):
         return _training_value(objective.metric, log, step)
-    steps = log.evaluation_steps()
-    if step is None:
-        step = log.best_step if objective.at == "best" and log.best_step is not None else max(steps, default=None)
-    settings = log.evaluations.get(step, {}) if step is not None else {}
-    chosen = settings.get(objective.setting) if objective.setting else next(iter(settings.values()), None)
-    suffix = "" if objective.value == "mean" else f"/{objective.value}"
-    key = f"eval/{objective.metric}{suffix}"
-    if chosen is None or key not in chosen:
+    step = _counting_step(objective, log) if step is None else step
+    scalars = _scalars(objective, log, step)
+    key = _key(objective)
+    if key not in scalars:
         where = "no evaluation" if step is None else f"the evaluation of step {step}"
         raise RunError(f"{objective.label}: {where} in metrics.jsonl has no {key!r}")
-    return _finite(objective.label, chosen[key])
+    return _finite(objective.label, scalars[key])
+
+
+def objective_error(objective: Objective, log: RunLog) -> float | None:
+    """Standard error over prompts of the objective where it counts; None of training scalars or where missing."""
+    if objective.metric.startswith(TRAINING):
+        return None
+    part = "standard_error" if objective.value == "mean" else f"{objective.value}_standard_error"
+    error = _scalars(objective, log, _counting_step(objective, log)).get(f"eval/{objective.metric}/{part}")
+    return error if error is not None and math.isfinite(error) else None
+
+
+def _counting_step(objective: Objective, log: RunLog) -> int | None:
+    if objective.at == "best" and log.best_step is not None:
+        return log.best_step
+    return max(log.evaluation_steps(), default=None)
+
+
+def _scalars(objective: Objective, log: RunLog, step: int | None) -> Mapping[str, float]:
+    """Scalars of the evaluation that the objective is read from; empty where there is none."""
+    settings = log.evaluations.get(step, {}) if step is not None else {}
+    chosen = settings.get(objective.setting) if objective.setting else next(iter(settings.values()), None)
+    return chosen or {}
+
+
+def _key(objective: Objective) -> str:
+    return f"eval/{objective.metric}" + ("" if objective.value == "mean" else f"/{objective.value}")
 
 
 def constraint_value(constraint: Constraint, log: RunLog) -> float:

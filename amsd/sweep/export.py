@@ -12,6 +12,7 @@ from amsd.errors import UsageError
 from amsd.recipe import dump_toml
 from amsd.recipe.schema import Tracking
 from amsd.sweep.load import Plan
+from amsd.sweep.numbers import measured
 from amsd.sweep.results import SweepResults
 from amsd.sweep.schema import TRAINING, Dimension, Objective
 from amsd.sweep.space import values
@@ -33,8 +34,10 @@ def winning_recipe(results: SweepResults, number: int | None = None) -> str:
     recipe = plan.resolve({**chosen.settings, "training.seed": results.sweep.seeds[0]})
     tracking = Tracking(**{**recipe.tracking.model_dump(), "name": f"{results.name}-best"})
     values = zip(results.objectives, chosen.values or (), strict=False)
-    shown = ", ".join(f"{objective.label} = {value:.6g}" for objective, value in values)
-    title = f"# Trial {chosen.number} of sweep {results.name}: {shown} (mean over seeds {list(results.sweep.seeds)})"
+    shown = [f"{o.label} = {measured(value, chosen.error_of(o.label))}" for o, value in values]
+    seeds = results.sweep.seeds
+    over = f"mean and standard error over seeds {list(seeds)}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    title = f"# Trial {chosen.number} of sweep {results.name} ({over}): {', '.join(shown) or 'not complete'}"
     return f"{title}\n\n{dump_toml(recipe.model_copy(update={'tracking': tracking}))}"
 
 
@@ -56,14 +59,17 @@ def as_data(results: SweepResults) -> dict[str, Any]:
 
 
 def as_csv(results: SweepResults) -> str:
-    """One row per trial: number, state, guidance mode, parameters, objectives, constraints."""
+    """One row per trial: number, state, guidance mode, parameters, objectives with standard errors, constraints."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     dimensions, bounds = list(results.sweep.search), [constraint.metric for constraint in results.sweep.constraint]
     labels = [objective.label for objective in results.objectives]
-    writer.writerow(["number", "state", "cfg_mode", *dimensions, *labels, *bounds, "seconds", "copy_of", "error"])
+    heads = [head for label in labels for head in (label, f"{label} standard error")]
+    writer.writerow(["number", "state", "cfg_mode", *dimensions, *heads, *bounds, "seconds", "copy_of", "error"])
     for trial in results.trials:
-        found = trial.values or ("",) * len(labels)
+        values = trial.values or ("",) * len(labels)
+        errors = [trial.error_of(label) if trial.values else None for label in labels]
+        found = [cell for pair in zip(values, errors, strict=True) for cell in pair]
         limits = [trial.constraints.get(metric, "") for metric in bounds]
         params = [trial.params.get(name, "") for name in dimensions]
         last = [trial.duration, trial.copy_of, trial.error]

@@ -10,6 +10,9 @@ from typing import Any
 from amsd.run_directory import RunDirectory
 from amsd.sweep.executor import RunLog
 
+#: Bytes at the end of a log that hold its last step: a line has about two thousand.
+_TAIL = 32768
+
 
 class Follower:
     """Collects what a run has logged; each line is read once, a rewritten file from its start.
@@ -62,6 +65,24 @@ class Follower:
             self._evaluations.setdefault(step, {})[str(record["evaluation"])] = scalars
         else:
             self._training[step] = scalars
+
+
+def last_step(run: Path) -> int | None:
+    """Last optimizer step in a run's log, from the log's last lines; None where there is none."""
+    file = RunDirectory(run).metrics
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - _TAIL))
+        lines = stream.read().splitlines()
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:  # half a line, at either end of what was read
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            return int(record["step"])
+    return None
 
 
 def _number(value: Any) -> float | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from statistics import stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 from amsd.recipe import Recipe
@@ -30,6 +32,8 @@ class SeedRun:
     """Run directory (amsd.run_directory); may not exist yet, or lie on another machine."""
     values: Mapping[str, float]
     """Label of each objective and constraint -> value of this seed; empty until the run has ended."""
+    errors: Mapping[str, float] = field(default_factory=dict)
+    """Label of each objective -> standard error over prompts."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class TrialResult:
     """First objective by step (seed index * training steps + step); only of single-objective sweeps."""
     runs: tuple[SeedRun, ...]
     duration: float | None
-    """Seconds from start to end, or None while it has not ended."""
+    """Seconds from start to end, of all attempts; of a running trial until now; None while it is queued."""
     error: str | None
     """Why it failed."""
     copy_of: int | None
@@ -68,6 +72,13 @@ class TrialResult:
     def seeds(self) -> tuple[int, ...]:
         """Training seeds of this trial."""
         return tuple(run.seed for run in self.runs)
+
+    def error_of(self, label: str) -> float | None:
+        """Standard error of the objective `label`: over seeds, or of a single seed over prompts; None if unknown."""
+        if len(self.runs) == 1:
+            return self.runs[0].errors.get(label)
+        values = [run.values[label] for run in self.runs if label in run.values]
+        return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -189,7 +200,7 @@ def _trial(trial: FrozenTrial, handle: StudyHandle) -> TrialResult:
         feasible=all(bounds[key].violation(value) <= 0 for key, value in constraints.items() if key in bounds),
         intermediate=dict(trial.intermediate_values),
         runs=tuple(_seed_run(run, handle.directory) for run in trial.user_attrs.get(names.RUNS, ())),
-        duration=outcome.get("seconds") if trial.state.is_finished() else None,
+        duration=seconds_spent(trial),
         error=outcome.get("error"),
         copy_of=outcome.get("copy_of"),
         attempts=int(owner.get("attempt", 0)),
@@ -198,7 +209,18 @@ def _trial(trial: FrozenTrial, handle: StudyHandle) -> TrialResult:
 
 
 def _seed_run(run: Mapping[str, Any], directory: Path) -> SeedRun:
-    return SeedRun(run["seed"], run["identity"], directory / run["directory"], run.get("values", {}))
+    place = directory / run["directory"]
+    return SeedRun(run["seed"], run["identity"], place, run.get("values", {}), run.get("errors", {}))
+
+
+def seconds_spent(trial: FrozenTrial) -> float | None:
+    """Seconds of all attempts that ended in good order, and of the one that is running; None before the first."""
+    from amsd.sweep import attributes as names
+
+    earlier: float | None = trial.user_attrs.get(names.OUTCOME, {}).get("seconds")
+    if trial.state.name != "RUNNING" or trial.datetime_start is None:
+        return earlier
+    return (earlier or 0.0) + max(0.0, (datetime.now() - trial.datetime_start).total_seconds())
 
 
 def _state(trial: FrozenTrial) -> State:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from amsd.sweep.follow import last_step
+from amsd.sweep.numbers import measured
 from amsd.sweep.results import State, SweepResults, TrialResult
 from amsd.sweep.worker import last_line
 
@@ -17,14 +20,14 @@ _STYLE: dict[State, str] = {"queued": "dim", "running": "cyan", "complete": "", 
 
 def overview(results: SweepResults, rows: int | None = None) -> RenderableType:
     """Counts, the trials (the last `rows` that were started, or all), best, Pareto front and importance."""
-    parts: list[RenderableType] = [headline(results), trial_table(results, rows)]
+    parts: list[RenderableType] = [headline(results), trial_table(results, rows), Text()]
     if results.best is not None:
         parts.append(_best(results))
     if len(results.objectives) > 1 and results.pareto:
-        parts.append(Text("Pareto front: " + ", ".join(f"#{trial.number}" for trial in results.pareto)))
+        parts.append(_hanging("Pareto front:", ", ".join(f"#{trial.number}" for trial in results.pareto)))
     if results.importance:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in results.importance.items())
-        parts.append(Text(f"Importance for {results.objectives[0].label} (PED-ANOVA): {shares}"))
+        parts.append(_hanging("Importance:", f"{shares} (PED-ANOVA, for {results.objectives[0].label})"))
     if results.stopped:
         parts.append(Text(results.stopped, style="red"))
     return Group(*parts)
@@ -41,62 +44,103 @@ def headline(results: SweepResults) -> Text:
 
 def trial_table(results: SweepResults, rows: int | None = None) -> Table:
     """One row per trial; `*` marks the best or the Pareto front, `!` a broken constraint."""
+    trials = [trial for trial in results.trials if rows is None or trial.state != "queued"]
+    trials = trials if rows is None else trials[-rows:]
+    notes = {trial.number: "; ".join(_notes(trial, results)) for trial in trials}
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("#", justify="right")
-    table.add_column("state")
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
     dimensions = list(results.sweep.search)
     for name in dimensions:
-        table.add_column(name.rpartition(".")[2], overflow="fold")
+        table.add_column(_head(name), overflow="fold", vertical="bottom")
     for objective in results.objectives:
         arrow = "↑" if objective.direction == "maximize" else "↓"
-        table.add_column(f"{objective.label} {arrow}", justify="right", overflow="fold")
+        table.add_column(f"{_broken(objective.label)} {arrow}", justify="right", no_wrap=True)
     for constraint in results.sweep.constraint:
-        table.add_column(constraint.metric, justify="right", overflow="fold")
-    table.add_column("time", justify="right")
-    table.add_column("note", overflow="fold")
+        table.add_column(_broken(constraint.metric), justify="right", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    if any(notes.values()):
+        table.add_column("note", overflow="fold")
     front = {trial.number for trial in results.pareto} if len(results.objectives) > 1 else set()
     best = results.best
     marked = front or ({best.number} if best else set())
-    trials = [trial for trial in results.trials if rows is None or trial.state != "queued"]
-    for trial in trials if rows is None else trials[-rows:]:
+    for trial in trials:
         mark = "*" if trial.number in marked else "" if trial.feasible else "!"
-        table.add_row(*_cells(trial, results, dimensions, mark), style=_STYLE[trial.state])
+        cells = _cells(trial, results, dimensions, mark)
+        table.add_row(*cells, *([notes[trial.number]] if any(notes.values()) else []), style=_STYLE[trial.state])
     return table
 
 
 def _cells(trial: TrialResult, results: SweepResults, dimensions: list[str], mark: str) -> list[str]:
-    values = [f"{value:.4g}" for value in trial.values] if trial.values else ["" for _ in results.objectives]
+    values = _values(trial, results) or ["" for _ in results.objectives]
     if not trial.values and trial.intermediate:
         step = max(trial.intermediate)
-        values[0] = f"({trial.intermediate[step]:.4g} at {step})"
+        values[0] = f"({trial.intermediate[step]:.4g} at step {step})"
     bounds = [_shown(trial.constraints.get(constraint.metric)) for constraint in results.sweep.constraint]
     params = [_shown(trial.params.get(name)) for name in dimensions]
-    return [f"{mark}{trial.number}", trial.state, *params, *values, *bounds, _time(trial.duration), _note(trial)]
+    return [f"{mark}{trial.number}", trial.state, *params, *values, *bounds, _time(trial.duration)]
 
 
-def _note(trial: TrialResult) -> str:
-    notes = []
+def _values(trial: TrialResult, results: SweepResults) -> list[str]:
+    pairs = zip(trial.values or (), results.objectives, strict=False)
+    return [measured(value, trial.error_of(objective.label)) for value, objective in pairs]
+
+
+def _notes(trial: TrialResult, results: SweepResults) -> Iterator[str]:
+    if trial.state == "running":
+        yield from _progress(trial, results)
     if trial.copy_of is not None:
-        notes.append(f"same as #{trial.copy_of}")
+        yield f"same as #{trial.copy_of}"
     if trial.attempts > 1:
-        notes.append(f"resumed {trial.attempts - 1}x")
+        yield f"resumed {trial.attempts - 1}x"
     if trial.error:
-        notes.append(last_line(trial.error)[:120])
-    return "; ".join(notes)
+        yield last_line(trial.error)[:120]
 
 
-def _best(results: SweepResults) -> Text:
+def _progress(trial: TrialResult, results: SweepResults) -> Iterator[str]:
+    """Where a running trial is, as far as its files are on this machine."""
+    index = next((index for index, run in enumerate(trial.runs) if not run.values), None)
+    if index is None:
+        return
+    step = last_step(trial.runs[index].directory)
+    total = trial.settings.get("training.steps", results.recipe.training.steps)
+    seed = f", seed {index + 1} of {len(trial.runs)}" if len(trial.runs) > 1 else ""
+    yield f"step {step} of {total}{seed}" if step else f"starting{seed}"
+
+
+def _best(results: SweepResults) -> Table:
     best = results.best
     assert best is not None
-    values = zip(results.objectives, best.values or (), strict=True)
-    shown = ", ".join(f"{objective.label} = {value:.4g}" for objective, value in values)
+    values = zip(results.objectives, _values(best, results), strict=True)
+    first = ", ".join(f"{objective.label} = {value}" for objective, value in values)
     params = ", ".join(f"{name} = {_shown(value)}" for name, value in best.params.items())
-    return Text(f"Best: #{best.number} ({shown}) with {params}")
+    return _hanging(f"Best: #{best.number}", first, params)
+
+
+def _hanging(name: str, *lines: str) -> Table:
+    """A name, and text beside it that breaks under itself."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for index, line in enumerate(lines):
+        grid.add_row("" if index else name, line)
+    return grid
+
+
+def _head(dimension: str) -> str:
+    """The key without its section, in words, so that a narrow terminal breaks it between them."""
+    return dimension.rpartition(".")[2].removesuffix("_computation").replace("_", " ")
+
+
+def _broken(label: str) -> str:
+    return label.replace("/", "/\n").replace(" (", "\n(")
 
 
 def _shown(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from amsd.errors import RunError
 from amsd.sweep import attributes as names
-from amsd.sweep.executor import Job, RunLog, TrialExecutor, Verdict, constraint_value, objective_value
+from amsd.sweep.executor import (
+    Job,
+    RunLog,
+    TrialExecutor,
+    Verdict,
+    constraint_value,
+    objective_error,
+    objective_value,
+)
 from amsd.sweep.points import Point
 from amsd.sweep.schema import Sweep
 
@@ -64,6 +72,7 @@ def run_point(
             return Outcome(ended.status, error=ended.error)
         try:
             run["values"] = measure(sweep, ended.log)
+            run["errors"] = errors(sweep, ended.log)
         except RunError as error:
             return Outcome("failed", error=str(error))
         trial.storage.set_trial_user_attr(trial._trial_id, names.RUNS, runs)
@@ -83,6 +92,12 @@ def measure(sweep: Sweep, log: RunLog) -> dict[str, float]:
     """
     values = {objective.label: objective_value(objective, log) for objective in sweep.objective}
     return values | {_label(c.metric): constraint_value(c, log) for c in sweep.constraint}
+
+
+def errors(sweep: Sweep, log: RunLog) -> dict[str, float]:
+    """Standard errors over prompts of the objectives by label, as far as the run has them."""
+    found = {objective.label: objective_error(objective, log) for objective in sweep.objective}
+    return {label: error for label, error in found.items() if error is not None}
 
 
 def _label(metric: str) -> str:

@@ -17,6 +17,7 @@ from amsd.sweep import attributes as names
 from amsd.sweep.executor import TrialExecutor
 from amsd.sweep.liveness import Claim, Liveness
 from amsd.sweep.points import Point, make_point
+from amsd.sweep.results import seconds_spent
 from amsd.sweep.space import suggest
 from amsd.sweep.study import StudyHandle, counted
 from amsd.sweep.trial import Outcome, Stop, run_point
@@ -99,8 +100,7 @@ class Worker:
         if budget.seconds is None and budget.unet_evaluations is None:
             return True
         trials = self._handle.study.get_trials(deepcopy=False)
-        seconds = sum(trial.user_attrs.get(names.OUTCOME, {}).get("seconds", 0.0) for trial in trials)
-        seconds += sum(_running_seconds(trial) for trial in trials)
+        seconds = sum(seconds_spent(trial) or 0.0 for trial in trials)
         cost = sum(_cost(trial) for trial in trials)
         return seconds < (budget.seconds or float("inf")) and cost < (budget.unet_evaluations or float("inf"))
 
@@ -260,11 +260,3 @@ def _copied(twin: FrozenTrial, trial: Trial) -> Outcome:
 def _cost(trial: FrozenTrial) -> float:
     copied = trial.user_attrs.get(names.OUTCOME, {}).get("copy_of") is not None
     return 0.0 if copied else float(trial.user_attrs.get(names.POINT, {}).get("cost", 0.0))
-
-
-def _running_seconds(trial: FrozenTrial) -> float:
-    from datetime import datetime
-
-    if trial.state.name != "RUNNING" or trial.datetime_start is None:
-        return 0.0
-    return max(0.0, (datetime.now() - trial.datetime_start).total_seconds())

@@ -29,6 +29,7 @@ class Formula:
             time.sleep(self.seconds)
             scalars = {
                 "eval/shapes:right": self.value(job) * step / 4,
+                "eval/shapes:right/standard_error": 0.02,
                 "eval/shapes:alignment": job.recipe.schedule.eta,
             }
             evaluations[step] = {"setting": scalars}

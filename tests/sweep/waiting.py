@@ -1,0 +1,14 @@
+"""Waiting for something to happen, however busy the machine is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def until(condition: Callable[[], bool], seconds: float = 180) -> None:
+    """Return as soon as `condition` holds; fail if it does not within `seconds`, which only bounds a hang."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not happen within {seconds:g} s"
+        time.sleep(0.05)
