@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -49,15 +51,15 @@ def train(recipe: Recipe, output: Path, resume: bool) -> Finished:
     """Fit `recipe` in the run directory `output`.
 
     Raises:
-        UsageError: `output` holds a run and `resume` is false, or holds a run of another recipe.
+        UsageError: `output` holds a run and `resume` is false, or a run of another recipe or of other prompts.
         RunError: the run failed.
     """
     accelerator = build_accelerator(recipe)
     set_seed(recipe.training.seed)  # rewards and libraries may draw from the process-wide generators
     run = RunDirectory(output)
-    _prepare(run, recipe, resume, accelerator)
     training = load_prompts(recipe.prompts.train, "train")
     held_out = load_prompts(recipe.prompts.evaluation, "evaluation")
+    _prepare(run, recipe, (training, held_out), resume, accelerator)
     newest = newest_whole(run) if resume else None
     info = RunInfo(recipe, run, identity(recipe), None if newest is None else int(newest.name.removeprefix("step-")))
     tracker: Tracker = standard(Console()) if accelerator.is_main_process else Trackers([])
@@ -104,8 +106,10 @@ def _fit(
     return Finished(run, tuple(results), accelerator.is_main_process)
 
 
-def _prepare(run: RunDirectory, recipe: Recipe, resume: bool, accelerator: Accelerator) -> None:
-    """Check the run directory and write its recipe.
+def _prepare(
+    run: RunDirectory, recipe: Recipe, prompts: tuple[PromptSet, PromptSet], resume: bool, accelerator: Accelerator
+) -> None:
+    """Check the run directory and write its recipe and the identity of its prompts (to train and to evaluate on).
 
     Raises:
         UsageError: see `train`.
@@ -122,10 +126,28 @@ def _prepare(run: RunDirectory, recipe: Recipe, resume: bool, accelerator: Accel
                 f"{run.path}: holds a run of another recipe (identity {identity(before)}, now {identity(recipe)}); "
                 "only training.steps and keys that do not change results may differ on --resume."
             )
+    identities = dict(zip(("training", "evaluation"), map(_identity, prompts), strict=True))
+    if used and run.prompts.is_file():
+        _require_same_prompts(run, json.loads(run.prompts.read_text(encoding="utf-8")), identities)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_text(run.recipe, dump_toml(recipe))
+        write_text(run.prompts, json.dumps(identities, indent=2) + "\n")
     accelerator.wait_for_everyone()
+
+
+def _identity(prompts: PromptSet) -> dict[str, Any]:
+    return {"source": prompts.source, "prompts": len(prompts), "sha256": prompts.identity}
+
+
+def _require_same_prompts(run: RunDirectory, before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> None:
+    for role, found in now.items():
+        if before[role]["sha256"] != found["sha256"]:
+            raise UsageError(
+                f"{run.path}: the {role} prompts of {found['source']} are not those that the run was started with "
+                f"({before[role]['prompts']} prompts with sha256 {before[role]['sha256'][:12]}, now {found['prompts']} "
+                f"with {found['sha256'][:12]}). Bring the old prompts back, or choose another --output."
+            )
 
 
 def _remark(

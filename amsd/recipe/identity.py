@@ -11,8 +11,10 @@ from amsd.recipe.schema import Recipe
 #: Keys that change speed, bookkeeping or names, not the trained weights.
 _NOT_IDENTITY: dict[str, tuple[str, ...]] = {
     "optimizer": ("micro_batch",),
-    "training": ("checkpoint_every", "keep", "gradient_checkpointing", "compile", "validate_every"),
-}
+    "training": (
+        "checkpoint_every", "keep", "gradient_checkpointing", "compile", "collection_batch", "validate_every",
+    ),
+}  # fmt: skip
 
 
 def canonical(recipe: Recipe) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -167,7 +167,13 @@ class Optimizer(Section):
     prompts_per_step: int = Field(default=125, ge=1)
     """Trajectories per optimizer step, over all processes and micro-batches."""
     micro_batch: int = Field(default=5, ge=1)
-    """Trajectories in flight on one process."""
+    """Trajectories of one process that are in one pass through the network with gradients."""
+
+
+def _count_or_auto(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError('must be "auto" or a whole number from 1 on')
 
 
 class Training(Section):
@@ -180,6 +186,9 @@ class Training(Section):
     """Decay of the exponential moving average that is evaluated and exported; unset: none."""
     gradient_checkpointing: bool = False
     compile: bool = False
+    collection_batch: Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)] = "auto"
+    """Trajectories collected at once on one process, at most. `auto`: on an accelerator as many as are found to fit, on
+    the CPU as many as take no more memory than the loss."""
     tf32: bool = True
     """TF32 matrix products on CUDA."""
     checkpoint_every: int = Field(default=20, ge=1)

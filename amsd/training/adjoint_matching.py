@@ -18,7 +18,7 @@ class AMTrainer(SOCTrainer):
     """Adjoint Matching (Domingo-Enrich et al., ICLR 2025): experience is lean adjoints, the loss matches controls."""
 
     def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> Experience:
-        """Rollout, reward gradient and lean adjoint of one micro-batch."""
+        """Rollout, reward gradient and lean adjoint."""
         return collect(self.problem, samples, passes, step, self.clock)
 
     def match(self, items: Items) -> MatchingLoss:

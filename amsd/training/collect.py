@@ -23,7 +23,7 @@ _PIXELS = 2 * 512 * 512
 def collect(
     problem: ControlProblem, samples: Sequence[Sample], passes: int, step: int, clock: PhaseClock
 ) -> Experience:
-    """Experience of one micro-batch under the current policy, enough for `passes` passes of loss steps."""
+    """Experience of trajectories, all at once, under the current policy, enough for `passes` passes of loss steps."""
     recipe, steps = problem.recipe, problem.steps
     prompts = [sample.prompt for sample in samples]
     with clock.phase("rollout"):

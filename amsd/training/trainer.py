@@ -24,6 +24,7 @@ from amsd.recipe import Recipe, identity
 from amsd.run_directory import RunDirectory
 from amsd.training import checkpoint as checkpoints
 from amsd.training import processes
+from amsd.training.chunks import chunk_size, in_chunks
 from amsd.training.clock import PhaseClock
 from amsd.training.events import CheckpointRecord, Listener, StepRecord
 from amsd.training.experience import Experience, Items, Sample
@@ -61,6 +62,7 @@ class SOCTrainer(ABC):
         self.accelerator = accelerator
         self.listeners = tuple(listeners) if accelerator.is_main_process else ()
         self.clock = PhaseClock(problem.device, self._announce)
+        self.collection = chunk_size(self.recipe, problem.device.type != "cpu")
         self.source = self.source_class(self.recipe, prompts, self._collect)
         self.parameters = list(problem.policy.trainable.values())
         self.optimizer = accelerator.prepare(build_optimizer(self.parameters, self.recipe.optimizer))
@@ -74,7 +76,11 @@ class SOCTrainer(ABC):
 
     @abstractmethod
     def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> Experience:
-        """Experience of one micro-batch under the current policy."""
+        """Experience of trajectories that are collected at once, under the current policy.
+
+        A sample's experience depends on the sample and the policy alone, not on the others. Nothing is exchanged
+        between processes in here, for each may collect in as many parts as it has room for.
+        """
 
     @abstractmethod
     def match(self, items: Items) -> MatchingLoss:
@@ -102,6 +108,8 @@ class SOCTrainer(ABC):
         outcome = self._optimize(batch, step, rate)
         self.step = step
         values = step_values(self.recipe, batch, outcome, rate, self.clock.take(), len(self.problem.steps.controlled))
+        if batch.collected:
+            values["collection/batch"] = float(self.collection.largest)
         self.source.feedback(values.get("ess", 1.0))
         every = self.recipe.training.validate_every
         if every and step % every == 0 and self._validation_prompts:
@@ -186,16 +194,12 @@ class SOCTrainer(ABC):
         return norm
 
     def _collect(self, samples: Sequence[Sample], passes: int, step: int) -> Experience:
-        size = self.recipe.optimizer.micro_batch
         if not samples:
             raise RunError(
                 f"There are more processes ({processes.world_size()}) than trajectories to share among them; "
                 "raise optimizer.prompts_per_step or lower --processes."
             )
-        parts = [
-            self.compute_experience(samples[start : start + size], passes, step)
-            for start in range(0, len(samples), size)
-        ]
+        parts = in_chunks(samples, self.collection, lambda chunk: self.compute_experience(chunk, passes, step))
         return Experience.cat(parts)
 
     def _checkpoint_due(self) -> bool:

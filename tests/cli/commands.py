@@ -47,7 +47,7 @@ diversity = ["pixels"]
 [tracking]
 mode = "disabled"
 """
-TIMES = ("seconds/", "share/", "images_per_second", "time")
+TIMES = ("seconds/", "share/", "collection/", "images_per_second", "time")
 AMSD = (sys.executable, "-m", "amsd")
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0

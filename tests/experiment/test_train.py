@@ -22,7 +22,7 @@ from amsd.run_directory import RunDirectory, damage
 from amsd.training.checkpoint import weights_sha256
 from tests import pipelines
 
-TIMES = ("seconds/", "share/", "images_per_second", "time")
+TIMES = ("seconds/", "share/", "collection/", "images_per_second", "time")
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +223,21 @@ def test_a_used_folder_needs_resume_and_the_same_recipe(model: Path, tmp_path: P
     longer = recipe(model, evaluation={"every": 0}, training={"steps": 2, "checkpoint_every": 1})
     train(longer, tmp_path / "run", resume=True)
     assert [line["step"] for line in lines(tmp_path / "run") if "loss" in line] == [1, 2]
+
+
+@pytest.mark.parametrize("role", ["train", "evaluation"])
+def test_edited_prompts_are_not_resumed(model: Path, tmp_path: Path, role: str) -> None:
+    """The same file with other texts is another run, also where the recipe still names it."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\na dog\n", encoding="utf-8")
+    short = {"evaluation": {"every": 0}, "training": {"steps": 1, "checkpoint_every": 1}}
+    chosen = recipe(model, prompts={role: str(file)}, **short)
+    train(chosen, tmp_path / "run", resume=False)
+    file.write_text("a cat\na dog\na cow\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=rf"the {role}.*prompts\.txt are not those.*2 prompts.*now 3.*--output"):
+        train(chosen, tmp_path / "run", resume=True)
+    file.write_text("  a cat\n\na dog\n", encoding="utf-8")
+    train(chosen, tmp_path / "run", resume=True)
 
 
 def nan_for_cats(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:

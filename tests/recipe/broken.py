@@ -31,6 +31,13 @@ WRONG_TYPE = (
     _with("a quoted number", '[training]\nsteps = "7"', "training.steps", "valid integer"),
     _with("a fraction for a count", "[training]\nsteps = 7.5", "training.steps", "valid integer"),
     _with("a number for a flag", "[training]\ncompile = 1", "training.compile", "valid boolean"),
+    _with(
+        "a fraction for a count or auto",
+        "[training]\ncollection_batch = 2.5",
+        "training.collection_batch",
+        '"auto" or a whole number',
+    ),
+    _with("no trajectory at once", "[training]\ncollection_batch = 0", "training.collection_batch", "from 1 on"),
     _with("a text for a flag", '[training]\ncompile = "False"', "training.compile", "valid boolean"),
     _with("a flag for a number", "[schedule]\neta = true", "schedule.eta", "valid number"),
     _with("a number for a list", "[evaluation]\neta = 0.0", "evaluation.eta", "valid array"),

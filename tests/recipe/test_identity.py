@@ -25,6 +25,7 @@ def test_form() -> None:
         "training.keep=7",
         "training.gradient_checkpointing=true",
         "training.compile=true",
+        "training.collection_batch=3",
         "training.validate_every=5",
         "tracking.project=other",
         "tracking.mode=disabled",
