@@ -25,7 +25,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from amsd.diffusion.adapters import adapter_for
 from amsd.diffusion.parameterizations import build_policy
 from amsd.experiment.setup import build_accelerator, build_problem
-from amsd.recipe import Recipe, from_dict
+from amsd.files import write_text
+from amsd.recipe import Recipe, dump_toml, from_dict
 from amsd.run_directory import RunDirectory
 from amsd.shapes.networks import build_tokenizer
 from amsd.training.adjoint_matching import TRAINERS
@@ -107,7 +108,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     problem = build_problem(chosen, accelerator, policy, PROMPTS)
     last = Last()
     with tempfile.TemporaryDirectory() as folder:
-        TRAINERS["am"](problem, RunDirectory(Path(folder)), PROMPTS, accelerator, [last]).fit()
+        run = RunDirectory(Path(folder))
+        write_text(run.recipe, dump_toml(chosen))  # every checkpoint takes a copy
+        TRAINERS["am"](problem, run, PROMPTS, accelerator, [last]).fit()
     cuda = accelerator.device.type == "cuda"
     unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

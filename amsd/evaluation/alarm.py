@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from amsd.evaluation.result import DIVERSITY, EvaluationResult, MetricResult
+from amsd.evaluation.result import DIVERSITY, EvaluationResult, MetricResult, is_distance
 from amsd.training.events import Notice
 
 SIGNIFICANCE = 0.01
@@ -23,12 +23,13 @@ def reward_hacking(results: Sequence[EvaluationResult], trained: Mapping[str, fl
     1. a trained reward has changed in the direction of its weight, p < `SIGNIFICANCE`;
     2. a held-out metric or a diversity has fallen, p < `SIGNIFICANCE` divided by their number, by an amount that
        matters: `METRIC_FALL` or `DIVERSITY_FALL`.
-    Every metric is taken as "higher is better". A single prompt has no p-value, so it raises nothing.
+    Every metric is taken as "higher is better"; distances to the base model are neither good nor bad. A single prompt
+    has no p-value, so it raises nothing.
     """
     sentences, values = [], {}
     for result in results:
         gains = [name for name, weight in trained.items() if name in result.metrics and _gained(result, name, weight)]
-        held_out = [name for name in result.metrics if name not in trained]
+        held_out = [name for name in result.metrics if name not in trained and not is_distance(name)]
         falls = [name for name in held_out if _fell(name, result.metrics[name], SIGNIFICANCE / len(held_out))]
         if not gains or not falls:
             continue

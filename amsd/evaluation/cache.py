@@ -1,8 +1,9 @@
 """Results by the identity of what determines them, shared by runs and safe for concurrent processes.
 
 `FOLDER/metrics/<sha256>.json` holds one metric of one set of images (values per prompt),
-`FOLDER/pictures/<sha256>.safetensors` the kept samples of one set of images. Files are written aside and renamed; a
-damaged one is reported and counts as absent.
+`FOLDER/pictures/<sha256>.safetensors` the kept samples of one set of images, `FOLDER/embeddings/<sha256>.safetensors`
+the embeddings of one that distances are measured to. Files are written aside and renamed; a damaged one is reported and
+counts as absent.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from torch import Tensor
 from amsd.evaluation.identity import identity
 from amsd.files import write_json
 
-_PICTURE_BYTES = 2 * 2**30
-"""Kept pictures may take this much; the least recently used go first."""
+_KIND_BYTES = 2 * 2**30
+"""Kept pictures may take this much, embeddings too; the least recently used go first."""
 
 Damaged = Callable[[Path, str], None]
 
@@ -76,38 +77,53 @@ class Cache:
 
     def pictures(self, key: str, count: int, samples: int) -> Tensor | None:
         """At least `count` prompts' pictures under this identity (count, samples, 3, H, W), uint8, or None."""
-        file = self._pictures_file(key)
+        pictures = self._tensor("pictures", key, samples, 5)
+        return None if pictures is None or len(pictures) < count else pictures[:count]
+
+    def keep_pictures(self, key: str, pictures: Tensor) -> None:
+        """Store pictures (prompts, samples, 3, H, W), uint8, and forget the oldest ones above the limit."""
+        self._keep_tensor("pictures", key, pictures)
+
+    def embeddings(self, key: str, count: int, samples: int) -> Tensor | None:
+        """Embeddings (count, samples, D), float32, under this identity, or None."""
+        embeddings = self._tensor("embeddings", key, samples, 3)
+        return None if embeddings is None or len(embeddings) != count else embeddings
+
+    def keep_embeddings(self, key: str, embeddings: Tensor) -> None:
+        """Store embeddings (prompts, samples, D), float32, and forget the oldest ones above the limit."""
+        self._keep_tensor("embeddings", key, embeddings)
+
+    def _tensor(self, kind: str, key: str, samples: int, dimensions: int) -> Tensor | None:
+        """The tensor (prompts, samples, ...) of this kind and identity, or None if it is absent or damaged."""
+        file = self._tensor_file(kind, key)
         if not file.is_file():
             return None
         try:
             with safe_open(file, framework="pt") as reader:
-                pictures: Tensor = reader.get_tensor("pictures")
+                tensor: Tensor = reader.get_tensor(kind)
                 expected = (reader.metadata() or {}).get("checksum")
-            if pictures.ndim != 5 or pictures.shape[1] != samples or _checksum(pictures) != expected:
-                raise ValueError(f"shape {tuple(pictures.shape)} or checksum does not match")
+            if tensor.ndim != dimensions or tensor.shape[1] != samples or _checksum(tensor) != expected:
+                raise ValueError(f"shape {tuple(tensor.shape)} or checksum does not match")
         except (OSError, SafetensorError, ValueError) as error:
             self._damaged(file, str(error))
             return None
-        if len(pictures) < count:
-            return None
         file.touch()
-        return pictures[:count]
+        return tensor
 
-    def keep_pictures(self, key: str, pictures: Tensor) -> None:
-        """Store pictures (prompts, samples, 3, H, W), uint8, and forget the oldest ones above the limit."""
-        file = self._pictures_file(key)
+    def _keep_tensor(self, kind: str, key: str, tensor: Tensor) -> None:
+        file = self._tensor_file(kind, key)
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
         os.close(handle)
-        save_file({"pictures": pictures.contiguous()}, aside, metadata={"checksum": _checksum(pictures)})
+        save_file({kind: tensor.contiguous()}, aside, metadata={"checksum": _checksum(tensor)})
         Path(aside).replace(file)
         self._trim(file.parent)
 
     def _values_file(self, key: str) -> Path:
         return self.folder / "metrics" / f"{key}.json"
 
-    def _pictures_file(self, key: str) -> Path:
-        return self.folder / "pictures" / f"{key}.safetensors"
+    def _tensor_file(self, kind: str, key: str) -> Path:
+        return self.folder / kind / f"{key}.safetensors"
 
     @staticmethod
     def _trim(folder: Path) -> None:
@@ -121,9 +137,9 @@ class Cache:
         total = 0
         for _, size, file in sorted(known, reverse=True):
             total += size
-            if total > _PICTURE_BYTES:
+            if total > _KIND_BYTES:
                 file.unlink(missing_ok=True)
 
 
-def _checksum(pictures: Tensor) -> str:
-    return hashlib.sha256(pictures.contiguous().numpy().tobytes()).hexdigest()
+def _checksum(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ import torch
 from torch import Tensor
 
 from amsd.diffusion.adapters import Adapter, adapter_for
-from amsd.errors import RunError, UsageError
-from amsd.evaluation import metrics, protocol
+from amsd.errors import UsageError
+from amsd.evaluation import protocol
 from amsd.evaluation.cache import Cache, default_folder
-from amsd.evaluation.diversity import embedding_variance
 from amsd.evaluation.identity import identity, library_versions
-from amsd.evaluation.result import DIVERSITY, EvaluationResult, MetricResult, comparable
+from amsd.evaluation.result import EvaluationResult, conditions, is_distance
+from amsd.evaluation.scorers import Images, Scorers
 from amsd.evaluation.statistics import summarize
 from amsd.recipe import EvaluationSetting, Recipe
 from amsd.rewards.eight_bit import as_original
@@ -31,14 +30,32 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Images:
-    """This process's share of the pictures of one setting."""
+class _Wanted:
+    """What one setting is asked for, each with the identity under which the cache may know it."""
 
-    batches: list[list[protocol.Index]]
-    pictures: list[Tensor]
-    """One (B, 3, H, W), uint8, per batch."""
-    prompts: int
-    """Prompts that have pictures, from the start."""
+    settings: dict[str, Any]
+    images: str
+    """Identity of the pictures."""
+    versions: dict[str, str]
+    """Version of each metric by name, in the order of the result."""
+    metrics: dict[str, str]
+    """Identity of each metric's values."""
+    references: dict[str, str]
+    """Identity of the embeddings of each embedder that distances to these pictures will need."""
+    base: EvaluationResult | None
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What has been found or computed so far; the same on every process, except for the pictures."""
+
+    values: dict[str, tuple[float, ...]]
+    embeddings: dict[str, Tensor]
+    """(P, S, D), float32 on the CPU, by embedder."""
+    pictures: Tensor | None
+    """Main process only."""
+    has_pictures: bool
+    """Whether the main process has them, or none are wanted."""
 
 
 class Evaluator:
@@ -53,7 +70,8 @@ class Evaluator:
         recipe: Recipe,
         prompts: Sequence[str],
         rewards: Sequence[Reward],
-        embedders: Sequence[Embedder] = (),
+        diversity: Sequence[Embedder] = (),
+        distance: Sequence[Embedder] = (),
         *,
         cache: Path | None = None,
         notify: Callable[[Notice], None] | None = None,
@@ -61,16 +79,15 @@ class Evaluator:
         """`rewards` are trained and held-out scorers alike; `cache` is the folder of results (unset: the user's).
 
         Raises:
-            UsageError: there are no prompts, or a diversity is asked of one sample per prompt.
+            UsageError: there are no prompts, or too few prompts or samples for a metric.
         """
         if not prompts:
             raise UsageError("there are no evaluation prompts")
-        if embedders and recipe.evaluation.samples_per_prompt < 2:
-            raise UsageError("diversity is undefined for one sample per prompt: set evaluation.samples_per_prompt")
         self._recipe = recipe
         self._prompts = tuple(prompts[: recipe.evaluation.prompts])
-        self._rewards = {reward.name: reward for reward in rewards}
-        self._embedders = {embedder.name: embedder for embedder in embedders}
+        self._samples = recipe.evaluation.samples_per_prompt
+        trained = {term.name for term in recipe.reward}
+        self._scorers = Scorers(self._prompts, self._samples, rewards, diversity, distance, stay=trained)
         self._notify = notify or (lambda notice: _LOG.warning("%s", notice.text))
         self._cache = Cache(cache or default_folder(), self._damaged)
         self._said: set[str] = set()
@@ -92,13 +109,16 @@ class Evaluator:
         Raises:
             UsageError: a name is unknown or its weights cannot be loaded.
         """
+        evaluation = recipe.evaluation
         known = {reward.name: reward for reward in trained}
-        options = {**recipe.evaluation.options, **{term.name: term.options for term in recipe.reward}}
-        names = dict.fromkeys([*(term.name for term in recipe.reward), *recipe.evaluation.metrics])
+        options = {**evaluation.options, **{term.name: term.options for term in recipe.reward}}
+        names = dict.fromkeys([*(term.name for term in recipe.reward), *evaluation.metrics])
         rewards = [known[name] if name in known else resolve_reward(name, options.get(name)) for name in names]
-        embedders = [resolve_embedder(name, options.get(name)) for name in recipe.evaluation.diversity]
+        used = dict.fromkeys([*evaluation.diversity, *evaluation.distance])
+        embedders = {name: resolve_embedder(name, options.get(name)) for name in used}
+        diversity, distance = ([embedders[n] for n in chosen] for chosen in (evaluation.diversity, evaluation.distance))
         rewards = [as_original(reward) for reward in rewards]
-        return cls(recipe, prompts, rewards, embedders, cache=cache, notify=notify)
+        return cls(recipe, prompts, rewards, diversity, distance, cache=cache, notify=notify)
 
     def evaluate(
         self, pipeline: Any, weights: str, base: Sequence[EvaluationResult] | None = None
@@ -106,44 +126,64 @@ class Evaluator:
         """One result per setting of the recipe, compared with `base` where given.
 
         `pipeline` is on its device and holds the networks to be evaluated; its scheduler is the model's own. `weights`
-        identifies everything in it: `pipeline_identity` of the base model, joined with the checkpoint's hash.
+        identifies everything in it: `pipeline_identity` of the base model, joined with the checkpoint's hash. `base`
+        comes from this method, without a base of its own.
 
         Raises:
             RunError: a score is not finite; the prompt is named.
-            UsageError: a setting cannot be sampled as its name says.
+            UsageError: a setting cannot be sampled as its name says, or `base` was made under other conditions.
         """
         adapter = adapter_for(pipeline)
         known = {result.name: result for result in base or ()}
         return [
-            self._compared(self._under(setting, adapter, weights), known.get(setting.name))
+            self._under(setting, adapter, weights, known.get(setting.name))
             for setting in self._recipe.evaluation_settings
         ]
 
-    def _under(self, setting: EvaluationSetting, adapter: Adapter, weights: str) -> EvaluationResult:
+    def _under(
+        self, setting: EvaluationSetting, adapter: Adapter, weights: str, base: EvaluationResult | None
+    ) -> EvaluationResult:
         """The result of one setting: from the cache where it is known, computed where not."""
         sampler = protocol.sampler_for(setting, adapter.pipeline.scheduler, self._recipe.schedule)
         if sampler.fallback is not None:
             self._say("scheduler-fallback", sampler.fallback)
+        wanted = self._wanted(sampler, weights, base)
+        found = self._completed(wanted, self._look_up(wanted), adapter, sampler)
+        for name, embeddings in found.embeddings.items():
+            shortage = self._scorers.shortage(name, embeddings)
+            if shortage is not None:
+                self._say("fid-left-out", shortage)
+        summaries = {
+            name: summarize(version, found.values[name], _reference(base, name, version))
+            for name, version in wanted.versions.items()
+        }
+        return EvaluationResult(
+            setting.name, wanted.settings, identity(sorted(wanted.metrics.values())), self._prompts, summaries,
+            found.pictures, found.embeddings,
+        )  # fmt: skip
+
+    def _wanted(self, sampler: protocol.Sampler, weights: str, base: EvaluationResult | None) -> _Wanted:
+        """What this setting is asked for.
+
+        Raises:
+            UsageError: the base model's result was made under other conditions.
+        """
         settings = self._settings(sampler, weights)
-        images_key = identity({"settings": settings, "prompts": self._prompts})
-        keys = {name: identity({"images": images_key, "metric": [name, v]}) for name, v in self._versions().items()}
-        values, pictures, missing, complete = self._known(images_key, keys)
-        if missing or not complete:
-            count = len(self._prompts) if missing else self._kept
-            images = self._generate(adapter, sampler, count)
-            device = next(adapter.pipeline.unet.parameters()).device
-            for name in missing:
-                values[name] = self._measure(name, images, device)
-                if rank() == 0:
-                    self._cache.keep_values(keys[name], values[name], {"metric": name, "settings": settings})
-            if not complete:
-                pictures = self._collect(images)
-                if rank() == 0:
-                    self._cache.keep_pictures(images_key, pictures)
-        versions = self._versions()
-        summaries = {name: summarize(versions[name], values[name]) for name in keys}
-        kept = pictures if rank() == 0 else None
-        return EvaluationResult(setting.name, settings, identity(sorted(keys.values())), self._prompts, summaries, kept)
+        if base is not None and (base.prompts != self._prompts or conditions(base.settings) != conditions(settings)):
+            raise UsageError(
+                f"{sampler.setting.name}: the base model's result was made under other conditions; evaluate it again"
+            )
+        images = identity({"settings": settings, "prompts": self._prompts})
+        versions = self._scorers.versions(base)
+        metrics = {}
+        for name, version in versions.items():
+            ingredients = {"images": images, "metric": [name, version]}
+            if base is not None and is_distance(name):
+                ingredients["base"] = base.settings["weights"]  # all other conditions are those of these images
+            metrics[name] = identity(ingredients)
+        references = self._scorers.references.items() if base is None else ()
+        kept = {name: identity({"images": images, "embeddings": [name, version]}) for name, version in references}
+        return _Wanted(settings, images, versions, metrics, kept, base)
 
     def _settings(self, sampler: protocol.Sampler, weights: str) -> dict[str, Any]:
         """Everything but the prompts that determines the images."""
@@ -151,7 +191,7 @@ class Evaluator:
             "name": sampler.setting.name,
             **sampler.setting.model_dump(),
             "sampler": sampler.description,
-            "samples_per_prompt": self._recipe.evaluation.samples_per_prompt,
+            "samples_per_prompt": self._samples,
             "seed": self._recipe.evaluation.seed,
             "precision": self._recipe.model.precision,
             "weights": weights,
@@ -159,66 +199,66 @@ class Evaluator:
             "libraries": library_versions(),
         }
 
-    def _versions(self) -> dict[str, str]:
-        """Version of every metric by name, in the order of the result."""
-        diversity = {DIVERSITY + name: embedder.version for name, embedder in self._embedders.items()}
-        return {name: reward.version for name, reward in self._rewards.items()} | diversity
-
     @property
     def _kept(self) -> int:
         """Prompts whose samples are kept as pictures."""
         return min(self._recipe.evaluation.images, len(self._prompts))
 
-    def _known(
-        self, images_key: str, keys: dict[str, str]
-    ) -> tuple[dict[str, tuple[float, ...]], Tensor | None, list[str], bool]:
-        """What the main process finds in the cache: values, pictures, missing metrics, whether pictures are there."""
-        values: dict[str, tuple[float, ...]] = {}
+    def _look_up(self, wanted: _Wanted) -> _Known:
+        """What the main process finds in the cache, told to all: their own view of the files may be newer."""
+        values: dict[str, tuple[float, ...] | None] = {}
+        embeddings: dict[str, Tensor | None] = {}
         pictures: Tensor | None = None
         if rank() == 0:
-            found = {name: self._cache.values(key, len(self._prompts)) for name, key in keys.items()}
-            values = {name: per_prompt for name, per_prompt in found.items() if per_prompt is not None}
+            count, samples = len(self._prompts), self._samples
+            values = {name: self._cache.values(key, count) for name, key in wanted.metrics.items()}
+            embeddings = {n: self._cache.embeddings(key, count, samples) for n, key in wanted.references.items()}
             if self._kept:
-                pictures = self._cache.pictures(images_key, self._kept, self._recipe.evaluation.samples_per_prompt)
-        # All processes act on what the main one found: their own view of the files may be newer.
-        values, complete = gather([(values, pictures is not None or not self._kept)])[0]
-        return values, pictures, [name for name in keys if name not in values], complete
+                pictures = self._cache.pictures(wanted.images, self._kept, samples)
+        values, embeddings, complete = gather([(values, embeddings, pictures is not None or not self._kept)])[0]
+        return _Known(
+            {name: per_prompt for name, per_prompt in values.items() if per_prompt is not None},
+            {name: each for name, each in embeddings.items() if each is not None},
+            pictures,
+            complete,
+        )
 
-    def _generate(self, adapter: Adapter, sampler: protocol.Sampler, prompts: int) -> _Images:
+    def _completed(self, wanted: _Wanted, known: _Known, adapter: Adapter, sampler: protocol.Sampler) -> _Known:
+        """Compute and keep what is not known yet."""
+        missing = [name for name in wanted.metrics if name not in known.values]
+        lost = [name for name in wanted.references if name not in known.embeddings]
+        if missing or lost:
+            images = self._generate(adapter, sampler, len(self._prompts))
+            device = next(adapter.pipeline.unet.parameters()).device
+            new = self._scorers.measure(missing, lost, images, device, wanted.base)
+            known = replace(known, values=known.values | new.values, embeddings=known.embeddings | new.embeddings)
+            if rank() == 0:
+                for name in missing:
+                    origin = {"metric": name, "settings": wanted.settings}
+                    self._cache.keep_values(wanted.metrics[name], new.values[name], origin)
+                for name in lost:
+                    self._cache.keep_embeddings(wanted.references[name], new.embeddings[name])
+        elif not known.has_pictures:
+            images = self._generate(adapter, sampler, self._kept)
+        if not known.has_pictures:
+            pictures = self._collect(images)
+            if rank() == 0:
+                self._cache.keep_pictures(wanted.images, pictures)
+                known = replace(known, pictures=pictures)
+        return known
+
+    def _generate(self, adapter: Adapter, sampler: protocol.Sampler, prompts: int) -> Images:
         """This process's share of the pictures of the first `prompts` prompts."""
         evaluation = self._recipe.evaluation
-        share = shard(protocol.batches(prompts, evaluation.samples_per_prompt, evaluation.batch_size))
+        share = shard(protocol.batches(prompts, self._samples, evaluation.batch_size))
         pictures = []
         with protocol.sampling(adapter.pipeline, sampler):
             encode = protocol.PromptEncoder(adapter, self._prompts)
             for batch in share:
                 pictures.append(protocol.generate(adapter, sampler, encode(batch), batch, evaluation.seed))
-        return _Images(share, pictures, prompts)
+        return Images(share, pictures, prompts)
 
-    def _measure(self, name: str, images: _Images, device: torch.device) -> tuple[float, ...]:
-        """Per-prompt values of one metric over all processes' pictures."""
-        samples = self._recipe.evaluation.samples_per_prompt
-        if name.startswith(DIVERSITY):
-            embedder = self._embedders[name.removeprefix(DIVERSITY)]
-            with metrics.placed(embedder, device):
-                local = [metrics.embed(embedder, pictures, device) for pictures in images.pictures]
-            embeddings = torch.cat(gather(local)).unflatten(0, (images.prompts, samples))
-            values = embedding_variance(embeddings).tolist()
-        else:
-            reward = self._rewards[name]
-            with metrics.placed(reward, device, stay=name in {term.name for term in self._recipe.reward}):
-                scores = [
-                    metrics.score(reward, pictures, [self._prompts[prompt] for prompt, _ in batch], device)
-                    for batch, pictures in zip(images.batches, images.pictures, strict=True)
-                ]
-            flat = [value for batch in gather(scores) for value in batch]
-            values = [math.fsum(flat[p * samples : (p + 1) * samples]) / samples for p in range(images.prompts)]
-        for prompt, value in zip(self._prompts, values, strict=True):
-            if not math.isfinite(value):
-                raise RunError(f"metric {name!r} is {value} for the prompt {prompt!r}")
-        return tuple(values)
-
-    def _collect(self, images: _Images) -> Tensor:
+    def _collect(self, images: Images) -> Tensor:
         """Pictures of the first prompts from all processes, (prompts, samples, 3, H, W)."""
         wanted = [
             pictures[torch.tensor([prompt < self._kept for prompt, _ in batch])]
@@ -226,24 +266,6 @@ class Evaluator:
         ]
         pictures: Tensor = torch.cat(gather(wanted)).unflatten(0, (self._kept, -1))
         return pictures
-
-    def _compared(self, result: EvaluationResult, base: EvaluationResult | None) -> EvaluationResult:
-        """The result with its paired differences to the base model's."""
-        if base is None:
-            return result
-        if not comparable(result, base):
-            raise UsageError(
-                f"{result.name}: the base model's result was made under other conditions; evaluate it again"
-            )
-        paired: dict[str, MetricResult] = {}
-        for name, metric in result.metrics.items():
-            reference = base.metrics.get(name)
-            if reference is None or reference.version != metric.version:
-                raise UsageError(
-                    f"{result.name}: the base model has no result of {name!r} in version {metric.version!r}"
-                )
-            paired[name] = summarize(metric.version, metric.per_prompt, reference.per_prompt)
-        return EvaluationResult(result.name, result.settings, result.identity, result.prompts, paired, result.pictures)
 
     def _damaged(self, file: Path, reason: str) -> None:
         self._say("damaged-cache", f"{file}: {reason}; computed again")
@@ -253,3 +275,17 @@ class Evaluator:
         if rank() == 0 and text not in self._said:
             self._said.add(text)
             self._notify(Notice(kind, text))
+
+
+def _reference(base: EvaluationResult | None, name: str, version: str) -> tuple[float, ...] | None:
+    """The base model's per-prompt values that a metric is paired with; None without a base and for distances to it.
+
+    Raises:
+        UsageError: the base has no such metric, or in another version.
+    """
+    if base is None or is_distance(name):
+        return None
+    metric = base.metrics.get(name)
+    if metric is None or metric.version != version:
+        raise UsageError(f"{base.name}: the base model has no result of {name!r} in version {version!r}")
+    return metric.per_prompt

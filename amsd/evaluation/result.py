@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 DIVERSITY = "diversity/"
 """Prefix of diversity metrics: `diversity/dreamsim`."""
+KID = "kid/"
+"""Prefix of kernel distances to the base model's images: `kid/clip`."""
+FID = "fid/"
+"""Prefix of Frechet distances to the base model's images: `fid/clip`."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,10 @@ class MetricResult:
     standard_error: float | None
     """s.d. over prompts (ddof 1) / sqrt(P); None for a single prompt."""
     per_prompt: tuple[float, ...]
-    """Mean over a prompt's samples (for diversity: their variance), in the order of the prompts."""
+    """In the order of the prompts: mean over a prompt's samples; for diversity their variance; for a distance to the
+    base model the jackknife's pseudo-value."""
     paired: Paired | None = None
-    """Comparison with the base model; None for the base model itself."""
+    """Comparison with the base model; None for the base model itself and for distances to it."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,11 @@ class EvaluationResult:
     """sha256 of the settings, prompts and metric versions."""
     prompts: tuple[str, ...]
     metrics: Mapping[str, MetricResult]
-    """By name: rewards, then `diversity/<embedder>`."""
+    """By name: rewards, then `diversity/<embedder>`; then, against a base model, `kid/` and `fid/<embedder>`."""
     pictures: Tensor | None = field(default=None, compare=False, repr=False)
     """Samples of the first prompts (prompts, samples, 3, H, W), uint8; main process only, not in the file."""
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    """Of the base model: (P, S, D), float32, by embedder, that distances are measured to; not in the file."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file."""
@@ -92,13 +99,19 @@ class EvaluationResult:
             raise UsageError(f"{file}: is not an evaluation file: {error!r}") from error
 
 
+def is_distance(name: str) -> bool:
+    """Whether a metric is a distance to the base model's images: lower is closer, and the base itself has none."""
+    return name.startswith((KID, FID))
+
+
 def comparable(one: EvaluationResult, other: EvaluationResult) -> bool:
     """Whether two results differ in their weights only: same prompts, noise, sampler, precision and libraries."""
+    return one.prompts == other.prompts and conditions(one.settings) == conditions(other.settings)
 
-    def conditions(result: EvaluationResult) -> dict[str, Any]:
-        return {key: value for key, value in result.settings.items() if key != "weights"}
 
-    return one.prompts == other.prompts and conditions(one) == conditions(other)
+def conditions(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a result's settings two results must share to be compared: everything but the weights."""
+    return {key: value for key, value in settings.items() if key != "weights"}
 
 
 def _metric_json(metric: MetricResult) -> dict[str, Any]:

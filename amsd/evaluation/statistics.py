@@ -34,6 +34,13 @@ def standard_error(values: Sequence[float]) -> float | None:
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (count - 1) / count)
 
 
+def shown(value: float, error: float | None, sign: str = "") -> str:
+    """`value ± error` with four decimals, or as many as show two digits of a smaller error."""
+    decimals = 4 if not error else min(9, max(4, 1 - math.floor(math.log10(error))))
+    text = f"{value:{sign}.{decimals}f}"
+    return text if error is None else f"{text} ± {error:.{decimals}f}"
+
+
 def compare(values: Sequence[float], base: Sequence[float]) -> Paired:
     """Paired difference per prompt, its standard error and the two-sided p-value of a t-test with P - 1 degrees.
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from amsd.evaluation.result import EvaluationResult, MetricResult
+from amsd.evaluation.statistics import shown
 
 
 def results_table(results: Sequence[EvaluationResult], title: str | None = None) -> Table:
@@ -36,8 +37,7 @@ def _comparison(metric: MetricResult) -> tuple[str, str]:
 
 
 def _value(value: float, error: float | None, sign: bool = False) -> str:
-    shown = f"{value:+.4f}" if sign else f"{value:.4f}"
-    return f"{shown} ± {error:.4f}" if error is not None else f"{shown} (one prompt)"
+    return shown(value, error, "+" if sign else "") + ("" if error is not None else " (one prompt)")
 
 
 def _probability(p: float | None) -> str:

@@ -57,6 +57,13 @@ def _diversity(recipe: Recipe) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+def _distance(recipe: Recipe) -> Iterator[Problem]:
+    count = recipe.evaluation.prompts
+    if recipe.evaluation.distance and count is not None and count < 3:
+        yield Problem("evaluation.prompts", "a distance to the base model has its error from the spread over prompts",
+                      count, "Use 3 or more, or remove evaluation.distance.")  # fmt: skip
+
+
 def _micro_batch(recipe: Recipe) -> Iterator[Problem]:
     micro, total = recipe.optimizer.micro_batch, recipe.optimizer.prompts_per_step
     if micro > total:
@@ -94,13 +101,16 @@ def _best(recipe: Recipe) -> Iterator[Problem]:
 
 def _options(recipe: Recipe) -> Iterator[Problem]:
     trained = {term.name for term in recipe.reward}
-    known = {*recipe.evaluation.metrics, *recipe.evaluation.diversity} - trained
+    evaluation = recipe.evaluation
+    known = {*evaluation.metrics, *evaluation.diversity, *evaluation.distance} - trained
     for name in recipe.evaluation.options:
         if name in trained:
             yield Problem(f"evaluation.options.{name}", "a trained reward has its options under [[reward]]")
         elif name not in known:
             listed = f"named are {', '.join(sorted(known))}" if known else "none are named"
-            yield Problem(f"evaluation.options.{name}", f"is not in evaluation.metrics or .diversity; {listed}")
+            yield Problem(
+                f"evaluation.options.{name}", f"is not in evaluation.metrics, .diversity or .distance; {listed}"
+            )
 
 
 def _smoothing(recipe: Recipe) -> Iterator[Problem]:
@@ -128,5 +138,8 @@ def _full_guidance(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-_RULES = (_noise, _betas, _loss_steps, _diversity, _micro_batch, _buffer, _reward_names, _best, _options, _smoothing)
+_RULES = (
+    _noise, _betas, _loss_steps, _diversity, _distance, _micro_batch, _buffer, _reward_names, _best, _options,
+    _smoothing,
+)  # fmt: skip
 _ADVICE = (_memoryless, _full_guidance)

@@ -233,6 +233,9 @@ class Evaluation(Section):
     """Held-out metrics, besides the rewards that are trained on."""
     diversity: tuple[str, ...] = ()
     """Embeddings whose per-prompt variance is the diversity (needs two samples per prompt or more)."""
+    distance: tuple[str, ...] = ()
+    """Embeddings in which the distance (KID, and FID where there are enough images) to the base model's images is
+    measured (needs three prompts or more)."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Keyword options of held-out metrics and embedders by name, such as a local model path."""
     best: str | None = None

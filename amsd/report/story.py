@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from amsd.evaluation.result import DIVERSITY, FID, KID, is_distance
 from amsd.report.data import Checkpoint, Run, load_run
 from amsd.report.evaluations import Evaluation, Metric
 from amsd.report.modes import Mode, mode_of
@@ -99,10 +100,15 @@ class Story:
 
     @property
     def held_out(self) -> tuple[str, ...]:
-        """Evaluated metrics that are neither the reward, nor trained on, nor a diversity."""
+        """Evaluated metrics that are neither the reward, nor trained on, nor a diversity or a distance to the base."""
         trained = {term.name for run in self.runs if run.recipe is not None for term in run.recipe.reward}
-        names = metric_names(self.runs)
-        return tuple(n for n in names if n != self.reward and n not in trained and not n.startswith("diversity"))
+        own = trained | {self.reward}
+        return tuple(n for n in metric_names(self.runs) if n not in own and not n.startswith((DIVERSITY, KID, FID)))
+
+    @property
+    def distances(self) -> tuple[str, ...]:
+        """Evaluated distances to the base model's images."""
+        return tuple(name for name in metric_names(self.runs) if is_distance(name))
 
     @property
     def modes(self) -> tuple[Mode, ...]:

@@ -186,7 +186,7 @@ def _pictures(wr: Any, story: Story) -> list[Any]:
 
 
 def _curve_panels(wr: Any, story: Story) -> list[Any]:
-    evaluated = [story.reward, *([story.diversity] if story.diversity else []), *story.held_out[:3]]
+    evaluated = [story.reward, *([story.diversity] if story.diversity else []), *story.held_out[:3], *story.distances]
     wanted = [("reward/mean", False), ("kl", False), ("loss", True), ("gradient_norm", True)]
     panels = [
         wr.LinePlot(title=f"{name} in evaluation", x="eval/step", y=[evaluation_key(name)]) for name in evaluated

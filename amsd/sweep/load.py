@@ -14,11 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from amsd.errors import UsageError
+from amsd.evaluation.result import DIVERSITY, FID, KID, is_distance
 from amsd.recipe import Problem, Recipe, RecipeError, from_dict, parse_assignment
 from amsd.recipe.catalogue import find
 from amsd.recipe.errors import problems_from
 from amsd.recipe.load import assign, read_toml
-from amsd.sweep.schema import TRAINING, Dimension, Sweep
+from amsd.sweep.schema import TRAINING, Dimension, Objective, Sweep
 from amsd.sweep.space import ends, ordered, satisfying, settings_of
 
 
@@ -170,7 +171,8 @@ def _metrics(plan: Plan) -> Iterator[Problem]:
     """Objectives and constraints must name what a run measures."""
     recipe, sweep = plan.recipe, plan.sweep
     measured = [term.name for term in recipe.reward] + list(recipe.evaluation.metrics)
-    measured += [f"diversity/{name}" for name in recipe.evaluation.diversity]
+    measured += [f"{DIVERSITY}{name}" for name in recipe.evaluation.diversity]
+    measured += [f"{kind}{name}" for name in recipe.evaluation.distance for kind in (KID, FID)]
     named = [(f"objective[{i}].metric", o.metric) for i, o in enumerate(sweep.objective)]
     named += [(f"constraint[{i}].metric", c.metric) for i, c in enumerate(sweep.constraint)]
     for key, metric in named:
@@ -183,10 +185,21 @@ def _metrics(plan: Plan) -> Iterator[Problem]:
         if fixed and objective.setting is not None and objective.setting not in settings:
             problem = "is no evaluation setting of the base recipe"
             yield Problem(f"objective[{index}].setting", problem, objective.setting, _near(objective.setting, settings))
+        if is_distance(objective.metric):
+            yield from _distance_objective(f"objective[{index}]", objective)
     labels = [objective.label for objective in sweep.objective]
     for index, label in enumerate(labels):
         if label in labels[:index]:
             yield Problem(f"objective[{index}]", "the same objective stands twice", label)
+
+
+def _distance_objective(key: str, objective: Objective) -> Iterator[Problem]:
+    """A distance to the base model is better if it is smaller, and the base itself has none to be paired with."""
+    if objective.direction == "maximize":
+        yield Problem(f"{key}.direction", "would move away from the base model", "maximize", 'Use "minimize".')
+    if objective.value == "difference":
+        yield Problem(f"{key}.value", "a distance to the base model is a comparison already", "difference",
+                      'Use "mean".')  # fmt: skip
 
 
 def _machinery(sweep: Sweep) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from amsd.recipe import Recipe, from_dict
 
@@ -47,15 +48,15 @@ class CountingReward:
 
 
 class PixelsEmbedder:
-    """The pixels themselves."""
+    """The pixels themselves, or averages over `side` x 1 of them."""
 
-    def __init__(self, name: str = "pixels", version: str = "1") -> None:
-        self.name, self.version = name, version
+    def __init__(self, name: str = "pixels", version: str = "1", side: int | None = None) -> None:
+        self.name, self.version, self.side = name, version, side
         self.seen = 0
 
     def __call__(self, images: Tensor) -> Tensor:
         self.seen += len(images)
-        return images.flatten(1)
+        return (images if self.side is None else adaptive_avg_pool2d(images, (self.side, 1))).flatten(1)
 
     def to(self, device: torch.device | str) -> Self:
         return self

@@ -39,6 +39,15 @@ def test_reward_up_and_held_out_metric_down_is_alarming() -> None:
     assert notice.values["fine-tuning-eta1/reward"] == pytest.approx(1.0)
 
 
+def test_a_distance_to_the_base_neither_alarms_nor_hides_an_alarm() -> None:
+    distances = {f"kid__{index}": summarize("1", [0.5, 0.6, 0.7]) for index in range(1000)}
+    assert reward_hacking([result(reward=metric(+1), **distances)], TRAINED) is None
+    falls = {"reward": metric(+1), "quality": metric(-0.25)}
+    alone, among = reward_hacking([result(**falls)], TRAINED), reward_hacking([result(**falls, **distances)], TRAINED)
+    assert alone is not None
+    assert alone == among
+
+
 def test_reward_up_and_diversity_down_is_alarming() -> None:
     found = result(reward=metric(+1), diversity__dreamsim=metric(-1, base_mean=5))
     notice = reward_hacking([found], TRAINED)

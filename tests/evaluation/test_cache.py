@@ -63,7 +63,7 @@ def test_the_least_recently_used_pictures_go_first(tmp_path: Path, monkeypatch: 
         cache.keep_pictures(name, pictures)
         os.utime(tmp_path / "pictures" / f"{name}.safetensors", (1000 - age, 1000 - age))
     assert cache.pictures("oldest", 1, 1) is not None  # now the most recently used one
-    monkeypatch.setattr(module, "_PICTURE_BYTES", 3000)
+    monkeypatch.setattr(module, "_KIND_BYTES", 3000)
     cache.keep_pictures("newest", pictures)
     left = {name for name in ("new", "old", "oldest", "newest") if cache.pictures(name, 1, 1) is not None}
     assert "old" not in left

@@ -13,9 +13,11 @@ import torch
 
 from amsd.errors import RunError, UsageError
 from amsd.evaluation import evaluator as module
+from amsd.evaluation.distance import coordinate_scale, fid, kid
 from amsd.evaluation.diversity import embedding_variance
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.metrics import dequantize
+from amsd.evaluation.result import EvaluationResult
 from amsd.evaluation.statistics import compare
 from amsd.rewards.simple import Brightness, Colourfulness
 from amsd.training.events import Notice
@@ -149,9 +151,97 @@ def test_scorers_of_a_recipe_are_loaded_once_and_trained_ones_are_shared() -> No
     trained = CountingReward("brightness")
     chosen = recipe({"metrics": ["colourfulness", "brightness"]})
     evaluator = Evaluator.for_recipe(chosen, PROMPTS, [trained])
-    rewards = evaluator._rewards
+    rewards = evaluator._scorers._rewards
     assert list(rewards) == ["brightness", "colourfulness"]
     assert rewards["brightness"] is trained
+
+
+class TestDistance:
+    """KID and FID to the base model's images of the same setting."""
+
+    def test_numbers_are_those_of_the_pictures(self, pipeline: Any, tuned: Any, tmp_path: Path) -> None:
+        """Nine images: KID in any embedding, FID where it has fewer dimensions (2 x 1 x RGB)."""
+        embedders, notices = [PixelsEmbedder(), PixelsEmbedder("small", side=2)], []
+        chosen = recipe({"images": 3})
+        evaluator = Evaluator(chosen, PROMPTS, [Brightness()], [], embedders, cache=tmp_path, notify=notices.append)
+        base = evaluator.evaluate(pipeline, "base")
+        (result,) = evaluator.evaluate(tuned, "tuned", base)
+        assert list(base[0].metrics) == ["brightness"]
+        assert list(result.metrics) == ["brightness", "kid/pixels", "kid/small", "fid/small"]
+        assert result.pictures is not None
+        assert base[0].pictures is not None
+        for embedder in embedders:
+            x, y = (
+                torch.stack([embedder(dequantize(prompt)) for prompt in each.pictures]) for each in (result, base[0])
+            )
+            scale = coordinate_scale(y)
+            expected = kid(scale * x, scale * y).tolist()
+            assert values_of(result, f"kid/{embedder.name}") == pytest.approx(expected, rel=1e-6)
+            assert result.metrics[f"kid/{embedder.name}"].paired is None
+        assert values_of(result, "fid/small") == pytest.approx(fid(x, y).tolist(), rel=1e-6)
+        assert [notice.kind for notice in notices] == ["fid-left-out"]
+        assert "fid/pixels is left out: 9 images do not exceed the 768 dimensions" in notices[0].text
+        assert EvaluationResult.load(result.save(tmp_path)).metrics == result.metrics
+
+    def test_the_base_is_at_no_distance_from_itself(self, pipeline: Any, tmp_path: Path) -> None:
+        evaluator = Evaluator(recipe(), PROMPTS, [], [], [PixelsEmbedder("small", side=2)], cache=tmp_path)
+        (same,) = evaluator.evaluate(pipeline, "the same weights", evaluator.evaluate(pipeline, "base"))
+        assert values_of(same, "kid/small") == pytest.approx((0, 0, 0), abs=1e-9)
+        assert values_of(same, "fid/small") == pytest.approx((0, 0, 0), abs=1e-7)
+
+    def test_each_setting_has_the_base_of_its_own(self, pipeline: Any, tmp_path: Path) -> None:
+        chosen = recipe({"eta": [0.0, 1.0], "guidance_scale": [1.0, 3.0]})
+        evaluator = Evaluator(chosen, PROMPTS, [], [], [PixelsEmbedder()], cache=tmp_path)
+        for result in evaluator.evaluate(pipeline, "same", evaluator.evaluate(pipeline, "base")):
+            assert values_of(result, "kid/pixels") == pytest.approx((0, 0, 0), abs=1e-9)
+
+    def test_the_batch_size_changes_nothing_of_account(self, pipeline: Any, tuned: Any, tmp_path: Path) -> None:
+        found = []
+        for size in (1, 5):
+            embedders = [PixelsEmbedder(), PixelsEmbedder("small", side=2)]
+            evaluator = Evaluator(recipe({"batch_size": size}), PROMPTS, [], [], embedders, cache=tmp_path / str(size))
+            found += evaluator.evaluate(tuned, "tuned", evaluator.evaluate(pipeline, "base"))
+        for name in ("kid/pixels", "kid/small", "fid/small"):
+            scale = max(map(abs, values_of(found[0], name)))
+            assert values_of(found[0], name) == pytest.approx(values_of(found[1], name), abs=0.01 * scale)
+
+    def test_what_is_known_is_not_computed_again(self, pipeline: Any, tuned: Any, tmp_path: Path) -> None:
+        embedder = PixelsEmbedder()
+
+        def run(base_weights: str = "base") -> Any:
+            """One embedder, shared: diversity and distance embed each picture once."""
+            embedder.seen = 0
+            evaluator = Evaluator(recipe(), PROMPTS, [], [embedder], [embedder], cache=tmp_path)
+            return evaluator.evaluate(tuned, "tuned", evaluator.evaluate(pipeline, base_weights))[0]
+
+        first = run()
+        assert embedder.seen == 2 * TOTAL
+        assert run() == first
+        assert embedder.seen == 0
+        for file in (tmp_path / "embeddings").iterdir():
+            file.write_bytes(b"damaged")
+        assert run() == first
+        assert embedder.seen == TOTAL, "the base's embeddings are made again, the values are known"
+        assert run("another base").identity != first.identity
+        assert embedder.seen == 2 * TOTAL
+
+    def test_a_base_without_embeddings_is_refused(self, pipeline: Any, tmp_path: Path) -> None:
+        base = Evaluator(recipe(), PROMPTS, [], cache=tmp_path).evaluate(pipeline, "base")
+        evaluator = Evaluator(recipe(), PROMPTS, [], [], [PixelsEmbedder()], cache=tmp_path)
+        with pytest.raises(UsageError, match="holds no embeddings by 'pixels'"):
+            evaluator.evaluate(pipeline, "tuned", base)
+
+    def test_two_prompts_are_too_few(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="needs 3 evaluation prompts or more but there are 2"):
+            Evaluator(recipe(), PROMPTS[:2], [], [], [PixelsEmbedder()], cache=tmp_path)
+
+    def test_embeddings_without_a_scale_name_the_metric(
+        self, pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(PixelsEmbedder, "__call__", lambda self, images: 0 * images.flatten(1))
+        evaluator = Evaluator(recipe(), PROMPTS, [], [], [PixelsEmbedder()], cache=tmp_path)
+        with pytest.raises(RunError, match="'kid/pixels' is nan for the prompt 'a red circle'"):
+            evaluator.evaluate(pipeline, "tuned", evaluator.evaluate(pipeline, "base"))
 
 
 class TestCache:

@@ -28,11 +28,13 @@ from tests.pipelines import stable_diffusion
 
 folder = Path(sys.argv[1])
 # 9 images in batches of 4: three batches, so the shares are uneven; with one prompt the second process has no share.
-evaluator = Evaluator(recipe(), PROMPTS, [Brightness()], [PixelsEmbedder()], cache=folder / "cache")
+distance = [PixelsEmbedder("small", side=2)]
+evaluator = Evaluator(recipe(), PROMPTS, [Brightness()], [PixelsEmbedder()], distance, cache=folder / "cache")
 base = evaluator.evaluate(stable_diffusion(0), "base")
 (result,) = evaluator.evaluate(stable_diffusion(1), "tuned", base)
 again = evaluator.evaluate(stable_diffusion(1), "tuned", base)[0]
 assert again == result
+assert {"kid/small", "fid/small"} == set(result.metrics) - set(base[0].metrics)
 assert (result.pictures is None) == (state.process_index > 0)
 (single,) = Evaluator(recipe({"prompts": 1}), PROMPTS, [Brightness()], cache=folder / "cache").evaluate(
     stable_diffusion(1), "tuned"

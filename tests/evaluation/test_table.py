@@ -44,3 +44,12 @@ def test_one_prompt_is_said_and_not_nan() -> None:
 def test_a_tiny_p_value_is_short() -> None:
     """Differences 1, 1.02, .98: t = 1 / (.02 / sqrt 3) = 86.6, two degrees of freedom, p = 1.3e-4."""
     assert "1e-04" in shown(result([0.0, 0.0, 0.0], [1.0, 1.02, 0.98]))
+
+
+def test_a_distance_has_no_difference_and_a_small_error_has_its_digits() -> None:
+    found = result([0.0, 0.0, 0.0], [1.0, 2.0, 3.0])
+    distance = summarize("1", [0.00041, 0.00042, 0.00043])
+    text = shown(EvaluationResult("a", {}, "0", ("a", "b", "c"), {**found.metrics, "kid/clip": distance}))
+    (line,) = (line for line in text.splitlines() if "kid/clip" in line)
+    assert "0.0004200 ± 0.0000058" in line
+    assert "+" not in line

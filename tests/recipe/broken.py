@@ -90,6 +90,8 @@ TOGETHER = (
     _with("too many loss steps", "[schedule]\nnum_inference_steps = 4", "method.timesteps_per_trajectory", "at most 3"),
     _with("diversity of one sample", '[evaluation]\nsamples_per_prompt = 1\ndiversity = ["clip"]',
           "evaluation.samples_per_prompt", "undefined for a single sample"),
+    _with("a distance of two prompts", '[evaluation]\nprompts = 2\ndistance = ["clip"]',
+          "evaluation.prompts", "Use 3 or more, or remove evaluation.distance."),
     _with("a micro-batch above the batch", "[optimizer]\nprompts_per_step = 4\nmicro_batch = 8",
           "optimizer.micro_batch", "must not exceed optimizer.prompts_per_step = 4"),
     _with("half a step in the buffer", '[method]\nname = "buffer-am"\n[method.buffer]\nsize = 300',

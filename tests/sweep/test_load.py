@@ -41,6 +41,16 @@ def test_shipped_sweeps_have_their_twins() -> None:
     assert {"sd15-smoke", "sd15-cfg-modes", "sd15-cfg-eta", "sd15-lambda-pareto"} <= shipped
 
 
+def test_a_distance_to_the_base_is_minimized() -> None:
+    base = {**BASE, "evaluation": {**BASE["evaluation"], "distance": ["shapes:classifier"]}}
+    text = ETA + '[[objective]]\nmetric = "kid/shapes:classifier"\n'
+    assert plan_of(text + 'direction = "minimize"\n', base).sweep.objective[0].label == "kid/shapes:classifier"
+    assert "is not evaluated by the base recipe" in problems_of(text + 'direction = "minimize"\n')
+    with pytest.raises(RecipeError) as caught:
+        plan_of(text + 'value = "difference"\n', base)
+    assert {problem.key for problem in caught.value.problems} == {"objective[0].direction", "objective[0].value"}
+
+
 def test_nested_and_quoted_keys_are_the_same() -> None:
     nested = plan_of("[search]\nschedule.eta = { low = 0.5, high = 1.0 }\n" + OBJECTIVE)
     quoted = plan_of('[search."schedule.eta"]\nlow = 0.5\nhigh = 1.0\n' + OBJECTIVE)

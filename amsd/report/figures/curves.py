@@ -59,6 +59,7 @@ def learning_panels(story: Story) -> list[Panel]:
         name = story.diversity.removeprefix("diversity/")
         evaluated.append(_evaluated(story, story.diversity, "Diversity in evaluation", f"{name} variance in a prompt"))
     evaluated += [_evaluated(story, name, "Held-out metric", name) for name in story.held_out[:_HELD_OUT]]
+    evaluated += [_evaluated(story, name, "Distance to the base model", name) for name in story.distances]
     logged = [_logged(story, what) for what in _LOGGED]
     return [panel for panel in (*logged[:1], *evaluated, *logged[1:]) if panel is not None]
 
