@@ -1,9 +1,4 @@
-"""Experiments on the embedded model, and the page that reports them: `python benchmarks/science.py OUT`.
-
-Every run is an ordinary `amsd` training in OUT/<experiment>/<setting>/seed-<s>, skipped where it is finished; guidance modes
-and noise levels are the shipped sweep `cfg-modes` in OUT/cfg-modes. So the command can be stopped and repeated.
-`docs/science.md` and its plots are rewritten from what is there.
-"""
+"""The settings that are compared, and where their runs lie."""
 
 from __future__ import annotations
 
@@ -14,11 +9,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from amsd.recipe import Recipe, load_recipe
+from amsd.recipe import load_recipe
 
 COMMON: dict[str, Any] = {
     "evaluation.samples_per_prompt": 8, "evaluation.images": 4, "tracking.mode": "disabled",
@@ -74,47 +69,27 @@ def assignments(name: str, setting: str, seed: int) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in merged.items()]
 
 
-def main(
-    out: Annotated[Path, typer.Argument(help="Folder for the runs.")],
-    only: Annotated[list[str] | None, typer.Option(help="Experiments to run; unset: all.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each setting (the sweep file has its own).")] = 3,
-    page: Annotated[Path, typer.Option(help="Page to write.")] = Path("docs/science.md"),
-    write: Annotated[bool, typer.Option(help="Whether to write the page.")] = True,
-) -> None:
-    """Run what is missing and write the page."""
-    for seed in range(seeds):  # all settings of a seed first: a stopped command leaves comparable runs
-        for name, experiment in EXPERIMENTS.items():
-            if only and name not in only:
-                continue
-            for setting in experiment.settings:
-                _run(folder(out, name, setting, seed), load_recipe("shapes", assignments(name, setting, seed)))
-    if not only or SWEEP in only:
-        command = [sys.executable, "-m", "amsd", "sweep", "run", SWEEP, "--output", str(out / SWEEP)]
-        subprocess.run([*command, "--set", "override.tracking.mode=disabled"], check=True)
-    if write:
-        from science_page import write_page
-
-        write_page(out, page)
-        typer.echo(page)
-
-
 def folder(out: Path, name: str, setting: str, seed: int) -> Path:
     """Where one run lies."""
     slug = "".join(c if c.isalnum() else "-" for c in setting.replace("λ", "lambda"))
     return out / name / slug / f"seed-{seed}"
 
 
-def _run(run: Path, recipe: Recipe) -> None:
+def run_missing(out: Path, name: str, setting: str, seed: int) -> None:
+    """Train one run to its end, unless that was done before."""
     from amsd.experiment.train import train
 
+    run = folder(out, name, setting, seed)
     finished = run / "finished"
     if finished.is_file():
         return
     start = time.monotonic()
-    train(recipe, run, resume=(run / "recipe.toml").is_file())
+    train(load_recipe("shapes", assignments(name, setting, seed)), run, resume=(run / "recipe.toml").is_file())
     finished.touch()
     typer.echo(f"{run}: {time.monotonic() - start:.0f} s")
 
 
-if __name__ == "__main__":
-    typer.run(main)
+def run_sweep(out: Path) -> None:
+    """Run the shipped sweep, or go on with it."""
+    command = [sys.executable, "-m", "amsd", "sweep", "run", SWEEP, "--output", str(out / SWEEP)]
+    subprocess.run([*command, "--set", "override.tracking.mode=disabled"], check=True)
