@@ -13,9 +13,9 @@ from torch import nn
 
 from amsd.diffusion.loading import EMBEDDED, locate
 from amsd.errors import UsageError
-from amsd.matching import strata
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity
+from amsd.recipe.cost import forwards_per_step
 
 #: UNet of Stable Diffusion 1.x, for plans made before it was ever downloaded (diffusers' configuration of the model).
 _SD1_UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
@@ -102,26 +102,8 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
     images = (
         None if prompts is None else prompts * recipe.evaluation.samples_per_prompt * len(recipe.evaluation_settings)
     )
-    return Plan(recipe, processes, total, others, trained, flops, forwards_per_step(recipe), images, download)
-
-
-def forwards_per_step(recipe: Recipe) -> float:
-    """UNet forward-equivalents per optimizer step: a Jacobian product costs two (method.md section 7)."""
-    steps, count = recipe.schedule.num_inference_steps, recipe.method.timesteps_per_trajectory
-    available = steps - (recipe.schedule.final_step == "noiseless")
-    guidance = recipe.guidance
-    buffered = recipe.method.name == "buffer-am"
-    passes = recipe.method.buffer.passes if buffered else 1
-    (first, share), _ = strata(available, count)
-    # Expected smallest of all indices drawn from the first stratum, over all passes.
-    drawn = min(share * passes, len(first))
-    smallest = (len(first) + 1) / (drawn + 1) - 1 if drawn else len(first)
-    shift = 1 if recipe.method.adjoint_at == "next" else 0
-    sampling = steps * (2 if guidance.guidance_scale != 1 else 1)
-    adjoint = 2 * max(0.0, steps - smallest - shift) * (2 if guidance.guidance_in_adjoint_computation else 1)
-    matching = 3 * count * (2 if guidance.guidance_in_control_computation else 1)
-    weights = count * (2 if guidance.guidance_scale != 1 else 1) if buffered else 0
-    return recipe.optimizer.prompts_per_step * ((sampling + adjoint) / passes + matching + weights)
+    forwards = forwards_per_step(recipe, processes)
+    return Plan(recipe, processes, total, others, trained, flops, forwards, images, download)
 
 
 def _architecture(recipe: Recipe) -> tuple[dict[str, Any], int, str]:

@@ -2,7 +2,7 @@
 
 from amsd.matching.adjoint import LeanAdjoint, lean_adjoint
 from amsd.matching.importance import effective_sample_size, self_normalized_weights, stepwise_log_weights
-from amsd.matching.indices import inverse_probabilities, strata, stratified_indices
+from amsd.matching.indices import inverse_probabilities, stratified_indices
 from amsd.matching.loss import MatchingLoss, control, matching_loss
 from amsd.matching.smoothing import SmoothedGradient, smooth
 from amsd.matching.threshold import QuantileThreshold
@@ -20,6 +20,5 @@ __all__ = [
     "self_normalized_weights",
     "smooth",
     "stepwise_log_weights",
-    "strata",
     "stratified_indices",
 ]

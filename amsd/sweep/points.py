@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from amsd.recipe import Recipe, identity
-from amsd.sweep.cost import unet_evaluations
+from amsd.recipe.cost import training_cost
 from amsd.sweep.executor import Job
 from amsd.sweep.load import Plan
 from amsd.sweep.results import cfg_mode
@@ -49,7 +49,7 @@ def make_point(plan: Plan, folder: Path, number: int | str, params: Mapping[str,
         key=_key(recipes),
         directory=directory,
         cfg_mode=cfg_mode(recipes[0]),
-        cost=sum(unet_evaluations(recipe) for recipe in recipes),
+        cost=sum(training_cost(recipe, plan.sweep.execution.processes) for recipe in recipes),
         jobs=tuple(
             Job(recipe, seed, folder / directory / f"seed-{seed}")
             for recipe, seed in zip(recipes, plan.sweep.seeds, strict=True)

@@ -155,6 +155,8 @@ def _base_predictions(
     missing = (stored < lowest[:, None]) if reusable else torch.ones_like(stored, dtype=torch.bool)
     base = problem.base(used, problem.control_guidance)
     rows, columns = torch.nonzero(missing, as_tuple=True)
+    if not len(rows):  # an empty tensor splits into one empty chunk, which attention layers refuse
+        return known
     for chunk, column in zip(rows.split(len(stored)), columns.split(len(stored)), strict=True):
         k = stored[chunk, column]
         with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from amsd.diffusion.guidance import Conditioning
 from amsd.diffusion.noise import Key
-from amsd.matching import strata
+from amsd.strata import strata
 
 
 @dataclass(frozen=True)

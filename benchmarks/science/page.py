@@ -24,6 +24,7 @@ from results import (
 from text import CLOSED_FORM, HEAD, READING, TITLES
 
 from amsd.recipe import load_recipe
+from amsd.recipe.cost import forwards_per_step
 
 COLUMNS = "| setting | seeds | gain | alignment, change | pixel diversity, change | classifier diversity, change |"
 
@@ -127,8 +128,6 @@ def _cost(found: Sequence[Setting]) -> str:
 
 
 def _cost_of(setting: Setting) -> tuple[float, float]:
-    from amsd.experiment.plan import forwards_per_step
-
     recipe = load_recipe("shapes", assignments("buffer", setting.name, 0))
     return forwards_per_step(recipe), mean(mean(logged(run, "seconds/total")) for run in setting.runs)
 

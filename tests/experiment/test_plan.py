@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
-from amsd.experiment.plan import forwards_per_step, make_plan
+from amsd.experiment.plan import make_plan
 from amsd.recipe import load_recipe
 
 SD15_UNET = 859_520_964

@@ -13,9 +13,9 @@ from amsd.matching import (
     self_normalized_weights,
     smooth,
     stepwise_log_weights,
-    strata,
     stratified_indices,
 )
+from amsd.strata import strata
 from amsd.training.experience import plan_indices
 
 

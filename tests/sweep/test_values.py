@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 
 import pytest
 
 from amsd.errors import RunError, UsageError
-from amsd.recipe import from_dict
 from amsd.recipe.catalogue import folder
 from amsd.recipe.load import read_toml
-from amsd.sweep.cost import expected_smallest_index, per_trajectory, unet_evaluations
 from amsd.sweep.executor import RunLog, objective_value
 from amsd.sweep.follow import Follower
 from amsd.sweep.launch import gpu_shares
@@ -75,29 +72,6 @@ def test_follower_starts_again_when_a_resumed_run_cuts_the_log(tmp_path: Path) -
     follower.read()
     log.write_text('{"step": 1, "loss": 3.0}\n')
     assert follower.read().training == {1: {"step": 1.0, "loss": 3.0}}
-
-
-@pytest.mark.parametrize(("steps", "count"), [(10, 4), (7, 3), (5, 4), (10, 1)])
-def test_expected_smallest_index_against_enumeration(steps: int, count: int) -> None:
-    first = round(0.6 * steps)
-    drawn = max(count // 2, count - (steps - first))
-    chosen = [
-        min(left + right)
-        for left in itertools.combinations(range(first), drawn)
-        for right in itertools.combinations(range(first, steps), count - drawn)
-    ]
-    assert expected_smallest_index(steps, count) == pytest.approx(sum(chosen) / len(chosen))
-
-
-def test_cost_against_the_numbers_of_the_cost_model() -> None:
-    """N = 50, K = 4, guided sampling: 100 + ~80 + 12 on-policy; 10 passes of a buffer: (100 + 98)/10 + 12."""
-    tree = {**BASE, "schedule": {"num_inference_steps": 50}, "guidance": {"guidance_scale": 7.5}}
-    recipe = from_dict(tree)
-    smallest = (30 - 2) / 3
-    assert per_trajectory(recipe) == pytest.approx(100 + 2 * (49 - smallest) + 12)
-    assert unet_evaluations(recipe) == pytest.approx(per_trajectory(recipe) * 16 * 40)
-    buffered = from_dict({**tree, "method": {"name": "buffer-am", "buffer": {"passes": 10, "size": 96}}})
-    assert per_trajectory(buffered) == pytest.approx((100 + 98) / 10 + 12)
 
 
 def test_inert_flags_give_one_key(make_plan: MakePlan, tmp_path: Path) -> None:

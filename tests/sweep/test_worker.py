@@ -213,9 +213,9 @@ def test_an_owner_that_was_taken_for_dead_lets_go(make_plan: MakePlan, tmp_path:
 
 
 def test_budget_in_unet_evaluations(make_plan: MakePlan, tmp_path: Path) -> None:
-    from amsd.sweep.cost import unet_evaluations
+    from amsd.recipe.cost import training_cost
 
-    cost = unet_evaluations(make_plan().recipe)
+    cost = training_cost(make_plan().recipe)
     executor = Formula()
     Worker(create(make_plan(budget={"unet_evaluations": 3.5 * cost}), tmp_path), executor).run()
     assert len(executor.ran) == 4  # the budget is checked before a trial starts
