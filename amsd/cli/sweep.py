@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from amsd.sweep.load import Plan
 
 app = typer.Typer(name="sweep", help="Search over recipes with Optuna or W&B.", no_args_is_help=True)
 
@@ -64,24 +69,16 @@ def run(
                              "local and slurm (slurm with optuna only)")  # fmt: skip
 
 
-def _run_here(plan: object, folder: Path, storage: str | None, workers: int, console: object) -> None:
-    from rich.console import Console
-    from rich.live import Live
-
-    from amsd.sweep.launch import run_worker, run_workers
-    from amsd.sweep.load import Plan
+def _run_here(plan: Plan, folder: Path, storage: str | None, workers: int, console: Console) -> None:
+    from amsd.sweep.display import following
+    from amsd.sweep.launch import run_workers
     from amsd.sweep.results import results_of
     from amsd.sweep.study import create
-    from amsd.sweep.table import headline, overview
+    from amsd.sweep.table import overview
 
-    assert isinstance(plan, Plan)
-    assert isinstance(console, Console)
     handle = create(plan, folder, storage)
-    if workers == 1:
-        report = run_worker(handle)
-    else:
-        with Live(headline(results_of(handle)), console=console, refresh_per_second=1, transient=True) as live:
-            report = run_workers(handle, workers, tick=lambda: live.update(overview(results_of(handle), rows=20)))
+    with following(console, lambda: results_of(handle)) as tick:
+        report = run_workers(handle, workers, tick)
     console.print(overview(results_of(handle)))
     if report.interrupted:
         typer.secho("Interrupted; unfinished trials are queued again. The same command goes on.", err=True)

@@ -42,6 +42,14 @@ def headline(results: SweepResults) -> Text:
     return Text(f"{results.name}: {total} ({', '.join(states) or 'none yet'})", style="bold")
 
 
+def outcome(trial: TrialResult, results: SweepResults) -> str:
+    """One trial in one line: its values if it has them, what it sets, and what is to be said of it."""
+    values = zip(results.objectives, _values(trial, results), strict=False)
+    params = (f"{name.rpartition('.')[2]} = {_shown(value)}" for name, value in trial.params.items())
+    measured_first = [", ".join(f"{objective.label} = {value}" for objective, value in values), ", ".join(params)]
+    return "; ".join(part for part in [*measured_first, *_notes(trial, results)] if part)
+
+
 def trial_table(results: SweepResults, rows: int | None = None) -> Table:
     """One row per trial; `*` marks the best or the Pareto front, `!` a broken constraint."""
     trials = [trial for trial in results.trials if rows is None or trial.state != "queued"]

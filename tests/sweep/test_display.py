@@ -1,0 +1,43 @@
+"""What a sweep that runs here says while it runs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from amsd.sweep.display import following
+from amsd.sweep.results import results_of
+from amsd.sweep.study import create
+from amsd.sweep.worker import Worker
+from tests.sweep.conftest import MakePlan
+from tests.sweep.formula import Formula
+
+
+def test_in_a_pipe_every_change_is_one_line(make_plan: MakePlan, tmp_path: Path) -> None:
+    handle = create(make_plan(), tmp_path)
+    output = io.StringIO()
+    with following(Console(file=output, width=80), lambda: results_of(handle)) as tick:
+        tick()
+        assert output.getvalue() == ""
+        Worker(handle, Formula()).run()
+        tick()
+        tick()
+    lines = output.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("trial 0 complete: shapes:right = ")
+    assert "; eta = " in lines[0]
+    assert lines[0].endswith("(3 of 3 done)")
+
+
+def test_a_terminal_gets_a_table_that_goes_away(make_plan: MakePlan, tmp_path: Path) -> None:
+    handle = create(make_plan(), tmp_path)
+    output = io.StringIO()
+    console = Console(file=output, width=100, height=40, force_terminal=True, legacy_windows=False)
+    with following(console, lambda: results_of(handle)) as tick:
+        Worker(handle, Formula()).run()
+        tick()
+    shown = output.getvalue()
+    assert "small: 3 of 3 trials" in shown
+    assert "complete" in shown
