@@ -24,13 +24,19 @@ LATENT = 8
 
 
 def stable_diffusion(
-    seed: int = 0, prediction_type: Literal["epsilon", "v_prediction"] = "epsilon", scheduler: Any = None
+    seed: int = 0,
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
+    scheduler: Any = None,
+    attention: bool = False,
 ) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline: 4x8x8 latents, 16x16 images, about 60 thousand UNet parameters."""
+    """A Stable Diffusion pipeline: 4x8x8 latents, 16x16 images, about 60 thousand UNet parameters.
+
+    `attention` gives the VAE that of the real one.
+    """
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     pipeline = StableDiffusionPipeline(
-        vae=_vae(),
+        vae=_vae(attention),
         text_encoder=CLIPTextModel(_text_config(tokenizer)).eval(),
         tokenizer=tokenizer,
         unet=_unet(WIDTH),
@@ -43,21 +49,24 @@ def stable_diffusion(
     return pipeline
 
 
-def stable_diffusion_xl(seed: int = 0) -> StableDiffusionXLPipeline:
-    """An SDXL pipeline: two text encoders, pooled embedding and time ids; 4x8x8 latents, 16x16 images."""
+def stable_diffusion_xl(seed: int = 0, second_width: int = WIDTH, attention: bool = False) -> StableDiffusionXLPipeline:
+    """An SDXL pipeline: two text encoders, pooled embedding and time ids; 4x8x8 latents, 16x16 images.
+
+    `second_width` is that of the second text encoder; `attention` gives the VAE that of the real one.
+    """
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     time_width = 8
     unet = _unet(
-        2 * WIDTH,
+        WIDTH + second_width,
         addition_embed_type="text_time",
         addition_time_embed_dim=time_width,
-        projection_class_embeddings_input_dim=6 * time_width + WIDTH,
+        projection_class_embeddings_input_dim=6 * time_width + second_width,
     )
     pipeline = StableDiffusionXLPipeline(
-        vae=_vae(),
+        vae=_vae(attention),
         text_encoder=CLIPTextModel(_text_config(tokenizer)).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, second_width)).eval(),
         tokenizer=tokenizer,
         tokenizer_2=build_tokenizer(),
         unet=unet,
@@ -77,11 +86,11 @@ def ddim(prediction_type: str = "epsilon") -> DDIMScheduler:
     )  # fmt: skip
 
 
-def _vae() -> AutoencoderKL:
+def _vae(attention: bool = False) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4,
-        sample_size=2 * LATENT, mid_block_add_attention=False,
+        sample_size=2 * LATENT, mid_block_add_attention=attention,
     ).eval()  # fmt: skip
 
 
@@ -93,9 +102,9 @@ def _unet(text_width: int, **options: Any) -> UNet2DConditionModel:
     ).eval()  # fmt: skip
 
 
-def _text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+def _text_config(tokenizer: CLIPTokenizer, width: int = WIDTH) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length, projection_dim=WIDTH,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length, projection_dim=width,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip

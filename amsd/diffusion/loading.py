@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from amsd.diffusion.adapters import Adapter, adapter_for
+from amsd.diffusion.single_file import default_configuration, load_single_file
 from amsd.errors import UsageError
 from amsd.recipe import Model
 
 EMBEDDED = "embedded:"
-_SINGLE_FILE = (".safetensors", ".ckpt")
+_CONFIGURATION_FILES = ("*.json", "*.txt")
 _HUB_TIMEOUT = 10.0
 
 
@@ -28,8 +29,8 @@ def load_adapter(model: Model) -> Adapter:
 
     _hide_loading_bars()
     source = locate(model)
-    if source.endswith(_SINGLE_FILE):
-        pipeline = _from_single_file(source)
+    if model.is_single_file:
+        pipeline = load_single_file(Path(source), locate_configuration(model))
     else:
         options: dict[str, Any] = {"dtype": torch.float32, "variant": model.variant}
         if not Path(source).is_dir():
@@ -64,36 +65,75 @@ def locate(model: Model) -> str:
         UsageError: nothing is there.
     """
     name = model.pretrained
+    if model.is_single_file:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UsageError(f"model.pretrained = {name!r}: no such file.")
+        return str(path)
+    folder = _local("model.pretrained", name)
+    if folder is not None:
+        return str(folder)
+    how = (
+        f"Download it once with network (`hf download {name}`), or set model.pretrained to a local diffusers folder "
+        "or single-file checkpoint. `embedded:shapes` always works."
+    )
+    _require_on_hub("model.pretrained", name, model.revision, how)
+    return name
+
+
+def locate_configuration(model: Model) -> Path:
+    """The diffusers folder with the configuration that a single-file checkpoint is read with, downloaded if need be.
+
+    Raises:
+        UsageError: nothing is there, or nothing is named and the file's family has no default.
+    """
+    from huggingface_hub import snapshot_download
+
+    named = model.config
+    name = named or default_configuration(Path(model.pretrained).expanduser())
+    folder = None if named is None else _local("model.config", name)
+    if folder is not None:
+        return folder
+    patterns = " ".join(f"--include '{pattern}'" for pattern in _CONFIGURATION_FILES)
+    how = (
+        f"{model.pretrained} holds weights only: set model.config to a local diffusers folder of the same "
+        f"architecture (its weights are not read), or download configuration and tokenizer once with network: "
+        f"`hf download {name} {patterns}`."
+    )
+    _require_on_hub("model.config" if named else "model.config (by default for this file)", name, model.revision, how)
+    try:
+        return Path(snapshot_download(name, revision=model.revision, allow_patterns=list(_CONFIGURATION_FILES)))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model.config = {name!r} cannot be downloaded: {error}. {how}") from error
+
+
+def _local(key: str, name: str) -> Path | None:
+    """The local or embedded diffusers folder that a name means; None for what can only be a hub id."""
     if name.startswith(EMBEDDED):
-        return str(_embedded(name))
+        return _embedded(key, name)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise UsageError(
-                f"model.pretrained = {name!r}: the folder has no model_index.json, so it is not a diffusers pipeline."
+                f"{key} = {name!r}: the folder has no model_index.json, so it is not a diffusers pipeline."
             )
-        return str(path)
-    if path.suffix in _SINGLE_FILE:
-        if not path.is_file():
-            raise UsageError(f"model.pretrained = {name!r}: no such file.")
-        return str(path)
+        return path
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UsageError(f"model.pretrained = {name!r}: no such folder.")
-    _require_on_hub(model)
-    return name
+        raise UsageError(f"{key} = {name!r}: no such folder.")
+    return None
 
 
-def _embedded(name: str) -> Path:
+def _embedded(key: str, name: str) -> Path:
     package = name.removeprefix(EMBEDDED)
     if package != "shapes":
-        raise UsageError(f"model.pretrained = {name!r}: the only embedded model is 'embedded:shapes'.")
+        raise UsageError(f"{key} = {name!r}: the only embedded model is 'embedded:shapes'.")
     folder = Path(str(resources.files("amsd.shapes") / "weights"))
     if not (folder / "model_index.json").is_file():
         raise UsageError("The embedded model is missing from this installation; reinstall amsd.")
     return folder
 
 
-def _require_on_hub(model: Model) -> None:
+def _require_on_hub(key: str, name: str, revision: str | None, how: str) -> None:
     """Fail at once, and in plain words, where transformers would retry for most of a minute."""
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of the client's HTTP library
@@ -105,33 +145,28 @@ def _require_on_hub(model: Model) -> None:
         RevisionNotFoundError,
     )
 
-    name = model.pretrained
+    subject = f"{key} = {name!r}"
     try:
-        hf_hub_download(name, "model_index.json", revision=model.revision, local_files_only=True)
+        hf_hub_download(name, "model_index.json", revision=revision, local_files_only=True)
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
-        raise UsageError(f"model.pretrained = {name!r} is neither a folder nor a hub id: {error}") from None
+        raise UsageError(f"{subject} is neither a folder nor a hub id: {error}") from None
     else:
         return  # cached: needs no network
-    how = (
-        f"Download it once with network (`hf download {name}`), or set model.pretrained to a local diffusers folder "
-        "or single-file checkpoint. `embedded:shapes` always works."
-    )
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        raise UsageError(f"model.pretrained = {name!r} is not in the local cache, and HF_HUB_OFFLINE is set. {how}")
+        raise UsageError(f"{subject} is not in the local cache, and HF_HUB_OFFLINE is set. {how}")
     try:
-        HfApi().model_info(name, revision=model.revision, timeout=_HUB_TIMEOUT)
+        HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
     except GatedRepoError:
-        raise UsageError(f"model.pretrained = {name!r} is gated: accept its terms and run `hf auth login`.") from None
+        raise UsageError(f"{subject} is gated: accept its terms and run `hf auth login`.") from None
     except RepositoryNotFoundError:
-        raise UsageError(f"model.pretrained = {name!r} does not exist on the hub (or is private). {how}") from None
+        raise UsageError(f"{subject} does not exist on the hub (or is private). {how}") from None
     except RevisionNotFoundError:
-        raise UsageError(f"model.revision = {model.revision!r}: {name} has no such revision on the hub.") from None
+        raise UsageError(f"model.revision = {revision!r}: {name} has no such revision on the hub.") from None
     except (HTTPError, OSError) as error:
         raise UsageError(
-            f"model.pretrained = {name!r} is not in the local cache and the hub cannot be reached "
-            f"({type(error).__name__}). {how}"
+            f"{subject} is not in the local cache and the hub cannot be reached ({type(error).__name__}). {how}"
         ) from error
 
 
@@ -142,18 +177,3 @@ def _has_safety_checker(source: str, model: Model) -> bool:
     if not index.is_file():
         index = Path(hf_hub_download(source, "model_index.json", revision=model.revision))
     return "safety_checker" in json.loads(index.read_text(encoding="utf-8"))
-
-
-def _from_single_file(path: str) -> Any:
-    import torch
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
-    errors = []
-    for family in (StableDiffusionPipeline, StableDiffusionXLPipeline):
-        try:
-            pipeline = family.from_single_file(path, torch_dtype=torch.float32, safety_checker=None)
-        except (OSError, ValueError, TypeError) as error:
-            errors.append(f"{family.__name__}: {error}")
-        else:
-            return pipeline
-    raise UsageError(f"model.pretrained = {path!r} cannot be read as a checkpoint.\n" + "\n".join(errors))

@@ -34,7 +34,8 @@ def write_card(folder: Path, recipe: Recipe, checkpoint: Path) -> None:
 def _lines(recipe: Recipe, checkpoint: Path, pictures: bool) -> Iterator[str]:
     base, lora = recipe.model.pretrained, recipe.model.parameterization == "lora"
     rewards = ", ".join(term.name for term in recipe.reward)
-    hub = not base.startswith("embedded:") and base.count("/") == 1 and not Path(base).expanduser().exists()
+    local = base.startswith("embedded:") or recipe.model.is_single_file or Path(base).expanduser().exists()
+    hub = base.count("/") == 1 and not local
     yield from ("---", "library_name: diffusers", "pipeline_tag: text-to-image")
     if hub:
         yield f"base_model: {json.dumps(base)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from amsd.diffusion.loading import EMBEDDED, locate
+from amsd.diffusion.loading import EMBEDDED, locate, locate_configuration
+from amsd.diffusion.single_file import default_configuration, parameters, stored_shapes
 from amsd.errors import UsageError
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity
@@ -96,6 +98,7 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
     configuration, others, download = _architecture(recipe)
     unet = _meta_unet(configuration)
     total = sum(parameter.numel() for parameter in unet.parameters())
+    _check_stored_unet(recipe, total)
     flops = _forward_flops(unet, configuration)
     trained = total if recipe.model.parameterization != "lora" else _lora_parameters(unet, recipe)
     prompts = _evaluation_prompts(recipe)
@@ -109,17 +112,18 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
 def _architecture(recipe: Recipe) -> tuple[dict[str, Any], int, str]:
     """Configuration of the UNet, parameters of the other networks, and what has to be downloaded."""
     name = recipe.model.pretrained
+    if recipe.model.is_single_file:
+        return _of_single_file(recipe)
     if not name.startswith(EMBEDDED) and not Path(name).expanduser().exists():
-        cached = _cached_configuration(recipe)
-        known = any(part in name for part in _SD1_NAMES)
-        if cached is None and not known:
+        cached = _cached(name, recipe.model.revision)
+        if cached is None and not _is_sd1(name):
             locate(recipe.model)  # says why it cannot be found
             raise UsageError(f"model.pretrained = {name!r}: download it once; its architecture is not known to amsd.")
         gigabytes = 4.27 if recipe.model.variant is None else 2.14
         download = "nothing, it is in the local cache" if cached else f"about {gigabytes} GB from the hub: {name}"
         return cached or _SD1_UNET, _SD1_OTHER_PARAMETERS, download
     folder = Path(locate(recipe.model))
-    configuration = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    configuration = _unet_configuration(folder)
     others = sum(
         _stored_parameters(path) for part in ("vae", "text_encoder", "text_encoder_2")
         for path in sorted((folder / part).glob("*.safetensors"))
@@ -127,27 +131,52 @@ def _architecture(recipe: Recipe) -> tuple[dict[str, Any], int, str]:
     return configuration, others, "nothing, it is on this machine"
 
 
-def _cached_configuration(recipe: Recipe) -> dict[str, Any] | None:
-    from huggingface_hub import try_to_load_from_cache
+def _of_single_file(recipe: Recipe) -> tuple[dict[str, Any], int, str]:
+    """As `_architecture`, of a checkpoint whose configuration lies elsewhere."""
+    file = Path(locate(recipe.model))
+    _, others = parameters(stored_shapes(file))
+    name = recipe.model.config or default_configuration(file)
+    local = name.startswith(EMBEDDED) or Path(name).expanduser().exists()
+    if not local and _cached(name, recipe.model.revision) is None and _is_sd1(name):
+        return _SD1_UNET, others, f"configuration and tokenizer, about 2 MB, from the hub: {name}"
+    return _unet_configuration(locate_configuration(recipe.model)), others, "nothing, it is on this machine"
 
-    file = try_to_load_from_cache(recipe.model.pretrained, "unet/config.json", revision=recipe.model.revision)
-    if not isinstance(file, str):
-        return None
-    found: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+
+def _check_stored_unet(recipe: Recipe, expected: int) -> None:
+    """A single file and its configuration can disagree: say so before the run.
+
+    Raises:
+        UsageError: the file's UNet has another number of parameters than the configuration's, `expected`.
+    """
+    if not recipe.model.is_single_file:
+        return
+    found, _ = parameters(stored_shapes(Path(locate(recipe.model))))
+    if found != expected:
+        raise UsageError(
+            f"model.pretrained = {recipe.model.pretrained!r} holds a UNet of {found:,} parameters but its "
+            f"configuration describes one of {expected:,}: set model.config to that of the same architecture."
+        )
+
+
+def _is_sd1(name: str) -> bool:
+    return any(part in name for part in _SD1_NAMES)
+
+
+def _unet_configuration(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
     return found
 
 
-def _stored_parameters(path: Path) -> int:
-    from safetensors import safe_open
+def _cached(name: str, revision: str | None) -> dict[str, Any] | None:
+    """The UNet's configuration of a hub repository, if it has been downloaded."""
+    from huggingface_hub import try_to_load_from_cache
 
-    total = 0
-    with safe_open(path, framework="pt") as stream:
-        for key in stream.keys():  # noqa: SIM118  not a mapping
-            size = 1
-            for extent in stream.get_slice(key).get_shape():
-                size *= extent
-            total += size
-    return total
+    file = try_to_load_from_cache(name, "unet/config.json", revision=revision)
+    return _unet_configuration(Path(file).parent.parent) if isinstance(file, str) else None
+
+
+def _stored_parameters(path: Path) -> int:
+    return sum(math.prod(shape) for shape in stored_shapes(path).values())
 
 
 def _meta_unet(configuration: dict[str, Any]) -> nn.Module:

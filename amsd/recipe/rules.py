@@ -26,6 +26,16 @@ def _noise(recipe: Recipe) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+def _single_file(recipe: Recipe) -> Iterator[Problem]:
+    model = recipe.model
+    if model.config is not None and not model.is_single_file:
+        yield Problem("model.config", "belongs to a single-file checkpoint; a folder or hub id has its own",
+                      model.config, "Remove it, or set model.pretrained to a .safetensors file.")  # fmt: skip
+    if model.variant is not None and model.is_single_file:
+        yield Problem("model.variant", "chooses among the files of a folder or hub id; a single file has none",
+                      model.variant)  # fmt: skip
+
+
 def _betas(recipe: Recipe) -> Iterator[Problem]:
     start, end = recipe.schedule.beta_start, recipe.schedule.beta_end
     if (start is None) != (end is None):
@@ -139,7 +149,7 @@ def _full_guidance(recipe: Recipe) -> Iterator[Problem]:
 
 
 _RULES = (
-    _noise, _betas, _loss_steps, _diversity, _distance, _micro_batch, _buffer, _reward_names, _best, _options,
-    _smoothing,
+    _single_file, _noise, _betas, _loss_steps, _diversity, _distance, _micro_batch, _buffer, _reward_names, _best,
+    _options, _smoothing,
 )  # fmt: skip
 _ADVICE = (_memoryless, _full_guidance)

@@ -38,6 +38,9 @@ class Model(Section):
 
     pretrained: str = "embedded:shapes"
     """Hub id, local diffusers folder, single-file checkpoint, or `embedded:shapes`."""
+    config: str | None = None
+    """Of a single-file checkpoint: diffusers folder or hub id that holds the configuration and tokenizer (its weights
+    are not read); unset: the hub repository of the file's family."""
     revision: str | None = None
     """Git revision on the hub."""
     variant: str | None = None
@@ -47,6 +50,11 @@ class Model(Section):
     parameterization: Literal["full", "lora", "offset"] = "full"
     """`full` (all weights, frozen copy as base), `lora`, or `offset` (base plus a learned difference)."""
     lora: Lora = Lora()
+
+    @property
+    def is_single_file(self) -> bool:
+        """Whether `pretrained` names a checkpoint of one file."""
+        return self.pretrained.endswith((".safetensors", ".ckpt"))
 
 
 class Schedule(Section):

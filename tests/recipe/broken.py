@@ -84,6 +84,10 @@ OUT_OF_RANGE = (
 )
 
 TOGETHER = (
+    _with("a configuration of a folder", '[model]\npretrained = "someone/model"\nconfig = "someone/other"',
+          "model.config", "belongs to a single-file checkpoint"),
+    _with("a variant of one file", '[model]\npretrained = "model.safetensors"\nvariant = "fp16"',
+          "model.variant", "a single file has none"),
     _with("training without noise", "[schedule]\neta = 0.0", "schedule.eta", "without noise there is no control"),
     _with("one beta", "[schedule]\nbeta_start = 0.002", "schedule.beta_end", "set together"),
     _with("betas upside down", "[schedule]\nbeta_start = 0.02\nbeta_end = 0.002", "schedule.beta_end", "between"),

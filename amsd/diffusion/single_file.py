@@ -1,0 +1,154 @@
+"""Single-file checkpoints in the original (LDM) layout: what is in one, and which configuration it goes with.
+
+Such a file holds weights only. The networks' configurations, the tokenizer and the scheduler come from `model.config`:
+a diffusers folder or hub repository of the same architecture, whose own weights are not read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from amsd.errors import UsageError
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shape of each tensor of a file by its name."""
+
+UNET = "model.diffusion_model."
+_OTHERS = ("first_stage_model.", "cond_stage_model.", "conditioner.")
+
+_SDXL = "conditioner.embedders.1.model.ln_final.weight"
+_SD2 = "cond_stage_model.model.ln_final.weight"
+_SD1 = "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"
+_CONFIGURATIONS = {
+    _SD1: "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    _SDXL: "stabilityai/stable-diffusion-xl-base-1.0",
+}
+"""A tensor that only this family's files have -> hub repository with its configuration."""
+
+
+def stored_shapes(file: Path) -> Shapes:
+    """Names and shapes of the tensors in a checkpoint; of `.safetensors` only the header is read.
+
+    Raises:
+        UsageError: the file is damaged, or a `.ckpt` that holds more than tensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as stream:
+                return {key: tuple(stream.get_slice(key).get_shape()) for key in stream.keys()}  # noqa: SIM118
+        return {key: tuple(value.shape) for key, value in _tensors(file).items()}
+    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UsageError(unreadable(file, error)) from error
+
+
+def unreadable(file: Path, error: BaseException) -> str:
+    """Why a checkpoint cannot be read, with the way out where it is a pickle of more than tensors."""
+    text = f"model.pretrained = {str(file)!r} cannot be read as a checkpoint"
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, pickle.UnpicklingError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None or file.suffix != ".ckpt":
+        return f"{text}: {error}"
+    return (
+        f"{text}: a .ckpt is a pickle, of which amsd reads tensors only (weights_only=True), because anything else in "
+        "one can run code; this one holds more, or is damaged. Use the .safetensors file of the same model. If you "
+        'trust this file, convert it once: python -c "import torch; from safetensors.torch import save_file; s = '
+        f"torch.load('{file.name}', map_location='cpu', weights_only=False)['state_dict']; "
+        "save_file({k: v.contiguous() for k, v in s.items() if hasattr(v, 'shape')}, "
+        f"'{file.stem}.safetensors')\""
+    )
+
+
+def default_configuration(file: Path) -> str:
+    """Hub repository with the configuration of the file's family.
+
+    Raises:
+        UsageError: the file is unreadable, or its tensors do not tell the configuration.
+    """
+    shapes = stored_shapes(file)
+    for key, repository in _CONFIGURATIONS.items():
+        if key in shapes:
+            return repository
+    text = f"model.pretrained = {str(file)!r}: "
+    if _SD2 in shapes:
+        raise UsageError(
+            f"{text}a Stable Diffusion 2 file does not say whether it predicts noise (512 px) or velocity (768 px). "
+            "Set model.config to a diffusers folder or hub id of the same model; its weights are not read."
+        )
+    raise UsageError(
+        f"{text}cannot be read as a checkpoint of Stable Diffusion 1.x, 2.x or XL in the original layout: it has none "
+        f"of their text encoders' tensors, such as {_SD1}. A file of one network alone is no checkpoint."
+    )
+
+
+def parameters(shapes: Shapes) -> tuple[int, int]:
+    """Number of parameters of the UNet and of the other networks (VAE, text encoders)."""
+    counts = {key: math.prod(shape) for key, shape in shapes.items()}
+    unet = sum(count for key, count in counts.items() if key.startswith(UNET))
+    return unet, sum(count for key, count in counts.items() if key.startswith(_OTHERS))
+
+
+def load_single_file(file: Path, configuration: Path) -> Any:
+    """The pipeline of a checkpoint, on the CPU in float32, without safety checker.
+
+    Args:
+        file: `.safetensors`, or a `.ckpt` that holds tensors only.
+        configuration: diffusers folder with the networks' configurations, the tokenizer and the scheduler.
+
+    Raises:
+        UsageError: the configuration is of another family, or the file does not fit it.
+    """
+    import diffusers
+    import torch
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+    families = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+    family = json.loads((configuration / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+    if family not in families:
+        raise UsageError(f"model.config = {str(configuration)!r} is of a {family}; known are {', '.join(families)}.")
+    absent = {"safety_checker": None, "requires_safety_checker": False} if family == families[0] else {}
+    try:
+        pipeline = getattr(diffusers, family).from_single_file(
+            str(file), config=str(configuration), dtype=torch.float32, local_files_only=True,
+            feature_extractor=None, image_encoder=None, **absent,
+        )  # fmt: skip
+    except (OSError, pickle.UnpicklingError) as error:
+        raise UsageError(unreadable(file, error)) from error
+    except (ValueError, TypeError, KeyError, RuntimeError, SingleFileComponentError) as error:
+        raise UsageError(_misfit(file, configuration, str(error))) from error
+    for name, network in pipeline.components.items():
+        empty = [key for key, value in _named_tensors(network) if value.device.type == "meta"]
+        if empty:
+            raise UsageError(_misfit(file, configuration, f"{len(empty)} weights of {name} are missing: {empty[0]}"))
+    return pipeline
+
+
+def _named_tensors(part: Any) -> list[tuple[str, Any]]:
+    from torch import nn
+
+    return [*part.named_parameters()] if isinstance(part, nn.Module) else []
+
+
+def _misfit(file: Path, configuration: Path, reason: str) -> str:
+    return (
+        f"model.pretrained = {str(file)!r} cannot be read as a checkpoint with the configuration in "
+        f"{configuration}: {reason}. Set model.config to a diffusers folder or hub id of the same architecture."
+    )
+
+
+def _tensors(file: Path) -> Mapping[str, Any]:
+    """The tensors of a `.ckpt`, mapped from disk where its format allows."""
+    import torch
+
+    content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    while "state_dict" in content:
+        content = content["state_dict"]
+    return {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
