@@ -140,7 +140,7 @@ def _score(found: Evaluation | None, reward: str, index: int) -> str:
     if metric is None or index >= len(metric.per_prompt):
         return ""
     value = metric.per_prompt[index]
-    return f"{value:.2f}".replace("-", MINUS) if abs(value) < 100 else number(value)
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", MINUS) if abs(value) < 100 else number(value)
 
 
 def _prompts(shown: _Shown) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ from amsd.report.gallery import Gallery, build_gallery
 from amsd.report.modes import MODES
 from amsd.report.story import Story
 from amsd.report.tables import tables
-from amsd.report.words import facts, notices, standfirst
+from amsd.report.winner import standfirst
+from amsd.report.words import facts, notices
 
 
 def write_page(story: Story, file: Path) -> Path:

@@ -33,7 +33,7 @@ def over_seeds(metrics: Iterable[Metric | None]) -> Metric | None:
     differences = [metric.paired.difference for metric in known if metric.paired is not None]
     if len(differences) < len(known):
         return Metric(mean, error)
-    return Metric(mean, error, Paired(*_mean(differences), _test(differences)))
+    return Metric(mean, error, Paired(*_mean(differences), paired_test(differences)))
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float | None]:
@@ -41,7 +41,8 @@ def _mean(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), error
 
 
-def _test(differences: Sequence[float]) -> float | None:
+def paired_test(differences: Sequence[float]) -> float | None:
+    """p of a two-sided t-test of the differences against zero; None where it is undefined."""
     if len(differences) < 2 or statistics.stdev(differences) == 0:
         return None
     from scipy.stats import ttest_1samp

@@ -42,6 +42,8 @@ class Entry:
     seed: int | None = None
     copy_of: int | None = None
     """The trial whose identical run was taken over."""
+    feasible: bool = True
+    """Whether it keeps the constraints of the sweep."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class Axis:
     values: tuple[Any, ...]
     """The distinct values that trials took; numbers ascending."""
     description: str
+    log: bool = False
+    """Whether it was searched on a logarithmic scale."""
+    choices: bool = False
+    """Whether only these values could be taken."""
 
     @property
     def numeric(self) -> bool:
@@ -85,6 +91,8 @@ class Story:
     objectives: tuple[Objective, ...] = ()
     importance: Mapping[str, float] | None = None
     """Share of the first objective's variation that each searched key explains."""
+    constraints: tuple[str, ...] = ()
+    """Such as `train/kl at most 100`."""
     gaps: tuple[str, ...] = ()
     description: str = ""
 

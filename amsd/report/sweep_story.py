@@ -13,7 +13,7 @@ from amsd.report.story import Axis, Entry, Objective, Story, chosen_metrics, run
 
 if TYPE_CHECKING:
     from amsd.sweep.results import SweepResults, TrialResult
-    from amsd.sweep.schema import Dimension
+    from amsd.sweep.schema import Constraint, Dimension
 
 
 def sweep_story(source: Path | str) -> Story:
@@ -44,6 +44,7 @@ def story_of(results: SweepResults) -> Story:
         axes=tuple(_axis(key, space, results.trials) for key, space in results.sweep.search.items()),
         objectives=tuple(Objective(o.label, o.direction == "maximize") for o in results.objectives),
         importance=results.importance,
+        constraints=tuple(_bound(constraint) for constraint in results.sweep.constraint),
         description=results.sweep.description,
     )
     return replace(story, gaps=(*_sweep_gaps(results, runs), *_unequal(story), *gaps))
@@ -81,6 +82,7 @@ def _entries(trial: TrialResult, gaps: list[str]) -> list[Entry]:
                 trial=trial.number,
                 seed=seed.seed,
                 copy_of=trial.copy_of,
+                feasible=trial.feasible,
             )
         )
     if found:
@@ -114,7 +116,8 @@ def _run(directory: Path, trial: TrialResult, gaps: list[str]) -> Run | None:
 
 def _axis(key: str, space: Dimension, trials: Sequence[TrialResult]) -> Axis:
     taken = {trial.params[key] for trial in trials if key in trial.params}
-    return Axis(key, tuple(sorted(taken, key=_order)), _describe(space))
+    values = tuple(sorted(taken, key=_order))
+    return Axis(key, values, _describe(space), log=space.log, choices=space.choices is not None)
 
 
 def _order(value: Any) -> tuple[bool, float, str]:
@@ -132,6 +135,12 @@ def _describe(space: Dimension) -> str:
         text = f"{space.low:g} to {space.high:g}" + (", logarithmic" if space.log else "")
         text += f", in steps of {space.step:g}" if space.step else ""
     return text + "".join(f"; only where {key} allows it" for key in space.when)
+
+
+def _bound(constraint: Constraint) -> str:
+    if constraint.at_most is not None:
+        return f"{constraint.metric} at most {constraint.at_most:g}"
+    return f"{constraint.metric} at least {constraint.at_least:g}"
 
 
 def _first_metric(results: SweepResults) -> str:

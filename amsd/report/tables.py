@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from amsd.report.data import Checkpoint, Run
@@ -13,6 +13,7 @@ from amsd.report.modes import Mode
 from amsd.report.numbers import difference, duration, p_value, with_error
 from amsd.report.seeds import by_trial, over_seeds
 from amsd.report.story import Entry, Point, Story, kl_at, points
+from amsd.report.winner import standings
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,17 @@ def _checkpoint_row(run: Run, point: Checkpoint, setting: str, names: Sequence[s
 def trial_table(story: Story) -> Table:
     """Every run of a sweep at its last evaluated checkpoint, best reward first."""
     rows = sorted((_trial_row(story, entry) for entry in story.entries), key=lambda pair: pair[0])
+    winners = _winners(story)
+    rows = [(order, replace(row, emphasis=row.key in winners)) for order, row in rows]
     keys = tuple(axis.key for axis in story.axes)
     heads = ("run", "CFG mode", story.reward, story.diversity or "diversity", "KL (nats)", *keys, "step", "time")
     return Table("Runs", heads, tuple(row for _, row in rows), story.setting or "")
+
+
+def _winners(story: Story) -> set[str]:
+    """Keys of the runs of the trial that won."""
+    best = standings(story)[:1]
+    return {entry.key for entry in story.entries if best and entry.trial == best[0].entry.trial}
 
 
 def _trial_row(story: Story, entry: Entry) -> tuple[float, Row]:
@@ -91,6 +100,7 @@ def _trial_row(story: Story, entry: Entry) -> tuple[float, Row]:
     if entry.error:
         notes.append(entry.error if len(entry.error) < 160 else f"{entry.error[:159]}…")
     state = "" if entry.state == "complete" else entry.state
+    state = state if entry.feasible else "breaks a constraint"
     cells = (
         Cell(entry.label, tuple(notes), (entry.trial or 0) + 1e-6 * (entry.seed or 0), badge=state),
         Cell(entry.mode.name if entry.mode else "–", sort=entry.mode.name if entry.mode else "", mode=entry.mode),
@@ -133,7 +143,8 @@ def seed_table(story: Story) -> Table | None:
         rows.append((-rewards.mean if rewards else float("inf"), Row(entry.key, cells)))
     keys = tuple(axis.key for axis in story.axes)
     heads = ("trial", "CFG mode", story.reward, story.diversity or "diversity", "KL (nats)", "seeds", *keys)
-    ordered = tuple(row for _, row in sorted(rows, key=lambda pair: pair[0]))
+    winners = _winners(story)
+    ordered = tuple(replace(row, emphasis=row.key in winners) for _, row in sorted(rows, key=lambda pair: pair[0]))
     return Table("Trials, averaged over training seeds", heads, ordered, story.setting or "")
 
 

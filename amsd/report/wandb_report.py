@@ -14,7 +14,8 @@ from amsd.recipe import Tracking
 from amsd.report.modes import FULL, MIXED, TRAJECTORIES, UNGUIDED, Mode
 from amsd.report.story import Story
 from amsd.report.tables import Table, tables
-from amsd.report.words import facts, notices, standfirst
+from amsd.report.winner import standfirst
+from amsd.report.words import facts, notices
 
 _SCALE = "Config('guidance.guidance_scale')"
 _ADJOINT = "Config('guidance.guidance_in_adjoint_computation')"

@@ -1,19 +1,21 @@
-"""Sentences that a report opens with: what was found, what was set, what must be known before one believes it."""
+"""What was set, and what must be known before one believes a report."""
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from amsd.recipe import Recipe
-from amsd.report.evaluations import Metric
 from amsd.report.figures.scale import number
-from amsd.report.numbers import difference, duration, p_value, with_error
-from amsd.report.seeds import by_trial, over_seeds
-from amsd.report.story import Entry, Story, base_metric, points, shown_settings
+from amsd.report.numbers import duration
+from amsd.report.story import Story, shown_settings
 
 #: Kinds of notices that call the results themselves into question.
 ALARMS = ("reward-hacking", "failed", "not-finite")
+#: An absolute path inside a sentence.
+_PATH = re.compile(r"/[^\s`'\"]*[^\s`'\".,;:)]")
 
 
 @dataclass(frozen=True)
@@ -24,51 +26,8 @@ class Said:
     text: str
     where: str
     alarm: bool
-
-
-def standfirst(story: Story) -> str:
-    """One or two sentences with the main result and its uncertainty."""
-    best = _best(story)
-    if best is None:
-        return "No checkpoint has been evaluated yet."
-    entry, reward, diversity, runs = best
-    if story.kind == "run":
-        step = points(story, story.runs[0])[-1].step
-        text = f"After {step} updates the mean {story.reward} is {with_error(reward)}"
-    else:
-        mode = f" ({entry.mode.name})" if entry.mode else ""
-        text = f"The highest mean {story.reward} is {with_error(reward)}, by trial {entry.trial}{mode}"
-        text += f" over {runs} training seeds" if runs > 1 else ""
-    text += _against(story, entry, reward) + "."
-    if diversity is not None and diversity.paired is not None:
-        text += f" Diversity changed by {_change(diversity)}."
-    return text
-
-
-def _against(story: Story, entry: Entry, reward: Metric) -> str:
-    base = base_metric(story, entry.run, story.reward) if entry.run is not None else None
-    if reward.paired is None or base is None:
-        return ""
-    return f"; the base model has {with_error(base)}, a paired difference of {_change(reward)}"
-
-
-def _change(metric: Metric) -> str:
-    assert metric.paired is not None
-    test = f" ({p_value(metric.paired.p_value)})" if metric.paired.p_value is not None else ""
-    return difference(metric.paired) + test
-
-
-def _best(story: Story) -> tuple[Entry, Metric, Metric | None, int] | None:
-    """Reward and diversity at the last evaluated checkpoint; of a sweep, of the trial with the highest mean reward."""
-    if story.kind == "run":
-        found = points(story, story.runs[0])
-        return (story.entries[0], found[-1].reward, found[-1].diversity, 1) if found else None
-    candidates = []
-    for group in by_trial(story).values():
-        reward = over_seeds([point.reward for _, point in group])
-        if reward is not None:
-            candidates.append((group[0][0], reward, over_seeds([point.diversity for _, point in group]), len(group)))
-    return max(candidates, key=lambda candidate: candidate[1].mean, default=None)
+    aside: bool
+    """Whether it concerns bookkeeping only, so that it need not stand in the reader's way."""
 
 
 def facts(story: Story) -> list[tuple[str, str]]:
@@ -96,6 +55,7 @@ def _sweep_facts(story: Story) -> list[tuple[str, str]]:
     counts = ", ".join(f"{len(trials)} {state}" for state, trials in states.items())
     return [
         ("Objectives", goals),
+        *((("Constraints", ", ".join(story.constraints)),) if story.constraints else ()),
         ("Trials", counts or "none"),
         ("Seeds per trial", f"{len(seeds)} ({', '.join(map(str, seeds))})" if seeds else "–"),
         ("Time in trials", duration(seconds)),
@@ -134,14 +94,30 @@ def _recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def notices(story: Story) -> list[Said]:
-    """Alarms first, then the others; the same words from several runs are said once, with the runs named."""
-    heard: dict[tuple[str, str], list[str]] = {}
+    """Alarms first, bookkeeping last; the same words from several runs are said once, with the runs named."""
+    heard: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for entry in story.entries:
         for notice in entry.run.notices if entry.run is not None else ():
-            where = f"step {notice.step}" if story.kind == "run" else f"{entry.label}, step {notice.step}"
-            heard.setdefault((notice.kind, notice.text), []).append(where)
+            label = [entry.label] if story.kind == "sweep" else []
+            step = [f"step {notice.step}"] if notice.step or not label else []
+            key = (notice.kind, _PATH.sub("", notice.text))
+            heard.setdefault(key, []).append((", ".join([*label, *step]), notice.text))
     found = []
-    for (kind, text), places in heard.items():
+    for (kind, _), said in heard.items():
+        places = list(dict.fromkeys(place for place, _ in said))
         where = "; ".join(places[:4]) + (f"; and {len(places) - 4} more" if len(places) > 4 else "")
-        found.append(Said(kind, text, where, kind in ALARMS))
-    return sorted(found, key=lambda said: not said.alarm)
+        aside = kind.startswith("wandb")
+        found.append(Said(kind, _in_common([text for _, text in said]), where, kind in ALARMS, aside))
+    return sorted(found, key=lambda said: (said.aside, not said.alarm))
+
+
+def _in_common(texts: list[str]) -> str:
+    """One text for several that differ only in paths: what the paths share, and an ellipsis."""
+    if len(set(texts)) == 1:
+        return texts[0]
+    paths = iter([_common(found) for found in zip(*(_PATH.findall(text) for text in texts), strict=False)])
+    return _PATH.sub(lambda match: next(paths, match[0]), texts[0])
+
+
+def _common(paths: tuple[str, ...]) -> str:
+    return paths[0] if len(set(paths)) == 1 else f"{os.path.commonpath(paths)}/…"

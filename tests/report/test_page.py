@@ -16,7 +16,8 @@ from amsd.errors import UsageError
 from amsd.report.page import render
 from amsd.report.story import Story, run_story
 from amsd.report.tables import tables
-from amsd.report.words import notices, standfirst
+from amsd.report.winner import standfirst
+from amsd.report.words import notices
 from tests.report.synthetic import REWARD, append, recipe, write_run
 
 VOID = {"meta", "link", "img", "input", "br", "wbr", "hr"}

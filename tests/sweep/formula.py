@@ -19,11 +19,14 @@ class Formula:
 
     value: Callable[[Job], float] = parabola
     seconds: float = 0.0
+    begun: Callable[[], None] = lambda: None
+    """Called when a job has begun."""
     ran: list[Job] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
 
     def run(self, job: Job, monitor: Monitor) -> Ended:
         self.ran.append(job)
+        self.begun()
         evaluations: dict[int, dict[str, dict[str, float]]] = {}
         for step in (2, 4):
             time.sleep(self.seconds)

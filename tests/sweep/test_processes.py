@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,8 +26,12 @@ from amsd.sweep.results import SweepResults, load_sweep
 from amsd.sweep.storage import default_url
 from amsd.sweep.study import create
 from tests.sweep.conftest import MakePlan
+from tests.sweep.waiting import until
 
 pytestmark = pytest.mark.slow
+
+#: A worker that is only slow, on a busy machine, is not taken for dead.
+PATIENT = {"heartbeat_seconds": 0.5, "lost_after_seconds": 15.0}
 
 
 def start_worker(url: str, pause: float = 0.1) -> subprocess.Popen[bytes]:
@@ -35,13 +39,6 @@ def start_worker(url: str, pause: float = 0.1) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "amsd", "sweep", "worker", "--study", "small"]
     environment = {**os.environ, STORAGE_VARIABLE: url, "FAKE_SECONDS_PER_STEP": str(pause), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
-
-
-def until(condition: Callable[[], bool], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def steps_of(directory: Path) -> dict[str, list[int]]:
@@ -59,11 +56,10 @@ def check_whole(results: SweepResults, trials: int, steps: int) -> None:
     for trial in results.trials:
         (own,) = [found for name, found in computed.items() if name.startswith(f"{trial.number:04d}-")]
         assert sorted(set(own)) == list(range(1, steps + 1))
-        repeated = len(own) - steps
-        assert repeated <= (2 if trial.attempts > 1 else 0), (trial.number, own)
+        assert len(own) - steps <= 2 * (trial.attempts - 1), (trial.number, own)
 
 
-def kill_one_mid_trial(directory: Path, workers: list[subprocess.Popen[bytes]]) -> int:
+def kill_one_mid_trial(directory: Path, workers: list[subprocess.Popen[bytes]], steps: int) -> int:
     """SIGKILL the owner of some trial that has a checkpoint already; returns the trial's number."""
 
     def running() -> list[tuple[int, int]]:
@@ -74,19 +70,27 @@ def kill_one_mid_trial(directory: Path, workers: list[subprocess.Popen[bytes]]) 
                 found.append((trial.number, int(trial.worker.rpartition(":")[2])))
         return [(number, pid) for number, pid in found if pid in [worker.pid for worker in workers]]
 
-    until(lambda: bool(running()))
-    number, pid = running()[0]
-    os.kill(pid, signal.SIGKILL)
-    return number
+    while True:
+        until(lambda: bool(running()))
+        for number, pid in running()[:1]:
+            # Stopped, it can no longer end the trial: if steps are missing now, it dies in the middle.
+            os.kill(pid, signal.SIGSTOP)
+            (own,) = [found for name, found in steps_of(directory).items() if name.startswith(f"{number:04d}-")]
+            if max(own) < steps:
+                os.kill(pid, signal.SIGKILL)
+                return number
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_two_workers_one_killed_on_sqlite(make_plan: MakePlan, tmp_path: Path) -> None:
     steps = 12
-    plan = make_plan(override={"training.steps": steps, "training.checkpoint_every": 2}, budget={"trials": 5})
+    plan = make_plan(
+        override={"training.steps": steps, "training.checkpoint_every": 2}, budget={"trials": 5}, execution=PATIENT
+    )
     create(plan, tmp_path)
     workers = [start_worker(default_url(tmp_path)) for _ in range(2)]
-    number = kill_one_mid_trial(tmp_path, workers)
-    codes = sorted(worker.wait(180) for worker in workers)
+    number = kill_one_mid_trial(tmp_path, workers, steps)
+    codes = sorted(worker.wait(600) for worker in workers)
     assert codes == [-signal.SIGKILL, 0]
     results = load_sweep(tmp_path)
     check_whole(results, trials=5, steps=steps)
@@ -101,23 +105,25 @@ def test_two_workers_one_killed_on_sqlite(make_plan: MakePlan, tmp_path: Path) -
 def test_the_trial_of_a_killed_worker_does_not_go_on_alone(make_plan: MakePlan, tmp_path: Path) -> None:
     create(make_plan(override={"training.steps": 500, "training.checkpoint_every": 2}), tmp_path)
     worker = start_worker(default_url(tmp_path))
-    kill_one_mid_trial(tmp_path, [worker])
-    worker.wait(30)
+    kill_one_mid_trial(tmp_path, [worker], 500)
+    worker.wait(120)
     (run,) = tmp_path.glob("trials/*/seed-0/run")
     pid = int((run / "starts.txt").read_text().split()[0])
-    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2], 15)
+    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2], 60)
 
 
 def test_ctrl_c_hands_the_trial_back_and_it_resumes(make_plan: MakePlan, tmp_path: Path) -> None:
     steps = 12
-    plan = make_plan(override={"training.steps": steps, "training.checkpoint_every": 2}, budget={"trials": 2})
+    plan = make_plan(
+        override={"training.steps": steps, "training.checkpoint_every": 2}, budget={"trials": 2}, execution=PATIENT
+    )
     create(plan, tmp_path)
     worker = start_worker(default_url(tmp_path))
     until(lambda: any(max(found) >= 3 for found in steps_of(tmp_path).values() if found))
     worker.send_signal(signal.SIGINT)
-    assert worker.wait(30) == 130
+    assert worker.wait(180) == 130
     assert [trial.state for trial in load_sweep(tmp_path).trials] == ["queued"]
-    assert start_worker(default_url(tmp_path), pause=0).wait(120) == 0
+    assert start_worker(default_url(tmp_path), pause=0).wait(300) == 0
     results = load_sweep(tmp_path)
     check_whole(results, trials=2, steps=steps)
     assert [trial.attempts for trial in results.trials] == [2, 1]
@@ -133,7 +139,7 @@ def test_the_sweep_command_runs_workers_and_stops_when_all_fail_alike(make_plan:
         f'[execution]\ncommand = ["{sys.executable}", "{trainer}"]\npoll_seconds = 0.05\n'
     )
     command = [sys.executable, "-m", "amsd", "sweep", "run", str(sweep), "--output", str(tmp_path / "out")]
-    done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 1
     assert re.search(r"first [34] trials all failed alike", done.stderr)
     assert "no such weights" in done.stderr
@@ -155,7 +161,7 @@ def test_every_process_of_a_run_is_ended_even_in_other_sessions(tmp_path: Path) 
     rank.stdout.readline()
     begun = time.monotonic()
     end_processes(str(tmp_path), grace=0.5)
-    assert rank.wait(5) == -signal.SIGKILL
+    assert rank.wait(60) == -signal.SIGKILL
     assert time.monotonic() - begun >= 0.5
 
 
@@ -223,15 +229,15 @@ def test_four_workers_one_killed_and_the_server_restarted(
     steps = 12
     plan = make_plan(
         override={"training.steps": steps, "training.checkpoint_every": 2}, budget={"trials": 10},
-        execution={"lost_after_seconds": 6.0, "heartbeat_seconds": 0.5, "terminate_seconds": 5.0},
+        execution=PATIENT,
     )  # fmt: skip
     create(plan, tmp_path, cluster.url)
     workers = [start_worker(cluster.url, pause=0.3) for _ in range(4)]
-    number = kill_one_mid_trial(tmp_path, workers)
+    number = kill_one_mid_trial(tmp_path, workers, steps)
     cluster.stop()
     time.sleep(3)
     cluster.start()
-    codes = sorted(worker.wait(300) for worker in workers)
+    codes = sorted(worker.wait(900) for worker in workers)
     assert codes == [-signal.SIGKILL, 0, 0, 0]
     results = load_sweep(cluster.url)
     check_whole(results, trials=10, steps=steps)

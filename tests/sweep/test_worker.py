@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from amsd.sweep.trial import Stop
 from amsd.sweep.worker import Worker
 from tests.sweep.conftest import MakePlan
 from tests.sweep.formula import Formula
+from tests.sweep.waiting import until
 
 
 @dataclass
@@ -160,8 +160,7 @@ def test_the_sweep_stops_when_the_first_trials_fail_alike(make_plan: MakePlan, t
 
 def test_a_stop_hands_the_trial_back(make_plan: MakePlan, tmp_path: Path) -> None:
     handle, stop = create(make_plan(), tmp_path), Stop()
-    executor = Formula(seconds=0.3)
-    threading.Timer(0.4, stop.request).start()
+    executor = Formula(begun=lambda: stop.request())
     report = Worker(handle, executor, stop).run()
     assert report.interrupted
     states = [trial.state for trial in results_of(handle).trials]
@@ -198,18 +197,21 @@ def test_a_trial_that_loses_every_worker_fails(make_plan: MakePlan, tmp_path: Pa
 
 def test_an_owner_that_was_taken_for_dead_lets_go(make_plan: MakePlan, tmp_path: Path) -> None:
     handle = create(make_plan(budget={"trials": 1}), tmp_path)
-    executor = Formula(seconds=0.6)
+
+    def give_to_another() -> None:
+        trial = handle.study.get_trials()[0]
+        handle.storage.set_trial_user_attr(trial._trial_id, names.OWNER, {"token": "another", "attempt": 2})
+        until(lambda: worker._liveness.fenced)
+
+    executor = Formula(begun=give_to_another)
     worker = Worker(handle, executor)
     thread = threading.Thread(target=worker.run)
     thread.start()
-    time.sleep(0.3)
-    trial = handle.study.get_trials()[0]
-    handle.storage.set_trial_user_attr(trial._trial_id, names.OWNER, {"token": "another", "attempt": 2})
-    thread.join(2.5)
-    assert executor.ends == ["release"]
+    until(lambda: executor.ends == ["release"])
     assert handle.study.get_trials()[0].state.name == "RUNNING"  # still the other's
     worker._stop.request()
-    thread.join(10)
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_budget_in_unet_evaluations(make_plan: MakePlan, tmp_path: Path) -> None:

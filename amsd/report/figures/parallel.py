@@ -23,6 +23,9 @@ class _Column:
     """By key of the entry."""
     numeric: bool
     result: bool = False
+    log: bool = False
+    stops: tuple[float, ...] = ()
+    """The only values that a searched key could take."""
 
 
 def parallel_figure(story: Story) -> Figure | None:
@@ -38,7 +41,8 @@ def parallel_figure(story: Story) -> Figure | None:
 
 def _searched(axis: Axis, entries: Sequence[Entry]) -> _Column:
     values = {entry.key: entry.params[axis.key] for entry in entries if axis.key in entry.params}
-    return _Column(axis.key, values, axis.numeric)
+    stops = tuple(float(value) for value in axis.values) if axis.choices and axis.numeric else ()
+    return _Column(axis.key, values, axis.numeric, log=axis.log, stops=stops)
 
 
 def _results(story: Story) -> list[_Column]:
@@ -58,7 +62,8 @@ def _scale(column: _Column, start: float, end: float) -> Scale:
         return Scale(-0.25, max(len(_kinds(column)) - 0.75, 0.25), start, end)
     values = [float(value) for value in column.values.values()]
     low, high = min(values), max(values)
-    return scale_for(values, start, end, kind="log" if low > 0 and high / low > _DECADES else "linear")
+    log = low > 0 and (column.log or high / low > _DECADES)
+    return scale_for(values, start, end, kind="log" if log else "linear")
 
 
 def _kinds(column: _Column) -> list[str]:
@@ -81,6 +86,8 @@ def _place(column: _Column, scale: Scale, key: str) -> float | None:
 def _ticks(column: _Column, scale: Scale, count: int) -> list[tuple[float, str]]:
     if not column.numeric:
         return [(scale(float(index)), words) for index, words in enumerate(_kinds(column))]
+    if column.stops:
+        return [(scale(stop), number(stop)) for stop in column.stops]
     ticks = scale.ticks(count)
     return [(scale(tick), words) for tick, words in zip(ticks, tick_labels(ticks), strict=True)]
 
@@ -109,7 +116,8 @@ def _wide(columns: Sequence[_Column], entries: Sequence[Entry], words: str) -> s
         parts.append(label(at, 34, _shorten(tail, room), f"title mid{' result' * column.result}"))
         for level, text in _ticks(column, scale, 5):
             parts.append(tag("path", d=f"M{at - 3:.1f} {level:.1f}h6", class_="axis"))
-            parts.append(label(at + 8, level + 4, _shorten(text, room), "tick halo"))
+            raised = 7 if column.stops else -4  # every line goes through a stop: its label stands above them
+            parts.append(label(at + 8, level - raised, _shorten(text, room), "tick halo"))
     lines = []
     for entry in entries:
         spots = [

@@ -115,7 +115,7 @@ def _trails(plot: _Plot, x: Scale, y: Scale, single: bool) -> str:
 
 
 def _front(plot: _Plot, x: Scale, y: Scale, frame: Frame) -> str:
-    last = [dot for dot in plot.dots if dot.last]
+    last = [dot for dot in plot.dots if dot.last and dot.entry.feasible]
     sign = 1 if plot.more_is_better else -1
     front = [last[index] for index in pareto([(sign * dot.across.mean, dot.point.reward.mean) for dot in last])]
     if len(front) < 2:

@@ -1,0 +1,115 @@
+"""Who won, and by how much: the sentences that a report opens with."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+
+from amsd.report.evaluations import Metric, Paired
+from amsd.report.figures.scale import number
+from amsd.report.numbers import difference, p_value, with_error
+from amsd.report.seeds import by_trial, over_seeds, paired_test
+from amsd.report.story import Entry, Story, base_metric, points, setting_of
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A trial (or the run) at its last evaluated checkpoints, over its seeds."""
+
+    entry: Entry
+    """Of the first seed."""
+    reward: Metric
+    diversity: Metric | None
+    runs: int
+    """Training seeds."""
+
+
+def standfirst(story: Story) -> str:
+    """Two or three sentences with the main result and its uncertainty."""
+    ranked = standings(story)
+    if not ranked:
+        return "No checkpoint has been evaluated yet."
+    best = ranked[0]
+    if story.kind == "run":
+        step = points(story, story.runs[0])[-1].step
+        text = f"After {step} updates the mean {story.reward} is {with_error(best.reward)}"
+    else:
+        among = " among trials that keep the constraints" if story.constraints else ""
+        text = f"The highest mean {story.reward}{among} is {with_error(best.reward)}, by trial {best.entry.trial}"
+        text += f" ({_settings(best.entry)})" if _settings(best.entry) else ""
+        text += f" over {best.runs} training seeds" if best.runs > 1 else ""
+    text += _against_base(story, best) + "."
+    if best.diversity is not None and best.diversity.paired is not None:
+        text += f" Diversity changed by {_change(best.diversity.paired)}."
+    if len(ranked) > 1:
+        text += f" {_against_next(story, best, ranked[1])}"
+    return text
+
+
+def standings(story: Story) -> list[Standing]:
+    """The run; or the trials that keep every constraint, highest mean reward first."""
+    if story.kind == "run":
+        found = points(story, story.runs[0])
+        return [Standing(story.entries[0], found[-1].reward, found[-1].diversity, 1)] if found else []
+    ranked = []
+    for group in by_trial(story).values():
+        reward = over_seeds([point.reward for _, point in group])
+        if reward is not None and group[0][0].feasible:
+            diversity = over_seeds([point.diversity for _, point in group])
+            ranked.append(Standing(group[0][0], reward, diversity, len(group)))
+    return sorted(ranked, key=lambda standing: -standing.reward.mean)
+
+
+def ahead(story: Story, best: Standing, other: Standing) -> Paired:
+    """How far one trial lies above another.
+
+    Runs of one seed are compared prompt by prompt, where both have the same prompts and noise; trials of several
+    seeds by the means and their standard errors over seeds.
+    """
+    pairs = _pairs(story, best, other)
+    if pairs:
+        gaps = [mine - theirs for mine, theirs in pairs]
+        return Paired(statistics.fmean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5, paired_test(gaps))
+    errors = (best.reward.standard_error, other.reward.standard_error)
+    error = None if None in errors else math.hypot(*(value or 0.0 for value in errors))
+    return Paired(best.reward.mean - other.reward.mean, error, None)
+
+
+def _pairs(story: Story, best: Standing, other: Standing) -> list[tuple[float, float]]:
+    mine, theirs = best.reward.per_prompt, other.reward.per_prompt
+    runs = (best.entry.run, other.entry.run)
+    if len(mine) < 2 or len(mine) != len(theirs) or runs[0] is None or runs[1] is None:
+        return []
+    alike = setting_of(story, runs[0]) == setting_of(story, runs[1])
+    return list(zip(mine, theirs, strict=True)) if alike else []
+
+
+def _against_base(story: Story, best: Standing) -> str:
+    base = base_metric(story, best.entry.run, story.reward) if best.entry.run is not None else None
+    if best.reward.paired is None or base is None:
+        return ""
+    return f"; the base model has {with_error(base)}, a paired difference of {_change(best.reward.paired)}"
+
+
+def _against_next(story: Story, best: Standing, other: Standing) -> str:
+    gap = ahead(story, best, other)
+    return f"The next best is trial {other.entry.trial}, {_change(gap).removeprefix('+')} below it."
+
+
+def _settings(entry: Entry) -> str:
+    """Guidance mode and searched values, as a reader would name the trial."""
+    mode = [entry.mode.name] if entry.mode else []
+    params = [f"{key.rpartition('.')[2]} = {_value(value)}" for key, value in entry.params.items() if value not in mode]
+    return "; ".join([*mode, ", ".join(params)]) if params else "".join(mode)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return number(value) if isinstance(value, (int, float)) else str(value)
+
+
+def _change(paired: Paired) -> str:
+    test = f" ({p_value(paired.p_value)})" if paired.p_value is not None else ""
+    return difference(paired) + test
