@@ -42,7 +42,7 @@ def test_a_lora_counts_what_peft_adds() -> None:
     assert sum(parameter.numel() for parameter in unet.parameters()) == SD15_UNET + added
 
 
-@pytest.mark.parametrize("name", ["sd15-am", "sd15-buffer-am", "sd15-single-prompt"])
+@pytest.mark.parametrize("name", ["sd15-am", "sd15-buffer-am", "sd15-lora", "sd15-single-prompt"])
 def test_every_shipped_recipe_of_sd15_has_a_plan(name: str) -> None:
     text = dict(make_plan(load_recipe(name), processes=1).lines())
     assert {"identity", "model", "download", "trained", "memory", "batch", "cost", "time", "evaluation"} <= set(text)
