@@ -123,13 +123,16 @@ def rewards(problem: ControlProblem, prompts: Sequence[str], count: int, name: s
     return torch.cat(scores).view(len(prompts), count)
 
 
-def recipe_for(multiplier: float, prompts: int, steps: int, seed: int, assignments: Sequence[str]) -> Recipe:
+def recipe_for(
+    reward: str, multiplier: float, prompts: int, steps: int, seed: int, assignments: Sequence[str]
+) -> Recipe:
     """The recipe `shapes`, made to converge: no mask (it is a bias), a decaying rate, an average of the weights."""
     every = load_prompts("embedded:shapes", "train").texts
     chosen = json.dumps([every[index * len(every) // prompts] for index in range(prompts)], ensure_ascii=False)
     return load_recipe(
         "shapes",
         [
+            f"reward=[{{name = {json.dumps(reward)}}}]",
             f"method.reward_multiplier={multiplier}",
             "method.per_sample_threshold_quantile=-1.0",
             f"prompts.train={chosen}",
@@ -171,7 +174,8 @@ def sampled(recipe: Recipe, checkpoint: Path | None, count: int, name: str) -> T
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for runs and figures.")],
-    multiplier: Annotated[float, typer.Option(help="Lambda.")] = 3.0,
+    reward: Annotated[str, typer.Option(help="Name of the reward.")] = "shapes:area",
+    multiplier: Annotated[float, typer.Option(help="Lambda.")] = 100.0,
     prompts: Annotated[int, typer.Option(help="Prompts, trained and evaluated on.")] = 8,
     samples: Annotated[int, typer.Option(help="Samples per prompt of each model.")] = 512,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 400,
@@ -180,7 +184,7 @@ def main(
 ) -> None:
     """Measure, train, measure again, compare."""
     out.mkdir(parents=True, exist_ok=True)
-    first = recipe_for(multiplier, prompts, steps, 0, assignments or [])
+    first = recipe_for(reward, multiplier, prompts, steps, 0, assignments or [])
     start = time.monotonic()
     base = sampled(first, None, samples, "base")
     target, ess = weighted(base, multiplier)
@@ -190,7 +194,7 @@ def main(
     )
     found = []
     for seed in range(seeds):
-        recipe = recipe_for(multiplier, prompts, steps, seed, assignments or [])
+        recipe = recipe_for(reward, multiplier, prompts, steps, seed, assignments or [])
         run = RunDirectory(out / f"seed-{seed}")
         seconds = fit(recipe, run)
         tuned = sampled(recipe, run.checkpoint(steps), samples, "finetuned")

@@ -57,7 +57,7 @@ def collect(
         sampler_predictions=trajectory.predictions[pick, stored],
         conditioning=conditioning,
         dropped=dropped,
-        diagnostics=_diagnostics(terminal, adjoint, lowest),
+        diagnostics=_diagnostics(trajectory, terminal, adjoint, lowest),
     )
 
 
@@ -169,7 +169,7 @@ def _require_finite_adjoint(adjoint: LeanAdjoint, needed: Tensor, step: int, pro
     require_finite(adjoint.adjoints[pick, needed], "lean adjoint", step, "adjoint", prompts)
 
 
-def _diagnostics(terminal: TerminalReward, adjoint: LeanAdjoint, lowest: Tensor) -> Diagnostics:
+def _diagnostics(trajectory: Trajectory, terminal: TerminalReward, adjoint: LeanAdjoint, lowest: Tensor) -> Diagnostics:
     norms = adjoint.adjoints.flatten(2).norm(dim=2).cpu()
     last = norms.shape[1] - 1
     middle = torch.maximum(torch.full_like(lowest, last // 2), lowest)
@@ -180,4 +180,7 @@ def _diagnostics(terminal: TerminalReward, adjoint: LeanAdjoint, lowest: Tensor)
         reward_gradient_norm=terminal.gradient.flatten(1).norm(dim=1).cpu(),
         clamped_share=terminal.clamped_share,
         adjoint_norm={"first": norms[rows, lowest], "middle": norms[rows, middle], "last": norms[:, last]},
+        initial_cosine=torch.cosine_similarity(
+            trajectory.states[:, 0].flatten(1), trajectory.terminal.flatten(1), dim=1
+        ).cpu(),
     )

@@ -32,6 +32,8 @@ class Diagnostics:
     """Share of the decoded pixel values outside [0, 1], where the clamped image has no gradient."""
     adjoint_norm: Mapping[str, Tensor]
     """|a_k| at the `first` index that was needed, the `middle` one and the `last` (the terminal one)."""
+    initial_cosine: Tensor
+    """Cosine of the angle between the initial noise x_0 and the terminal latent x_N: what the sampler remembers."""
 
     @staticmethod
     def cat(parts: Sequence[Diagnostics]) -> Diagnostics:
@@ -44,6 +46,7 @@ class Diagnostics:
             adjoint_norm={
                 name: torch.cat([part.adjoint_norm[name] for part in parts]) for name in parts[0].adjoint_norm
             },
+            initial_cosine=torch.cat([part.initial_cosine for part in parts]),
         )
 
 

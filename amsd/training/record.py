@@ -54,7 +54,11 @@ def _rewards(batch: Batch) -> dict[str, float]:
     values = {"reward/mean": float(rewards.mean()), "reward/std": float(rewards.std(correction=0))}
     values |= {f"reward/{name}": float(used(term).mean()) for name, term in diagnostics.terms.items()}
     values |= {f"adjoint_norm/{at}": float(used(norm).mean()) for at, norm in diagnostics.adjoint_norm.items()}
-    values["reward_gradient_norm"] = float(used(diagnostics.reward_gradient_norm).mean())
+    gradients = used(diagnostics.reward_gradient_norm)
+    values["reward_gradient_norm"] = float(gradients.mean())
+    values["reward_gradient_norm/median"] = float(gradients.median())
+    values["reward_gradient_norm/largest"] = float(gradients.max())
+    values["memory"] = float(used(diagnostics.initial_cosine).mean()) ** 2
     values["clamped_share"] = float(used(diagnostics.clamped_share).mean())
     return values
 
@@ -70,6 +74,7 @@ def _loss(recipe: Recipe, outcome: Outcome, controlled: int) -> dict[str, float]
         "loss": outcome.loss,
         "control_norm": control,
         "target_norm": target,
+        "target_norm/largest_share": float(items.target_norm.max() / items.target_norm.sum().clamp(min=1e-30)),
         "control_to_target": (control / target) ** 0.5 if target > 0 else 0.0,
         "kl": 0.5 * float((items.control_norm.double() * weights).sum()) / trajectories,
         "masked_share": 1 - float(outcome.mask.double().mean()),

@@ -207,5 +207,6 @@ def _take(experience: Experience, rows: Tensor) -> Experience:
             reward_gradient_norm=diagnostics.reward_gradient_norm[rows],
             clamped_share=diagnostics.clamped_share[rows],
             adjoint_norm={name: value[rows] for name, value in diagnostics.adjoint_norm.items()},
+            initial_cosine=diagnostics.initial_cosine[rows],
         ),
     )

@@ -74,7 +74,7 @@ def save_experience(experience: Experience, file: Path) -> None:
     tensors = {name: getattr(experience, name) for name in (*_LATENTS, "indices", "columns", "dropped")}
     tensors |= {f"terms/{name}": value for name, value in diagnostics.terms.items()}
     tensors |= {f"adjoint_norm/{name}": value for name, value in diagnostics.adjoint_norm.items()}
-    for name in ("rewards", "reward_gradient_norm", "clamped_share"):
+    for name in ("rewards", "reward_gradient_norm", "clamped_share", "initial_cosine"):
         tensors[name] = getattr(diagnostics, name)
     cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     save_file(cpu, file, metadata={"prompts": json.dumps(experience.prompts)})
@@ -97,6 +97,7 @@ def load_experience(file: Path, encode: Any) -> Experience:
         reward_gradient_norm=tensors["reward_gradient_norm"],
         clamped_share=tensors["clamped_share"],
         adjoint_norm=under("adjoint_norm/"),
+        initial_cosine=tensors["initial_cosine"],
     )
     return Experience(
         prompts=tuple(prompts),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -64,12 +65,16 @@ def write_recipe(folder: Path) -> Path:
 
 
 def start(*arguments: str | Path, launcher: tuple[str, ...] = AMSD, **environment: str) -> subprocess.Popen[str]:
-    """A command in a process (and session) of its own, which finds the tests' modules."""
+    """A command in a process (and session) of its own, which finds the tests' modules and listens to Ctrl-C.
+
+    Tests that are themselves run in the background of a script ignore it, and their children would inherit that.
+    """
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     return subprocess.Popen(
         [*launcher, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": paths} | environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def collect(samples: Sequence[Sample], passes: int, step: int) -> Experience:
         sampler_predictions=latents + 4,
         conditioning=encode([sample.prompt for sample in samples]),
         dropped=scalar % 2 == 0,
-        diagnostics=Diagnostics(scalar, {"a": scalar + 1}, scalar + 2, scalar + 3, {"last": scalar + 4}),
+        diagnostics=Diagnostics(scalar, {"a": scalar + 1}, scalar + 2, scalar + 3, {"last": scalar + 4}, scalar + 5),
     )  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def test_what_is_restored_is_what_was_saved_bit_for_bit(tmp_path: Path) -> None:
         assert getattr(new, name).dtype == getattr(old, name).dtype
     assert torch.equal(new.dropped, old.dropped)
     assert torch.equal(new.conditioning.prompt.hidden_states, old.conditioning.prompt.hidden_states)
-    for name in ("rewards", "reward_gradient_norm", "clamped_share"):
+    for name in ("rewards", "reward_gradient_norm", "clamped_share", "initial_cosine"):
         assert torch.equal(getattr(new.diagnostics, name), getattr(old.diagnostics, name)), name
     assert torch.equal(new.diagnostics.terms["a"], old.diagnostics.terms["a"])
     assert torch.equal(new.diagnostics.adjoint_norm["last"], old.diagnostics.adjoint_norm["last"])
