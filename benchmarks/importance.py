@@ -2,7 +2,7 @@
 
 For a small lambda the target p(x) exp(lambda r(x)) / Z can be measured without training: self-normalised importance
 weights exp(lambda r) on samples of the base model give its mean reward. A model fine-tuned to convergence at that
-lambda must have the same mean reward, prompt by prompt, within the standard error of both.
+lambda must have the same mean reward, prompt by prompt, within the standard error of both, if its loss was minimised.
 
 Base and fine-tuned model are sampled by the recipe's own sampler, on the prompts that are trained on, so neither
 guidance nor generalisation to new prompts enters. OUT/importance.json and importance.md hold the figures; a finished
@@ -174,11 +174,11 @@ def sampled(recipe: Recipe, checkpoint: Path | None, count: int, name: str) -> T
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for runs and figures.")],
-    reward: Annotated[str, typer.Option(help="Name of the reward.")] = "shapes:area",
-    multiplier: Annotated[float, typer.Option(help="Lambda.")] = 100.0,
+    reward: Annotated[str, typer.Option(help="Name of the reward.")] = "shapes:right",
+    multiplier: Annotated[float, typer.Option(help="Lambda.")] = 3.0,
     prompts: Annotated[int, typer.Option(help="Prompts, trained and evaluated on.")] = 8,
-    samples: Annotated[int, typer.Option(help="Samples per prompt of each model.")] = 512,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 400,
+    samples: Annotated[int, typer.Option(help="Samples per prompt of each model.")] = 256,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 360,
     seeds: Annotated[int, typer.Option(min=1)] = 1,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe.")] = None,
 ) -> None:

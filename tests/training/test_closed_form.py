@@ -97,9 +97,18 @@ def test_the_fixed_point_is_the_exact_tilt(multiplier: float) -> None:
     assert abs(spread) < 0.02
 
 
-@pytest.mark.parametrize("multiplier", [0.5, 1.0, 2.0])
-def test_without_memorylessness_the_fixed_point_misses_the_tilt(multiplier: float) -> None:
-    assert errors(steps_of(200, eta=0.3), multiplier)[0] < -0.4
+@pytest.mark.parametrize(
+    ("multiplier", "missed"), [(0.5, -52.7), (1.0, -50.1), (2.0, -45.7), (4.0, -38.9), (8.0, -29.9)]
+)
+def test_without_memorylessness_the_fixed_point_misses_the_tilt(multiplier: float, missed: float) -> None:
+    """At eta = 0.3, in per cent of the mean's shift; with eta = 1 the same fixed points are within 1% (above).
+
+    With a linear reward 57.8% are missing at any lambda (`tests/matching/test_adjoint.py`). With this quadratic one
+    it is more than 40% for lambda <= 2 only: the closer the target is to the reward's optimum, the less can be missed.
+    """
+    found = 100 * errors(steps_of(200, eta=0.3), multiplier)[0]
+    assert found == pytest.approx(missed, abs=0.1)
+    assert (found < -40) == (multiplier <= 2)
 
 
 def test_a_small_network_reaches_the_fixed_point() -> None:
@@ -162,11 +171,13 @@ class Mixture:
 class Network(nn.Module):
     """Base prediction plus a small network's, in units of the control."""
 
-    def __init__(self, base: Mixture, steps: AffineSteps) -> None:
+    def __init__(self, base: Mixture, steps: AffineSteps, width: int = 64) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.base, self.scale = base, steps.control_scale.float()
-        self.body = nn.Sequential(nn.Linear(6, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
+        self.body = nn.Sequential(
+            nn.Linear(6, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2)
+        )
         nn.init.zeros_(self.body[-1].weight)
         nn.init.zeros_(self.body[-1].bias)
 
@@ -178,9 +189,9 @@ class Network(nn.Module):
         return prediction + u / self.scale[k].reshape(-1, 1)
 
 
-def train_on_mixture(steps: AffineSteps, collections: int, updates: int, batch: int) -> Network:
+def train_on_mixture(steps: AffineSteps, collections: int, updates: int, batch: int, width: int = 64) -> Network:
     base, random = Mixture(steps), torch.Generator().manual_seed(1)
-    network = Network(base, steps)
+    network = Network(base, steps, width)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, collections * updates)
     controlled, lowest = steps.controlled, torch.ones(batch, dtype=torch.long)
@@ -214,8 +225,16 @@ def energy_test(x: Tensor, y: Tensor, permutations: int = 200) -> tuple[float, f
 
 @pytest.mark.slow
 def test_a_mixture_is_tilted_as_importance_weights_say() -> None:
+    """Indistinguishable in 1500 samples; what 120 000 samples still show comes from training and from N.
+
+    Mean reward minus the target's .8055, share of the lower right mode (target .102): after 200 collections of 512
+    +.0001 ± .0007 and .132, with a network three times as wide -.0001 and .126, after 400 collections of 1024 (here)
+    -.0011 ± .0008 and .122. So the shares are still on their way: few trajectories on the verge between two modes carry
+    the adjoint that moves them. The fixed point itself misses 1.1% of the shift at N = 20 (`test_fixed_point.py`), and
+    with N = 50 the same 200 collections are too few (+.014, 20 s.e.).
+    """
     steps = steps_of(20)
-    network = train_on_mixture(steps, collections=200, updates=10, batch=512)
+    network = train_on_mixture(steps, collections=400, updates=10, batch=1024)
     random = torch.Generator().manual_seed(3)
     size, many = 1500, 30_000
     with torch.no_grad():
