@@ -46,6 +46,10 @@ class Adapter(Protocol):
         ...
 
 
+DECODED_PIXELS = 2 * 512 * 512
+"""Pixels that are decoded at once: two images of 512 x 512."""
+
+
 @dataclass(frozen=True)
 class UNetFamily:
     """What pipelines with a UNet2DConditionModel and an AutoencoderKL have in common."""
@@ -142,10 +146,14 @@ def _unet_network(unet: nn.Module) -> Network:
 
 
 def _decode(vae: Any, latents: Tensor) -> Tensor:
+    """In slices of `DECODED_PIXELS`: a decoder needs far more memory per image than the UNet does."""
     shift = getattr(vae.config, "shift_factor", None) or 0.0
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    rows = max(1, DECODED_PIXELS // (latents.shape[-2] * latents.shape[-1] * scale**2))
     with torch.autocast(latents.device.type, enabled=False):
-        images: Tensor = vae.decode(latents.float() / vae.config.scaling_factor + shift, return_dict=False)[0]
-    return images / 2 + 0.5
+        scaled = latents.float() / vae.config.scaling_factor + shift
+        images = [vae.decode(part, return_dict=False)[0] for part in scaled.split(rows)]
+    return torch.cat(images) / 2 + 0.5
 
 
 def _device(pipeline: Any) -> torch.device:

@@ -42,6 +42,8 @@ def load_adapter(model: Model) -> Adapter:
         except (OSError, ValueError) as error:
             raise UsageError(f"model.pretrained = {model.pretrained!r} cannot be loaded: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
+    if model.vae_tiling:
+        pipeline.vae.enable_tiling()
     return adapter_for(pipeline)
 
 

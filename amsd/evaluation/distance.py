@@ -134,4 +134,5 @@ def _frechet(x: _Sums, y: _Sums) -> Tensor:
     values, vectors = torch.linalg.eigh(x_covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     mixed = torch.linalg.eigvalsh(root @ y_covariance @ root).clamp(min=0).sqrt().sum()
-    return (x_mean - y_mean).square().sum() + x_covariance.trace() + y_covariance.trace() - 2 * mixed
+    distance: Tensor = (x_mean - y_mean).square().sum() + x_covariance.trace() + y_covariance.trace() - 2 * mixed
+    return distance

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from amsd.diffusion.loading import EMBEDDED, locate, locate_configuration
-from amsd.diffusion.single_file import default_configuration, parameters, stored_shapes
-from amsd.errors import UsageError
+from amsd.diffusion.adapters import DECODED_PIXELS
+from amsd.experiment.architecture import architecture
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity
 from amsd.recipe.cost import forwards_per_step
+from amsd.rewards.table import DOWNLOADED_GIGABYTES
 
-#: UNet of Stable Diffusion 1.x, for plans made before it was ever downloaded (diffusers' configuration of the model).
-_SD1_UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
-_SD1_OTHER_PARAMETERS = 123_060_480 + 83_653_863  # CLIP text encoder and AutoencoderKL
-_SD1_NAMES = ("stable-diffusion-v1", "CompVis/stable-diffusion-v1")
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+VAE_SCALE = 8
+"""Pixels per latent of Stable Diffusion's autoencoders."""
+DECODING_BYTES_PER_PIXEL = 16 * 1024
+"""Activations of the reward gradient through Stable Diffusion's decoder in float32: 4 GiB for one image of 512 x 512,
+measured on the CPU (docs/verified.md)."""
 #: Sustained arithmetic that the time estimate assumes, in TFLOP/s.
 ASSUMED_TFLOPS = 100.0
 
@@ -40,9 +39,27 @@ class Plan:
     flops_per_forward: float
     forwards_per_step: float
     """UNet forward-equivalents per optimizer step (method.md section 7)."""
-    evaluation_images: int | None
+    pixels: int
+    """Of one image."""
+    evaluation_prompts: int | None
     """None: the evaluation prompts are not on this machine yet."""
     download: str
+
+    @property
+    def evaluation_images(self) -> int | None:
+        """Images per checkpoint, over all settings; None where the prompts are not known."""
+        recipe = self.recipe
+        each = recipe.evaluation.samples_per_prompt * len(recipe.evaluation_settings)
+        return None if self.evaluation_prompts is None else self.evaluation_prompts * each
+
+    @property
+    def evaluation_forwards(self) -> int | None:
+        """UNet forward passes per checkpoint; None where the prompts are not known."""
+        steps = sum(
+            each.num_inference_steps * (1 + (each.guidance_scale > 1)) for each in self.recipe.evaluation_settings
+        )
+        samples = self.recipe.evaluation.samples_per_prompt
+        return None if self.evaluation_prompts is None else self.evaluation_prompts * samples * steps
 
     @property
     def memory_bytes(self) -> float:
@@ -53,6 +70,12 @@ class Plan:
         average = 1 if self.recipe.training.ema_decay is not None else 0
         return frozen + self.trained_parameters * 4 * (4 + average)
 
+    @property
+    def decoding_bytes(self) -> float:
+        """Activations of the reward gradient with gradient checkpointing, the largest of a step at 512 px and more."""
+        together = max(1, min(self.recipe.optimizer.micro_batch, DECODED_PIXELS // self.pixels))
+        return DECODING_BYTES_PER_PIXEL * together * self.pixels
+
     def lines(self) -> Iterator[tuple[str, str]]:
         """Name and text of each line that is shown."""
         recipe, optimizer = self.recipe, self.recipe.optimizer
@@ -62,31 +85,58 @@ class Plan:
         yield "download", self.download
         share = self.trained_parameters / self.unet_parameters
         yield "trained", f"{self.trained_parameters:,} parameters ({share:.2%} of the UNet's {self.unet_parameters:,})"
-        yield "memory", f"{self.memory_bytes / 2**30:.2f} GiB per device for weights and optimizer, plus activations"
+        yield "memory", self._memory()
+        yield "scorers", ", ".join(_scorers(recipe)) or "none is downloaded"
+        devices = "1 process" if self.processes == 1 else f"{self.processes} processes x {local}"
         yield (
             "batch",
-            (
-                f"{optimizer.prompts_per_step} trajectories per step: {self.processes} processes x {local}, "
-                f"{min(optimizer.micro_batch, local)} at a time"
-            ),
+            f"{optimizer.prompts_per_step} trajectories per step: {devices}, "
+            f"{min(optimizer.micro_batch, local)} at a time",
         )
-        yield "cost", f"{self.forwards_per_step:,.0f} UNet forward-equivalents per step"
-        seconds = self.forwards_per_step * self.flops_per_forward / (ASSUMED_TFLOPS * 1e12) / self.processes
+        yield (
+            "cost",
+            f"{self.forwards_per_step:,.0f} UNet forward-equivalents per step "
+            f"({self.flops_per_forward / 1e9:,.3g} GFLOP each)",
+        )
+        seconds = self._seconds(self.forwards_per_step)
         yield (
             "time",
-            (
-                f"{seconds:,.2g} s per step at {ASSUMED_TFLOPS:g} TFLOP/s sustained "
-                f"({self.flops_per_forward / 1e9:,.3g} GFLOP per forward); "
-                f"{seconds * recipe.training.steps / 3600:,.2g} h for {recipe.training.steps} steps"
-            ),
+            f"{_duration(seconds)} per step, {_duration(seconds * recipe.training.steps)} for {recipe.training.steps} "
+            f"steps, if a device sustains {ASSUMED_TFLOPS:g} TFLOP/s; evaluation comes on top",
         )
-        settings = len(recipe.evaluation_settings)
-        if self.evaluation_images is None:
-            yield "evaluation", f"prompts are missing on this machine: {recipe.prompts.evaluation}"
-        else:
-            yield "evaluation", f"{self.evaluation_images:,} images per checkpoint ({settings} settings)"
+        for purpose, source in (("train", recipe.prompts.train), ("evaluation", recipe.prompts.evaluation)):
+            if _missing(source):
+                yield f"prompts.{purpose}", f"{source} is not on this machine: a run stops at once without it"
+        yield "evaluation", self._evaluation()
         checkpoints = -(-recipe.training.steps // recipe.training.checkpoint_every)
         yield "checkpoints", f"{checkpoints}, of which the newest {recipe.training.keep} and the best are kept"
+
+    def _seconds(self, forwards: float) -> float:
+        return forwards * self.flops_per_forward / (ASSUMED_TFLOPS * 1e12) / self.processes
+
+    def _memory(self) -> str:
+        text = f"{self.memory_bytes / 2**30:.2f} GiB per device for weights, gradients and optimizer; scorers and "
+        if self.decoding_bytes < 2**30:
+            return text + "activations come on top"
+        size = round(self.pixels**0.5)
+        return text + (
+            f"activations come on top, about {self.decoding_bytes / 2**30:.0f} GiB for the reward gradient through the "
+            f"decoder at {size} x {size}"
+        )
+
+    def _evaluation(self) -> str:
+        settings = len(self.recipe.evaluation_settings)
+        named = "1 setting" if settings == 1 else f"{settings} settings"
+        images, forwards = self.evaluation_images, self.evaluation_forwards
+        if images is None or forwards is None:
+            samples = self.recipe.evaluation.samples_per_prompt
+            return f"{samples} samples of each prompt under {named} per checkpoint; the prompts are not known yet"
+        if not images:
+            return "never"
+        return (
+            f"{images:,} images per checkpoint ({named}), {forwards:,} UNet forwards, "
+            f"{_duration(self._seconds(forwards))}; once more for the base model"
+        )
 
 
 def make_plan(recipe: Recipe, processes: int) -> Plan:
@@ -95,88 +145,18 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
     Raises:
         UsageError: the model is absent and its architecture is unknown.
     """
-    configuration, others, download = _architecture(recipe)
-    unet = _meta_unet(configuration)
+    found = architecture(recipe.model)
+    unet = _meta_unet(found.unet)
     total = sum(parameter.numel() for parameter in unet.parameters())
-    _check_stored_unet(recipe, total)
-    flops = _forward_flops(unet, configuration)
+    found.check(recipe.model, total)
+    flops = _forward_flops(unet)
     trained = total if recipe.model.parameterization != "lora" else _lora_parameters(unet, recipe)
-    prompts = _evaluation_prompts(recipe)
-    images = (
-        None if prompts is None else prompts * recipe.evaluation.samples_per_prompt * len(recipe.evaluation_settings)
-    )
+    pixels = (found.unet["sample_size"] * VAE_SCALE) ** 2  # square, as `_forward_flops` takes it
     forwards = forwards_per_step(recipe, processes)
-    return Plan(recipe, processes, total, others, trained, flops, forwards, images, download)
-
-
-def _architecture(recipe: Recipe) -> tuple[dict[str, Any], int, str]:
-    """Configuration of the UNet, parameters of the other networks, and what has to be downloaded."""
-    name = recipe.model.pretrained
-    if recipe.model.is_single_file:
-        return _of_single_file(recipe)
-    if not name.startswith(EMBEDDED) and not Path(name).expanduser().exists():
-        cached = _cached(name, recipe.model.revision)
-        if cached is None and not _is_sd1(name):
-            locate(recipe.model)  # says why it cannot be found
-            raise UsageError(f"model.pretrained = {name!r}: download it once; its architecture is not known to amsd.")
-        gigabytes = 4.27 if recipe.model.variant is None else 2.14
-        download = "nothing, it is in the local cache" if cached else f"about {gigabytes} GB from the hub: {name}"
-        return cached or _SD1_UNET, _SD1_OTHER_PARAMETERS, download
-    folder = Path(locate(recipe.model))
-    configuration = _unet_configuration(folder)
-    others = sum(
-        _stored_parameters(path) for part in ("vae", "text_encoder", "text_encoder_2")
-        for path in sorted((folder / part).glob("*.safetensors"))
+    return Plan(
+        recipe, processes, total, found.other_parameters, trained, flops, forwards, pixels,
+        _evaluation_prompts(recipe), found.download,
     )  # fmt: skip
-    return configuration, others, "nothing, it is on this machine"
-
-
-def _of_single_file(recipe: Recipe) -> tuple[dict[str, Any], int, str]:
-    """As `_architecture`, of a checkpoint whose configuration lies elsewhere."""
-    file = Path(locate(recipe.model))
-    _, others = parameters(stored_shapes(file))
-    name = recipe.model.config or default_configuration(file)
-    local = name.startswith(EMBEDDED) or Path(name).expanduser().exists()
-    if not local and _cached(name, recipe.model.revision) is None and _is_sd1(name):
-        return _SD1_UNET, others, f"configuration and tokenizer, about 2 MB, from the hub: {name}"
-    return _unet_configuration(locate_configuration(recipe.model)), others, "nothing, it is on this machine"
-
-
-def _check_stored_unet(recipe: Recipe, expected: int) -> None:
-    """A single file and its configuration can disagree: say so before the run.
-
-    Raises:
-        UsageError: the file's UNet has another number of parameters than the configuration's, `expected`.
-    """
-    if not recipe.model.is_single_file:
-        return
-    found, _ = parameters(stored_shapes(Path(locate(recipe.model))))
-    if found != expected:
-        raise UsageError(
-            f"model.pretrained = {recipe.model.pretrained!r} holds a UNet of {found:,} parameters but its "
-            f"configuration describes one of {expected:,}: set model.config to that of the same architecture."
-        )
-
-
-def _is_sd1(name: str) -> bool:
-    return any(part in name for part in _SD1_NAMES)
-
-
-def _unet_configuration(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-    return found
-
-
-def _cached(name: str, revision: str | None) -> dict[str, Any] | None:
-    """The UNet's configuration of a hub repository, if it has been downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
-    file = try_to_load_from_cache(name, "unet/config.json", revision=revision)
-    return _unet_configuration(Path(file).parent.parent) if isinstance(file, str) else None
-
-
-def _stored_parameters(path: Path) -> int:
-    return sum(math.prod(shape) for shape in stored_shapes(path).values())
 
 
 def _meta_unet(configuration: dict[str, Any]) -> nn.Module:
@@ -188,7 +168,7 @@ def _meta_unet(configuration: dict[str, Any]) -> nn.Module:
     return unet
 
 
-def _forward_flops(unet: nn.Module, configuration: dict[str, Any]) -> float:
+def _forward_flops(unet: nn.Module) -> float:
     """Floating-point operations of one forward pass for one image, counted on shapes alone."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -222,8 +202,33 @@ def _evaluation_prompts(recipe: Recipe) -> int | None:
     if recipe.evaluation.every == 0:
         return 0
     source = recipe.prompts.evaluation
-    remote = isinstance(source, str) and source.startswith("hub:")
-    absent = isinstance(source, str) and not source.startswith("embedded:") and not Path(source).expanduser().is_file()
-    if remote or absent:
+    if isinstance(source, str) and (source.startswith("hub:") or _missing(source)):
         return recipe.evaluation.prompts
     return len(load_prompts(source, "evaluation").texts[: recipe.evaluation.prompts])
+
+
+def _missing(source: str | Sequence[str]) -> bool:
+    """Whether prompts are a file that is not there."""
+    is_file = isinstance(source, str) and not source.startswith(("hub:", "embedded:"))
+    return is_file and not Path(str(source)).expanduser().is_file()
+
+
+def _scorers(recipe: Recipe) -> Iterator[str]:
+    """Rewards, metrics and embedders whose default weights are downloaded on their first use."""
+    evaluation = recipe.evaluation if recipe.evaluation.every else None
+    used = [term.name for term in recipe.reward]
+    if evaluation is not None:
+        used += [*evaluation.metrics, *evaluation.diversity, *evaluation.distance]
+    options = {**recipe.evaluation.options, **{term.name: term.options for term in recipe.reward}}
+    for name in dict.fromkeys(used):
+        gigabytes = DOWNLOADED_GIGABYTES.get(name)
+        if gigabytes is not None and not options.get(name):
+            yield f"{name} ({gigabytes:g} GB, downloaded on first use)"
+
+
+def _duration(seconds: float) -> str:
+    """Two digits are all that an estimate deserves."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return f"{float(f'{seconds:.2g}'):g} s"

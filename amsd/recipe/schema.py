@@ -49,6 +49,8 @@ class Model(Section):
     """Precision of the networks' arithmetic; trained weights and reward gradients stay in float32."""
     parameterization: Literal["full", "lora", "offset"] = "full"
     """`full` (all weights, frozen copy as base), `lora`, or `offset` (base plus a learned difference)."""
+    vae_tiling: bool = False
+    """Decode in overlapping tiles: less memory for images of 1024 pixels and more, at the price of faint seams."""
     lora: Lora = Lora()
 
     @property

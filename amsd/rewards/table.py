@@ -29,6 +29,12 @@ REWARDS: dict[str, str] = {
 }
 """`module:attribute` of each factory; it takes the options of the recipe as keywords and returns a `Reward`."""
 
+DOWNLOADED_GIGABYTES: dict[str, float] = {
+    "imagereward": 1.8, "clip-score": 1.7, "pickscore": 3.9, "hps-v2.1": 2.0, "laion-aesthetic": 1.7, "clip": 1.7,
+    "dreamsim": 1.8,
+}  # fmt: skip
+"""Size of the default weights of the rewards and embedders that have to be downloaded."""
+
 FAMILIES: dict[str, str] = {
     "pyiqa": "amsd.rewards.pyiqa:PyIQAReward",
     "python": "amsd.rewards.user:FunctionReward",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amsd.diffusion.adapters import DECODED_PIXELS
 from amsd.diffusion.guidance import Conditioning
 from amsd.diffusion.noise import generator, normal
 from amsd.diffusion.rollout import Trajectory, rollout
@@ -15,9 +16,6 @@ from amsd.matching import LeanAdjoint, lean_adjoint, smooth
 from amsd.training.clock import PhaseClock
 from amsd.training.experience import Diagnostics, Experience, IndexPlan, Sample, plan_indices
 from amsd.training.problem import ControlProblem, require_finite
-
-#: Pixels decoded at once for the reward gradient: two images of 512 x 512.
-_PIXELS = 2 * 512 * 512
 
 
 def collect(
@@ -97,7 +95,7 @@ def reward_gradient(problem: ControlProblem, latents: Tensor, samples: Sequence[
 def _gradient_at(problem: ControlProblem, latents: Tensor, prompts: Sequence[str]) -> TerminalReward:
     parts = []
     scale = int(getattr(problem.adapter.pipeline, "vae_scale_factor", 8))
-    rows = max(1, _PIXELS // (latents.shape[-1] * latents.shape[-2] * scale**2))
+    rows = max(1, DECODED_PIXELS // (latents.shape[-1] * latents.shape[-2] * scale**2))
     for start in range(0, len(latents), rows):
         x = latents[start : start + rows].detach().requires_grad_(True)
         with torch.enable_grad():

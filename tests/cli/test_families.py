@@ -1,4 +1,5 @@
-"""Stable Diffusion 2 (v prediction) and SDXL through the commands: train, evaluate, sample, export, plain diffusers."""
+"""Stable Diffusion 2 (v prediction), SDXL and a single-file checkpoint through the commands: train, evaluate, sample,
+export, plain diffusers."""
 
 from __future__ import annotations
 
@@ -11,18 +12,20 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from amsd.cli.app import app
-from tests import pipelines
+from tests import ldm, pipelines
 
 FAMILIES = {
     "sd2": lambda: pipelines.stable_diffusion(prediction_type="v_prediction"),
     "sdxl": pipelines.stable_diffusion_xl,
+    "file": lambda: pipelines.stable_diffusion(attention=True),
 }
 RECIPE = """
 [model]
-pretrained = "{model}"
+{model}
 parameterization = "{parameterization}"
 lora = {{ rank = 4, alpha = 64.0 }}
 
@@ -40,7 +43,7 @@ name = "brightness"
 
 [prompts]
 train = ["a red circle", "a cat"]
-evaluation = ["a blue square", "a tree"]
+evaluation = ["a blue square", "a tree", "a dog"]
 
 [optimizer]
 learning_rate = 1e-2
@@ -56,6 +59,7 @@ checkpoint_every = 2
 samples_per_prompt = 2
 scheduler = ["fine-tuning", "default"]
 diversity = ["pixels"]
+distance = ["pixels"]
 
 [tracking]
 mode = "disabled"
@@ -78,8 +82,13 @@ def pixels(picture: Any) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_goes_through_the_whole_command_line(family: str, parameterization: str, tmp_path: Path) -> None:
     model, run, recipe = tmp_path / "model", tmp_path / "run", tmp_path / "recipe.toml"
-    FAMILIES[family]().save_pretrained(model)
-    recipe.write_text(RECIPE.format(model=model, parameterization=parameterization), encoding="utf-8")
+    original = FAMILIES[family]()
+    original.save_pretrained(model)
+    source = f'pretrained = "{model}"'
+    if family == "file":
+        save_file(ldm.checkpoint(original), tmp_path / "model.safetensors")
+        source = f'pretrained = "{tmp_path / "model.safetensors"}"\nconfig = "{model}"'
+    recipe.write_text(RECIPE.format(model=source, parameterization=parameterization), encoding="utf-8")
 
     plan = call("train", recipe, "--dry-run")
     count = sum(parameter.numel() for parameter in UNet2DConditionModel.from_pretrained(model / "unet").parameters())
@@ -96,6 +105,11 @@ def test_a_family_goes_through_the_whole_command_line(family: str, parameterizat
     for result in results.values():
         assert result["metrics"]["brightness"]["paired"]["difference"] != 0
         assert result["metrics"]["diversity/pixels"]["mean"] > 0
+        assert len(result["metrics"]["kid/pixels"]["per_prompt"]) == 3
+    assert (
+        "kid/pixels"
+        not in json.loads(call("eval", "base", "--recipe", recipe, "--json"))[next(iter(results))]["metrics"]
+    )
 
     drawing = ("-p", "a big dog", "--count", "2", "--seed", "7", "--guidance-scale", "4", "--steps", "5")
     call("sample", run, *drawing, "--out", tmp_path / "tuned")
@@ -105,6 +119,7 @@ def test_a_family_goes_through_the_whole_command_line(family: str, parameterizat
     assert max(abs(a - b).max() for a, b in zip(ours, base, strict=True)) > 3
 
     call("export", run, "--to", tmp_path / "export")
+    assert "| kid/pixels |" in (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
     exported = DiffusionPipeline.from_pretrained(tmp_path / "export")
     theirs = draw(exported)
     for one, other in zip(ours, theirs, strict=True):

@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from amsd.diffusion import adapters
+from amsd.diffusion.adapters import adapter_for
 from amsd.diffusion.loading import load_adapter, locate
 from amsd.errors import UsageError
 from amsd.recipe import Model
@@ -126,3 +128,42 @@ def test_a_folder_is_loaded_in_float32_without_safety_checker(tmp_path: Path) ->
     assert {parameter.dtype for parameter in loaded.unet.parameters()} == {torch.float32}
     weights = loaded.unet.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in original.unet.state_dict().items())
+
+
+def test_a_variant_is_what_is_loaded(tmp_path: Path) -> None:
+    halves = pipelines.stable_diffusion(1).to(torch.float16)
+    halves.save_pretrained(tmp_path, variant="fp16")
+    pipelines.stable_diffusion(0).save_pretrained(tmp_path)
+    loaded = load_adapter(Model(pretrained=str(tmp_path), variant="fp16")).pipeline
+    assert torch.equal(loaded.unet.conv_out.weight, halves.unet.conv_out.weight.float())
+    plain = load_adapter(Model(pretrained=str(tmp_path))).pipeline
+    assert not torch.equal(plain.unet.conv_out.weight, loaded.unet.conv_out.weight)
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        load_adapter(Model(pretrained=str(tmp_path), variant="int4"))
+
+
+def test_tiling_is_a_choice_of_the_recipe(tmp_path: Path) -> None:
+    pipelines.stable_diffusion().save_pretrained(tmp_path)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = {}
+    for tiling in (False, True):
+        adapter = load_adapter(Model(pretrained=str(tmp_path), vae_tiling=tiling))
+        adapter.pipeline.vae.tile_latent_min_size, adapter.pipeline.vae.tile_sample_min_size = 4, 8
+        images[tiling] = adapter.decode(latents)
+    difference = (images[True] - images[False]).abs()
+    assert difference.max() > 0
+    assert difference.mean() < 0.1
+
+
+def test_decoding_in_slices_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = adapter_for(pipelines.stable_diffusion())
+    latents = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole = adapter.decode(latents)
+    sizes = []
+    decode = adapter.pipeline.vae.decode
+    monkeypatch.setattr(
+        adapter.pipeline.vae, "decode", lambda z, **options: sizes.append(len(z)) or decode(z, **options)
+    )
+    monkeypatch.setattr(adapters, "DECODED_PIXELS", 2 * 16 * 16)
+    assert torch.allclose(adapter.decode(latents), whole, atol=1e-5)
+    assert sizes == [2, 2, 1]

@@ -46,6 +46,19 @@ def test_a_lora_counts_what_peft_adds() -> None:
 def test_every_shipped_recipe_of_sd15_has_a_plan(name: str) -> None:
     text = dict(make_plan(load_recipe(name), processes=1).lines())
     assert {"identity", "model", "download", "trained", "memory", "batch", "cost", "time", "evaluation"} <= set(text)
+    assert "imagereward (1.8 GB, downloaded on first use)" in text["scorers"]
+    assert "GiB for the reward gradient through the decoder at 512 x 512" in text["memory"]
+
+
+def test_prompts_that_are_not_there_are_named_with_what_happens() -> None:
+    text = dict(make_plan(load_recipe("sd15-am"), 1).lines())
+    for purpose, file in (("train", "refl_data.json"), ("evaluation", "benchmark-prompts.json")):
+        assert file in text[f"prompts.{purpose}"]
+        assert "a run stops at once without it" in text[f"prompts.{purpose}"]
+    assert text["evaluation"].startswith("10 samples of each prompt under 2 settings per checkpoint")
+    known = dict(make_plan(load_recipe("sd15-am", ["evaluation.prompts=100"]), 4).lines())
+    # 100 prompts x 10 samples x 2 settings x 50 steps, guided; 803 GFLOP each at 100 TFLOP/s on 4 devices.
+    assert "2,000 images per checkpoint (2 settings), 200,000 UNet forwards, 6.7 min; once more" in known["evaluation"]
 
 
 def test_evaluation_images_are_counted() -> None:
