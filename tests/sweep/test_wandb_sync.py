@@ -1,7 +1,7 @@
 """Offline runs of a sweep arrive at a W&B-compatible server through the unmodified `wandb sync`.
 
 The server is openwandb (PyPI; its licence is non-commercial, so it is no dependency of amsd). It runs in an environment
-of its own: `python -m venv ENV && ENV/bin/pip install openwandb`, and `AMSD_OPENWANDB=ENV/bin/openwandb` names it to
+of its own: `python -m venv ENV && ENV/bin/pip install openwandb`, and `OPENWANDB=ENV/bin/openwandb` names it to
 this test; `nox -s wandb_server` does all that. It lacks what `wandb.Api` asks for and drops a run's group, so runs are
 read back over its REST interface, and the group is read from the request of the client.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from amsd.sweep.process import ProcessExecutor
 from amsd.sweep.results import load_sweep
 from amsd.sweep.study import create
 from amsd.sweep.worker import Worker
+from tests.conftest import openwandb
 from tests.sweep.conftest import MakePlan
 from tests.sweep.real import real_plan
 from tests.sweep.waiting import until
@@ -93,12 +93,8 @@ class Proxy:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    program = os.environ.get("AMSD_OPENWANDB") or shutil.which("openwandb")
-    if program is None or not Path(program).is_file():
-        pytest.skip(
-            "openwandb is not installed (nox -s wandb_server installs it in an environment of its own, "
-            "or AMSD_OPENWANDB names the program)"
-        )
+    program = openwandb()
+    assert program is not None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
