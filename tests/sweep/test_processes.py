@@ -129,15 +129,47 @@ def test_ctrl_c_hands_the_trial_back_and_it_resumes(make_plan: MakePlan, tmp_pat
     assert [trial.attempts for trial in results.trials] == [2, 1]
 
 
-def test_the_sweep_command_runs_workers_and_stops_when_all_fail_alike(make_plan: MakePlan, tmp_path: Path) -> None:
-    sweep = tmp_path / "failing.toml"
+def sweep_file(folder: Path, more: str = "", **override: object) -> Path:
+    """A sweep file whose trials are the fake trainer."""
     trainer = Path(__file__).with_name("fake_trainer.py")
-    sweep.write_text(
+    changed = ", ".join(f'"{key.replace("__", ".")}" = {value!r}' for key, value in override.items())
+    file = folder / "small.toml"
+    file.write_text(
         'recipe = "shapes"\nsearch = { "schedule.eta" = { low = 0.5, high = 1.5 } }\n'
-        'objective = [{ metric = "shapes:right" }]\nbudget = { trials = 9 }\n'
-        'override = { "tracking.project" = "fail" }\n'
+        f'objective = [{{ metric = "shapes:right" }}]\noverride = {{ {changed} }}\n{more}\n'
         f'[execution]\ncommand = ["{sys.executable}", "{trainer}"]\npoll_seconds = 0.05\n'
     )
+    return file
+
+
+def test_ctrl_c_of_the_sweep_command_hands_back_the_trials_of_all_workers(tmp_path: Path) -> None:
+    steps = 30
+    sweep = sweep_file(tmp_path, "budget = { trials = 4 }", training__steps=steps, training__checkpoint_every=2)
+    command = [sys.executable, "-m", "amsd", "sweep", "run", str(sweep), "--output", str(tmp_path / "out")]
+
+    def start(pause: float) -> subprocess.Popen[str]:
+        environment = {**os.environ, "FAKE_SECONDS_PER_STEP": str(pause)}
+        return subprocess.Popen(
+            [*command, "--workers", "2"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    first = start(pause=2.0)
+    until(lambda: sum(max(found, default=0) >= 3 for found in steps_of(tmp_path / "out").values()) == 2)
+    first.send_signal(signal.SIGINT)
+    output, errors = first.communicate(timeout=300)
+    assert first.returncode == 130, output + errors
+    assert "unfinished trials are queued again" in errors
+    assert [trial.state for trial in load_sweep(tmp_path / "out").trials] == ["queued"] * 2
+    second = start(pause=0.0)
+    output, errors = second.communicate(timeout=600)
+    assert second.returncode == 0, output + errors
+    results = load_sweep(tmp_path / "out")
+    check_whole(results, trials=4, steps=steps)
+    assert [trial.attempts for trial in results.trials] == [2, 2, 1, 1]
+
+
+def test_the_sweep_command_runs_workers_and_stops_when_all_fail_alike(tmp_path: Path) -> None:
+    sweep = sweep_file(tmp_path, "budget = { trials = 9 }", tracking__project="fail")
     command = [sys.executable, "-m", "amsd", "sweep", "run", str(sweep), "--output", str(tmp_path / "out")]
     done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 1
