@@ -49,6 +49,21 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session
+def wandb_server(session: nox.Session) -> None:
+    """Offline runs against openwandb, a W&B-compatible server.
+
+    Its licence is non-commercial (CC BY-NC 4.0), so it is no dependency of amsd: it gets an environment of its own,
+    from which only its program is started.
+    """
+    session.install(*PINNED, "-e", ".[dev]")
+    server = Path(session.create_tmp()).resolve() / "openwandb"
+    session.run("python", "-m", "venv", str(server), silent=True)
+    session.run(str(server / "bin" / "python"), "-m", "pip", "install", "-q", "openwandb", external=True)
+    program = str(server / "bin" / "openwandb")
+    session.run("pytest", "-m", "wandb_server", *session.posargs, env={"OPENWANDB": program})
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """The wheel holds what it needs, and works from a folder that knows nothing of this one."""
     session.install("build")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import ipaddress
 import os
 import shutil
@@ -101,12 +100,17 @@ def _program(*names: str) -> bool:
     return any(shutil.which(name, path=os.pathsep.join(folders)) for name in names)
 
 
+def openwandb() -> str | None:
+    """The program of the W&B-compatible server, which lives in an environment of its own."""
+    return shutil.which(os.environ.get("OPENWANDB", "openwandb"))
+
+
 #: What a marker needs -> whether this machine has it. A skip is listed in the summary with its reason.
 _NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
     "gpu": ("a CUDA device", _cuda),
     "postgresql": ("PostgreSQL's initdb", lambda: _program("initdb")),
     "browser": ("a Chromium", lambda: _program("chromium", "chromium-browser", "google-chrome", "chrome")),
-    "wandb_server": ("the package openwandb", lambda: importlib.util.find_spec("openwandb") is not None),
+    "wandb_server": ("openwandb (nox -s wandb_server installs it beside the tests)", lambda: bool(openwandb())),
 }
 
 

@@ -79,7 +79,11 @@ def _run_here(plan: Plan, folder: Path, storage: str | None, workers: int, conso
     handle = create(plan, folder, storage)
     with following(console, lambda: results_of(handle)) as tick:
         report = run_workers(handle, workers, tick)
-    console.print(overview(results_of(handle)))
+    results = results_of(handle)
+    console.print(overview(results))
+    if results.best is not None:
+        next_steps = f"Page: amsd report {folder}\nWinning recipe: amsd sweep best {folder} -o best.toml"
+        console.print(next_steps, highlight=False, soft_wrap=True, markup=False)
     if report.interrupted:
         typer.secho("Interrupted; unfinished trials are queued again. The same command goes on.", err=True)
         raise typer.Exit(INTERRUPTED)

@@ -45,7 +45,7 @@ def render(story: Story) -> str:
         script=Markup(_template("page.js")),
         version=amsd.__version__,
         made=datetime.now(UTC),
-        standfirst=standfirst(story),
+        standfirst=_together(standfirst(story)),
         facts=facts(story),
         notices=notices(story),
         tradeoffs=_tradeoffs(story),
@@ -84,6 +84,11 @@ def _importance(shares: Mapping[str, float] | None) -> list[tuple[str, float]]:
 def _recipe(story: Story) -> str:
     recipe = next((run.recipe for run in story.runs if run.recipe is not None), None)
     return dump_toml(recipe) if recipe is not None and story.kind == "run" else ""
+
+
+def _together(words: str) -> str:
+    """A sentence whose lines do not break around an equals or a plus-minus sign."""
+    return re.sub(r" ([=±<]) ", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", words)
 
 
 def _breakable(words: str) -> Markup:

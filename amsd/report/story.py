@@ -143,8 +143,10 @@ def run_story(path: Path) -> Story:
         UsageError: there is no run.
     """
     run = load_run(path)
-    entry = Entry("run", path.resolve().name, run_state(run), run_mode(run), {}, run)
-    return Story("run", path.resolve().name, path, (entry,), *chosen_metrics([run]), gaps=run.gaps)
+    given = run.recipe.tracking.name if run.recipe is not None else None
+    title = given or path.resolve().name  # a sweep's runs are all in folders named `run`
+    entry = Entry("run", title, run_state(run), run_mode(run), {}, run)
+    return Story("run", title, path, (entry,), *chosen_metrics([run]), gaps=run.gaps)
 
 
 def run_state(run: Run) -> str:

@@ -108,7 +108,7 @@ def _run(directory: Path, trial: TrialResult, gaps: list[str]) -> Run | None:
         return None  # the same run as another trial's: it is drawn once
     if is_run(directory):
         return load_run(directory)
-    if trial.state != "queued":
+    if trial.state not in ("queued", "running"):
         place = "/".join(directory.parts[-4:])
         gaps.append(f"Trial {trial.number}: its run directory {place} is not on this machine.")
     return None

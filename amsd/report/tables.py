@@ -12,7 +12,7 @@ from amsd.report.figures.scale import number
 from amsd.report.modes import Mode
 from amsd.report.numbers import difference, duration, p_value, with_error
 from amsd.report.seeds import by_trial, over_seeds
-from amsd.report.story import Entry, Point, Story, kl_at, points
+from amsd.report.story import Axis, Entry, Point, Story, kl_at, points
 from amsd.report.winner import standings
 
 
@@ -80,9 +80,22 @@ def trial_table(story: Story) -> Table:
     rows = sorted((_trial_row(story, entry) for entry in story.entries), key=lambda pair: pair[0])
     winners = _winners(story)
     rows = [(order, replace(row, emphasis=row.key in winners)) for order, row in rows]
-    keys = tuple(axis.key for axis in story.axes)
+    keys = tuple(axis.key for axis in _axes(story))
     heads = ("run", "CFG mode", story.reward, story.diversity or "diversity", "KL (nats)", *keys, "step", "time")
     return Table("Runs", heads, tuple(row for _, row in rows), story.setting or "")
+
+
+def _axes(story: Story) -> list[Axis]:
+    """The searched keys, without one that only names the guidance mode: that has a column of its own."""
+    return [
+        axis
+        for axis in story.axes
+        if not all(
+            entry.mode is not None and entry.params.get(axis.key) == entry.mode.name
+            for entry in story.entries
+            if axis.key in entry.params and entry.run is not None
+        )
+    ]
 
 
 def _winners(story: Story) -> set[str]:
@@ -105,7 +118,7 @@ def _trial_row(story: Story, entry: Entry) -> tuple[float, Row]:
         Cell(entry.label, tuple(notes), (entry.trial or 0) + 1e-6 * (entry.seed or 0), badge=state),
         Cell(entry.mode.name if entry.mode else "–", sort=entry.mode.name if entry.mode else "", mode=entry.mode),
         *_point_cells(last),
-        *(_parameter(entry.params.get(axis.key)) for axis in story.axes),
+        *(_parameter(entry.params.get(axis.key)) for axis in _axes(story)),
         Cell(str(last.step) if last else "–", sort=last.step if last else None),
         Cell(duration(entry.duration), sort=entry.duration),
     )
@@ -138,10 +151,10 @@ def seed_table(story: Story) -> Table | None:
             Cell(entry.mode.name if entry.mode else "–", sort=entry.mode.name if entry.mode else "", mode=entry.mode),
             *(metric_cell(metric) for metric in (rewards, diversities, kls)),
             Cell(str(len(group)), sort=len(group)),
-            *(_parameter(entry.params.get(axis.key)) for axis in story.axes),
+            *(_parameter(entry.params.get(axis.key)) for axis in _axes(story)),
         )
         rows.append((-rewards.mean if rewards else float("inf"), Row(entry.key, cells)))
-    keys = tuple(axis.key for axis in story.axes)
+    keys = tuple(axis.key for axis in _axes(story))
     heads = ("trial", "CFG mode", story.reward, story.diversity or "diversity", "KL (nats)", "seeds", *keys)
     winners = _winners(story)
     ordered = tuple(replace(row, emphasis=row.key in winners) for _, row in sorted(rows, key=lambda pair: pair[0]))

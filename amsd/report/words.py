@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from amsd.recipe import Recipe
+from amsd.report.data import Notice
 from amsd.report.figures.scale import number
 from amsd.report.numbers import duration
-from amsd.report.story import Story, shown_settings
+from amsd.report.story import Entry, Story, shown_settings
 
 #: Kinds of notices that call the results themselves into question.
 ALARMS = ("reward-hacking", "failed", "not-finite")
@@ -20,7 +21,7 @@ _PATH = re.compile(r"/[^\s`'\"]*[^\s`'\".,;:)]")
 
 @dataclass(frozen=True)
 class Said:
-    """A notice of one run, or of several that said the same."""
+    """The notices of one kind."""
 
     kind: str
     text: str
@@ -28,6 +29,8 @@ class Said:
     alarm: bool
     aside: bool
     """Whether it concerns bookkeeping only, so that it need not stand in the reader's way."""
+    others: tuple[tuple[str, str], ...] = ()
+    """Where and what, of further notices of this kind."""
 
 
 def facts(story: Story) -> list[tuple[str, str]]:
@@ -94,21 +97,36 @@ def _recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def notices(story: Story) -> list[Said]:
-    """Alarms first, bookkeeping last; the same words from several runs are said once, with the runs named."""
-    heard: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    """One for each kind, alarms first, bookkeeping last; the same words from several runs are said once."""
+    heard: dict[str, dict[str, list[tuple[Entry, Notice]]]] = {}
     for entry in story.entries:
         for notice in entry.run.notices if entry.run is not None else ():
-            label = [entry.label] if story.kind == "sweep" else []
-            step = [f"step {notice.step}"] if notice.step or not label else []
-            key = (notice.kind, _PATH.sub("", notice.text))
-            heard.setdefault(key, []).append((", ".join([*label, *step]), notice.text))
-    found = []
-    for (kind, _), said in heard.items():
-        places = list(dict.fromkeys(place for place, _ in said))
-        where = "; ".join(places[:4]) + (f"; and {len(places) - 4} more" if len(places) > 4 else "")
-        aside = kind.startswith("wandb")
-        found.append(Said(kind, _in_common([text for _, text in said]), where, kind in ALARMS, aside))
+            alike = heard.setdefault(notice.kind, {}).setdefault(_PATH.sub("", notice.text), [])
+            alike.append((entry, notice))
+    found = [_said(kind, list(texts.values()), story.kind == "sweep") for kind, texts in heard.items()]
     return sorted(found, key=lambda said: (said.aside, not said.alarm))
+
+
+def _said(kind: str, groups: list[list[tuple[Entry, Notice]]], is_sweep: bool) -> Said:
+    """Notices of one kind: the first text in full, the others below it."""
+    texts = [_in_common([notice.text for _, notice in group]) for group in groups]
+    places = [_places(group, is_sweep) for group in groups]
+    everywhere = _places([pair for group in groups for pair in group], is_sweep)
+    first = places[0] if len(groups) == 1 or not is_sweep else everywhere
+    others = tuple(zip(places[1:], texts[1:], strict=True))
+    return Said(kind, texts[0], first, kind in ALARMS, kind.startswith("wandb"), others)
+
+
+def _places(group: list[tuple[Entry, Notice]], is_sweep: bool) -> str:
+    """`trials 5 and 6`, or the steps of a single run."""
+    if is_sweep:
+        return _listed("trial", sorted({entry.trial for entry, _ in group if entry.trial is not None}))
+    return _listed("step", sorted({notice.step for _, notice in group}))
+
+
+def _listed(noun: str, numbers: list[int]) -> str:
+    shown = [str(number) for number in numbers[:12]] + (["…"] if len(numbers) > 12 else [])
+    return f"{noun}{'s' * (len(numbers) > 1)} {', '.join(shown)}"
 
 
 def _in_common(texts: list[str]) -> str:

@@ -15,6 +15,8 @@ from amsd.sweep.numbers import measured
 from amsd.sweep.results import State, SweepResults, TrialResult
 from amsd.sweep.worker import last_line
 
+#: Columns of the widest word of a parameter that is not broken on a narrow terminal.
+_WIDEST = 16
 _STYLE: dict[State, str] = {"queued": "dim", "running": "cyan", "complete": "", "pruned": "yellow", "failed": "red"}
 
 
@@ -60,7 +62,8 @@ def trial_table(results: SweepResults, rows: int | None = None) -> Table:
     table.add_column("state", no_wrap=True)
     dimensions = list(results.sweep.search)
     for name in dimensions:
-        table.add_column(_head(name), overflow="fold", vertical="bottom")
+        words = [word for text in (_head(name), *(_shown(t.params.get(name)) for t in trials)) for word in text.split()]
+        table.add_column(_head(name), overflow="fold", min_width=min(_WIDEST, max(map(len, words), default=1)))
     for objective in results.objectives:
         arrow = "↑" if objective.direction == "maximize" else "↓"
         table.add_column(f"{_broken(objective.label)} {arrow}", justify="right", no_wrap=True)

@@ -21,6 +21,7 @@ from amsd.sweep.results import seconds_spent
 from amsd.sweep.space import suggest
 from amsd.sweep.study import StudyHandle, counted
 from amsd.sweep.trial import Outcome, Stop, run_point
+from amsd.sweep.twins import Twins
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -46,6 +47,7 @@ class Worker:
         self._stop = stop or Stop()
         self._sweep = handle.plan.sweep
         self._liveness = Liveness(handle, f"{socket.gethostname()}:{os.getpid()}")
+        self._twins = Twins(handle.study)
 
     def run(self) -> WorkerReport:
         """Work until there is nothing left to do.
@@ -81,19 +83,27 @@ class Worker:
         limit = self._sweep.budget.trials
         if self._sweep.sampler.name == "grid":
             return False
-        return limit is None or len(counted(self._handle.study)) < limit
+        if limit is None or self._handle.storage.get_n_trials(self._handle.study_id) < limit:
+            return True
+        return len(counted(self._handle.study)) < limit
 
     def _added(self) -> Claim | None:
         """A new trial; None if others took the last places of the budget at the same moment."""
         from optuna.trial import TrialState
 
-        trial, limit = self._handle.study.ask(), self._sweep.budget.trials
-        before = sum(other.number < trial.number for other in counted(self._handle.study))
-        if limit is not None and before >= limit:
+        trial = self._handle.study.ask()
+        if not self._has_place(trial.number):
             self._handle.storage.set_trial_user_attr(trial._trial_id, names.SURPLUS, True)
             self._handle.study.tell(trial, state=TrialState.FAIL)
             return None
         return self._liveness.own(trial._trial_id, trial.number, trial.user_attrs.get(names.OWNER, {}))
+
+    def _has_place(self, number: int) -> bool:
+        """Whether fewer trials than the budget names came before this one."""
+        limit = self._sweep.budget.trials
+        if limit is None or number < limit:
+            return True
+        return sum(other.number < number for other in counted(self._handle.study)) < limit
 
     def _budget_left(self) -> bool:
         budget = self._sweep.budget
@@ -160,11 +170,7 @@ class Worker:
         if storage.get_trial(trial_id).user_attrs.get(names.WAITS_FOR):  # left by a lost worker
             storage.set_trial_user_attr(trial_id, names.WAITS_FOR, False)
         while not (self._stop.requested or self._liveness.fenced):
-            others = [
-                other
-                for other in self._handle.study.get_trials(deepcopy=False)
-                if other.number != number and other.user_attrs.get(names.POINT, {}).get("key") == key
-            ]
+            others = self._twins.of(number, key)
             ended = [other for other in others if other.state in (TrialState.COMPLETE, TrialState.PRUNED)]
             if ended:
                 return min(ended, key=lambda other: (other.state != TrialState.COMPLETE, other.number))

@@ -93,6 +93,18 @@ def test_a_trial_that_breaks_a_constraint_does_not_win(results: SweepResults) ->
     assert badges[f"trial {best}"] == "breaks a constraint"
 
 
+def test_alarms_of_many_runs_are_one_box(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path / "sweep", seeds=(0,), pictures=False)
+    for trial in results.trials[:3]:
+        text = f"the trained reward rose by 0.{trial.number} while diversity fell"
+        append(trial.runs[0].directory, {"step": 40, "notice": "reward-hacking", "text": text})
+    page = render(story_of(results))
+    assert page.count('role="alert"') == 1
+    assert "trials 0, 1, 2" in page
+    assert "<summary>2 more</summary>" in page
+    assert "rose by 0.2" in page
+
+
 def test_bookkeeping_of_many_runs_is_said_once_and_last(tmp_path: Path) -> None:
     results = write_sweep(tmp_path / "sweep", seeds=(0,), pictures=False)
     for trial in results.trials[:8]:
@@ -103,7 +115,7 @@ def test_bookkeeping_of_many_runs_is_said_once_and_last(tmp_path: Path) -> None:
     story = story_of(results)
     (said,) = [said for said in notices(story) if said.kind == "wandb-offline"]
     assert said.text == f"W&B runs offline: no key. Upload later with `wandb sync {tmp_path}/sweep/trials/…`."
-    assert said.where == "trial 0; trial 1; trial 2; trial 3; and 4 more"
+    assert said.where == "trials 0, 1, 2, 3, 4, 5, 6, 7"
     page = render(story)
     assert page.count("W&amp;B runs offline") == 1
     assert page.index("W&amp;B runs offline") > page.index('id="tables"')

@@ -33,11 +33,12 @@ def main() -> None:
     (run / "agent.json").write_text(json.dumps(agent))
     if "fail" in recipe.tracking.project:
         raise SystemExit(f"Error: no such weights for trial {run.parent.parent.name}")
-    pause = float(os.environ.get("FAKE_SECONDS_PER_STEP", "0"))
+    held = Path(os.environ.get("FAKE_HELD_WHILE", "/nowhere"))
     total, eta = recipe.training.steps, recipe.schedule.eta
     setting = recipe.evaluation_settings[0].name
     for step in range(done + 1, total + 1):
-        time.sleep(pause)
+        while step == total // 2 + 1 and held.exists():  # in the middle of the run, for as long as the test wants
+            time.sleep(0.05)
         with (run / "steps.txt").open("a") as stream:
             stream.write(f"{step}\n")
         lines = [{"step": step, "loss": 1 / step, "kl": eta * step}]

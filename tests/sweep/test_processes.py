@@ -34,11 +34,18 @@ pytestmark = pytest.mark.slow
 PATIENT = {"heartbeat_seconds": 0.5, "lost_after_seconds": 15.0}
 
 
-def start_worker(url: str, pause: float = 0.1) -> subprocess.Popen[bytes]:
-    """A worker that joins by URL only, as from another machine."""
+def start_worker(url: str, held: Path | None = None) -> subprocess.Popen[bytes]:
+    """A worker that joins by URL only, as from another machine; its trials stop half-way while `held` exists."""
     command = [sys.executable, "-m", "amsd", "sweep", "worker", "--study", "small"]
-    environment = {**os.environ, STORAGE_VARIABLE: url, "FAKE_SECONDS_PER_STEP": str(pause), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **holding(held), STORAGE_VARIABLE: url}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def holding(held: Path | None) -> dict[str, str]:
+    if held is None:
+        return {}
+    held.touch()
+    return {"FAKE_HELD_WHILE": str(held)}
 
 
 def steps_of(directory: Path) -> dict[str, list[int]]:
@@ -59,27 +66,32 @@ def check_whole(results: SweepResults, trials: int, steps: int) -> None:
         assert len(own) - steps <= 2 * (trial.attempts - 1), (trial.number, own)
 
 
-def kill_one_mid_trial(directory: Path, workers: list[subprocess.Popen[bytes]], steps: int) -> int:
-    """SIGKILL the owner of some trial that has a checkpoint already; returns the trial's number."""
+def half_way(directory: Path, steps: int) -> list[int]:
+    """Numbers of the trials that are held in the middle."""
+    return sorted(int(name[:4]) for name, own in steps_of(directory).items() if own and max(own) == steps // 2)
 
-    def running() -> list[tuple[int, int]]:
-        found = []
-        for trial in load_sweep(directory).trials:
-            resumable = trial.state == "running" and trial.runs and list(trial.runs[0].directory.glob("checkpoints/s*"))
-            if resumable and trial.worker:
-                found.append((trial.number, int(trial.worker.rpartition(":")[2])))
-        return [(number, pid) for number, pid in found if pid in [worker.pid for worker in workers]]
 
-    while True:
-        until(lambda: bool(running()))
-        for number, pid in running()[:1]:
-            # Stopped, it can no longer end the trial: if steps are missing now, it dies in the middle.
-            os.kill(pid, signal.SIGSTOP)
-            (own,) = [found for name, found in steps_of(directory).items() if name.startswith(f"{number:04d}-")]
-            if max(own) < steps:
-                os.kill(pid, signal.SIGKILL)
-                return number
-            os.kill(pid, signal.SIGCONT)
+def kill_one_mid_trial(directory: Path, steps: int) -> int:
+    """SIGKILL the owner of a trial that is held in the middle; returns the trial's number.
+
+    The kernel ends the training of a worker that dies: it must not go on alone.
+    """
+    until(lambda: bool(half_way(directory, steps)))
+    number = half_way(directory, steps)[0]
+    trial = load_sweep(directory).trials[number]
+    assert trial.worker is not None
+    training = int((trial.runs[0].directory / "starts.txt").read_text().split()[0])
+    os.kill(int(trial.worker.rpartition(":")[2]), signal.SIGKILL)
+    until(lambda: gone(training))
+    return number
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended (a zombie has)."""
+    try:
+        return "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
+    except FileNotFoundError:
+        return True
 
 
 def test_two_workers_one_killed_on_sqlite(make_plan: MakePlan, tmp_path: Path) -> None:
@@ -88,8 +100,10 @@ def test_two_workers_one_killed_on_sqlite(make_plan: MakePlan, tmp_path: Path) -
         override={"training.steps": steps, "training.checkpoint_every": 2}, budget={"trials": 5}, execution=PATIENT
     )
     create(plan, tmp_path)
-    workers = [start_worker(default_url(tmp_path)) for _ in range(2)]
-    number = kill_one_mid_trial(tmp_path, workers, steps)
+    held = tmp_path / "held"
+    workers = [start_worker(default_url(tmp_path), held) for _ in range(2)]
+    number = kill_one_mid_trial(tmp_path, steps)
+    held.unlink()
     codes = sorted(worker.wait(600) for worker in workers)
     assert codes == [-signal.SIGKILL, 0]
     results = load_sweep(tmp_path)
@@ -98,18 +112,8 @@ def test_two_workers_one_killed_on_sqlite(make_plan: MakePlan, tmp_path: Path) -
     assert killed.attempts == 2
     starts = (killed.runs[0].directory / "starts.txt").read_text().splitlines()
     assert len(starts) == 2
-    assert int(starts[1].rpartition(" ")[2]) >= 2  # from a checkpoint, not from the start
+    assert int(starts[1].rpartition(" ")[2]) == steps // 2  # from its checkpoint, not from the start
     assert all(trial.attempts == 1 for trial in results.trials if trial.number != number)
-
-
-def test_the_trial_of_a_killed_worker_does_not_go_on_alone(make_plan: MakePlan, tmp_path: Path) -> None:
-    create(make_plan(override={"training.steps": 500, "training.checkpoint_every": 2}), tmp_path)
-    worker = start_worker(default_url(tmp_path))
-    kill_one_mid_trial(tmp_path, [worker], 500)
-    worker.wait(120)
-    (run,) = tmp_path.glob("trials/*/seed-0/run")
-    pid = int((run / "starts.txt").read_text().split()[0])
-    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2], 60)
 
 
 def test_ctrl_c_hands_the_trial_back_and_it_resumes(make_plan: MakePlan, tmp_path: Path) -> None:
@@ -118,26 +122,58 @@ def test_ctrl_c_hands_the_trial_back_and_it_resumes(make_plan: MakePlan, tmp_pat
         override={"training.steps": steps, "training.checkpoint_every": 2}, budget={"trials": 2}, execution=PATIENT
     )
     create(plan, tmp_path)
-    worker = start_worker(default_url(tmp_path))
-    until(lambda: any(max(found) >= 3 for found in steps_of(tmp_path).values() if found))
+    worker = start_worker(default_url(tmp_path), tmp_path / "held")
+    until(lambda: bool(half_way(tmp_path, steps)))
     worker.send_signal(signal.SIGINT)
     assert worker.wait(180) == 130
     assert [trial.state for trial in load_sweep(tmp_path).trials] == ["queued"]
-    assert start_worker(default_url(tmp_path), pause=0).wait(300) == 0
+    assert start_worker(default_url(tmp_path)).wait(300) == 0
     results = load_sweep(tmp_path)
     check_whole(results, trials=2, steps=steps)
     assert [trial.attempts for trial in results.trials] == [2, 1]
 
 
-def test_the_sweep_command_runs_workers_and_stops_when_all_fail_alike(make_plan: MakePlan, tmp_path: Path) -> None:
-    sweep = tmp_path / "failing.toml"
+def sweep_file(folder: Path, more: str = "", **override: object) -> Path:
+    """A sweep file whose trials are the fake trainer."""
     trainer = Path(__file__).with_name("fake_trainer.py")
-    sweep.write_text(
+    changed = ", ".join(f'"{key.replace("__", ".")}" = {value!r}' for key, value in override.items())
+    file = folder / "small.toml"
+    file.write_text(
         'recipe = "shapes"\nsearch = { "schedule.eta" = { low = 0.5, high = 1.5 } }\n'
-        'objective = [{ metric = "shapes:right" }]\nbudget = { trials = 9 }\n'
-        'override = { "tracking.project" = "fail" }\n'
+        f'objective = [{{ metric = "shapes:right" }}]\noverride = {{ {changed} }}\n{more}\n'
         f'[execution]\ncommand = ["{sys.executable}", "{trainer}"]\npoll_seconds = 0.05\n'
     )
+    return file
+
+
+def test_ctrl_c_of_the_sweep_command_hands_back_the_trials_of_all_workers(tmp_path: Path) -> None:
+    steps = 12
+    sweep = sweep_file(tmp_path, "budget = { trials = 4 }", training__steps=steps, training__checkpoint_every=2)
+    command = [sys.executable, "-m", "amsd", "sweep", "run", str(sweep), "--output", str(tmp_path / "out")]
+
+    def start(held: Path | None = None) -> subprocess.Popen[str]:
+        environment = {**os.environ, **holding(held)}
+        return subprocess.Popen(
+            [*command, "--workers", "2"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    first = start(tmp_path / "held")
+    until(lambda: len(half_way(tmp_path / "out", steps)) == 2)
+    first.send_signal(signal.SIGINT)
+    output, errors = first.communicate(timeout=300)
+    assert first.returncode == 130, output + errors
+    assert "unfinished trials are queued again" in errors
+    assert [trial.state for trial in load_sweep(tmp_path / "out").trials] == ["queued"] * 2
+    second = start()
+    output, errors = second.communicate(timeout=600)
+    assert second.returncode == 0, output + errors
+    results = load_sweep(tmp_path / "out")
+    check_whole(results, trials=4, steps=steps)
+    assert [trial.attempts for trial in results.trials] == [2, 2, 1, 1]
+
+
+def test_the_sweep_command_runs_workers_and_stops_when_all_fail_alike(tmp_path: Path) -> None:
+    sweep = sweep_file(tmp_path, "budget = { trials = 9 }", tracking__project="fail")
     command = [sys.executable, "-m", "amsd", "sweep", "run", str(sweep), "--output", str(tmp_path / "out")]
     done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 1
@@ -232,9 +268,11 @@ def test_four_workers_one_killed_and_the_server_restarted(
         execution=PATIENT,
     )  # fmt: skip
     create(plan, tmp_path, cluster.url)
-    workers = [start_worker(cluster.url, pause=0.3) for _ in range(4)]
-    number = kill_one_mid_trial(tmp_path, workers, steps)
+    held = tmp_path / "held"
+    workers = [start_worker(cluster.url, held) for _ in range(4)]
+    number = kill_one_mid_trial(tmp_path, steps)
     cluster.stop()
+    held.unlink()  # the other trials end while nobody can be told
     time.sleep(3)
     cluster.start()
     codes = sorted(worker.wait(900) for worker in workers)

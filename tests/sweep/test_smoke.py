@@ -64,7 +64,7 @@ def test_one_of_two_workers_is_killed_in_the_middle_of_a_trial(tmp_path: Path) -
     check_resumed(results.trials[victim.number], killed_at)
     assert "6 of 6 trials (6 complete)" in output
     assert "1 of 2 workers died" in output
-    assert max(map(len, output.splitlines())) <= 80 or "workers died" in output
+    assert "amsd report runs/sweep-shapes-smoke" in output
 
 
 def check_nothing_lost_nothing_twice(results: SweepResults, killed: int) -> None:

@@ -1,9 +1,10 @@
 """Offline runs of a sweep arrive at a W&B-compatible server through the unmodified `wandb sync`.
 
 The server is openwandb (PyPI; its licence is non-commercial, so it is no dependency of amsd). It runs in an environment
-of its own: `python -m venv ENV && ENV/bin/pip install openwandb`, and `AMSD_OPENWANDB=ENV/bin/openwandb` names it to
-this test; `nox -s wandb_server` does all that. It lacks what `wandb.Api` asks for and drops a run's group, so runs are
-read back over its REST interface, and the group is read from the request of the client.
+of its own: `python -m venv ENV && ENV/bin/pip install openwandb`, and `OPENWANDB=ENV/bin/openwandb` names it to
+this test; `nox -s wandb_server` does all that. It answers no `wandb.Api` and keeps no field for a run's group, so runs
+are read back over its REST interface, with the group in the run's configuration (that the client gives W&B the group
+itself is shown in `tests/tracking`).
 """
 
 from __future__ import annotations
@@ -11,15 +12,11 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import threading
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from amsd.sweep.process import ProcessExecutor
 from amsd.sweep.results import load_sweep
 from amsd.sweep.study import create
 from amsd.sweep.worker import Worker
+from tests.conftest import openwandb
 from tests.sweep.conftest import MakePlan
 from tests.sweep.real import real_plan
 from tests.sweep.waiting import until
@@ -40,65 +38,10 @@ KEY = "local" + 40 * "0"
 METRIC = "eval/shapes:right"
 
 
-class Proxy:
-    """Hands every request on to the server, and keeps what the client says about runs."""
-
-    def __init__(self, target: str) -> None:
-        self.runs: list[dict[str, Any]] = []
-        proxy = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def _forward(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                if self.path == "/graphql":
-                    proxy.note(json.loads(body))
-                own = ("host", "connection", "content-length")
-                kept = {name: value for name, value in self.headers.items() if name.lower() not in own}
-                request = urllib.request.Request(target + self.path, body or None, kept, method=self.command)
-                try:
-                    with urllib.request.urlopen(request, timeout=60) as answer:
-                        self._answer(answer.status, answer.headers.get_content_type(), answer.read())
-                except urllib.error.HTTPError as refusal:
-                    self._answer(refusal.code, refusal.headers.get_content_type(), refusal.read())
-
-            def _answer(self, status: int, kind: str, body: bytes) -> None:
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_GET = do_POST = do_PUT = _forward  # noqa: N815  the names that http.server calls
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-
-    def __enter__(self) -> Proxy:
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-    def note(self, request: dict[str, Any]) -> None:
-        if "upsertBucket" in request.get("query", ""):
-            self.runs.append(request.get("variables") or {})
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    program = os.environ.get("AMSD_OPENWANDB") or shutil.which("openwandb")
-    if program is None or not Path(program).is_file():
-        pytest.skip(
-            "openwandb is not installed (nox -s wandb_server installs it in an environment of its own, "
-            "or AMSD_OPENWANDB names the program)"
-        )
+    program = openwandb()
+    assert program is not None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -139,20 +82,19 @@ def test_offline_runs_of_a_sweep_arrive(make_plan: MakePlan, tmp_path: Path, ser
     assert [trial.state for trial in results.trials] == ["complete"] * 2
     offline = [str(path) for path in sorted(folder.glob("trials/*/seed-0/run/wandb/offline-run-*"))]
     assert len(offline) == 2
-    with Proxy(server) as proxy:
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
-            "WANDB_BASE_URL": proxy.url, "WANDB_API_KEY": KEY, "HOME": str(tmp_path),
-        }  # fmt: skip
-        command = [sys.executable, "-m", "wandb", "sync", "--yes", *offline]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
+        "WANDB_BASE_URL": server, "WANDB_API_KEY": KEY, "HOME": str(tmp_path),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "wandb", "sync", "--yes", *offline]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {run["groupName"] for run in proxy.runs} == {"small"}
     runs = {run["display_name"]: run for run in read(server, "/api/v2/projects/default/amsd/runs")["runs"]}
     assert set(runs) == {f"small-{trial.number:04d}-seed0" for trial in results.trials}
     for trial in results.trials:
         arrived = runs[f"small-{trial.number:04d}-seed0"]
         assert arrived["state"] == "finished"
+        assert arrived["config"]["tracking"]["value"]["group"] == "small"
         assert json.loads(arrived["tags_json"]) == [f"eta={trial.params['schedule.eta']:.4g}"]
         metrics = read(server, f"/api/v2/runs/{arrived['run_id']}/metrics")["metrics_by_key"]
         check_evaluations(metrics, trial.runs[0].directory)

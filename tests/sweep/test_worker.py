@@ -223,6 +223,19 @@ def test_budget_in_unet_evaluations(make_plan: MakePlan, tmp_path: Path) -> None
     assert len(executor.ran) == 4  # the budget is checked before a trial starts
 
 
+def test_budget_in_seconds(make_plan: MakePlan, tmp_path: Path) -> None:
+    """Each trial takes 0.4 s or more, so the budget is used up after the second at the latest."""
+    executor = Formula(seconds=0.2)
+    Worker(create(make_plan(budget={"seconds": 0.5}), tmp_path), executor).run()
+    assert len(executor.ran) in (1, 2)
+    spent = sum(trial.duration or 0.0 for trial in load_sweep(tmp_path).trials)
+    assert spent >= 0.4 * len(executor.ran)
+    Worker(create(make_plan(budget={"seconds": spent}), tmp_path), again := Formula()).run()
+    assert again.ran == []
+    Worker(create(make_plan(budget={"seconds": spent + 0.01}), tmp_path), again).run()
+    assert len(again.ran) >= 1  # a larger budget goes on
+
+
 def test_the_last_place_of_the_budget_is_given_once(make_plan: MakePlan, tmp_path: Path) -> None:
     """Both workers see a free place and make a trial; the one with the higher number stands back."""
     handle = create(make_plan(budget={"trials": 2}), tmp_path)

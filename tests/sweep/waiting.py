@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], bool], seconds: float = 180) -> None:
+def until(condition: Callable[[], bool], seconds: float = 600) -> None:
     """Return as soon as `condition` holds; fail if it does not within `seconds`, which only bounds a hang."""
     deadline = time.monotonic() + seconds
     while not condition():

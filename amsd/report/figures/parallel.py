@@ -116,7 +116,8 @@ def _wide(columns: Sequence[_Column], entries: Sequence[Entry], words: str) -> s
         parts.append(label(at, 34, _shorten(tail, room), f"title mid{' result' * column.result}"))
         for level, text in _ticks(column, scale, 5):
             parts.append(tag("path", d=f"M{at - 3:.1f} {level:.1f}h6", class_="axis"))
-            raised = 7 if column.stops else -4  # every line goes through a stop: its label stands above them
+            # Lines meet at the stops of an axis: labels stand above them.
+            raised = 7 if column.stops or not column.numeric else -4
             parts.append(label(at + 8, level - raised, _shorten(text, room), "tick halo"))
     lines = []
     for entry in entries:
