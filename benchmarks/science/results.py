@@ -83,7 +83,7 @@ def sweep_settings(out: Path, evaluation: str) -> dict[tuple[str, float], Settin
     found = {}
     for trial in load_sweep(out / SWEEP).complete:
         mode, eta = trial.params["mode"], float(trial.params["schedule.eta"])
-        runs = [run.directory / "run" for run in trial.runs]
+        runs = [run.directory for run in trial.runs]
         steps = {run: max(evaluated_steps(run)) for run in runs}
         found[mode, eta] = at_step(f"{mode}, η = {eta:g}", runs, evaluation, steps)
     return found
