@@ -1,7 +1,7 @@
 """What an update costs on-policy and from a buffer, on the embedded model: `python benchmarks/buffer_speed.py`.
 
-Both train in turn in one process, ROUNDS times, so that the load of the machine meets both. A round of the buffer is one
-collection and all updates that it serves; a round on-policy is a few updates.
+Both train in turn in one process, ROUNDS times, so that the load of the machine meets both. A round of the buffer is
+one collection and all updates that it serves; a round on-policy is a few updates.
 """
 
 from __future__ import annotations
