@@ -30,5 +30,13 @@ class QuantileThreshold:
         return self.average / (1 - DECAY**self.batches) if self.batches else float("inf")
 
     def mask(self, roots: Tensor) -> Tensor:
-        """1 where sqrt(loss) lies below the threshold, else 0; same shape and dtype."""
+        """Loss weights: 1 where sqrt(loss) lies below the threshold, else 0; same shape and dtype."""
         return (roots.detach() < self.value).to(roots.dtype)
+
+    def clip(self, roots: Tensor) -> Tensor:
+        """Loss weights min(1, tau / sqrt(loss)); same shape and dtype.
+
+        The gradient of |u + sigma a|^2 in u has the size 2 sqrt(loss), so an outlier keeps its direction and pulls as
+        hard as an item at the threshold. With heavy-tailed adjoints this loses less of the mean target than the mask.
+        """
+        return (self.value / roots.detach().clamp(min=torch.finfo(roots.dtype).tiny)).clamp(max=1)

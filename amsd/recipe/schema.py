@@ -132,7 +132,9 @@ class Method(Section):
     adjoint_at: Literal["next", "current"] = "next"
     """Which adjoint the control is matched to: a_{k+1} (unbiased) or a_k (the reference)."""
     per_sample_threshold_quantile: float = Field(default=0.9, le=1)
-    """Samples whose sqrt(loss) lies above the moving quantile are masked; negative is off (the reference's key)."""
+    """Samples whose sqrt(loss) lies above the moving quantile are outliers; negative is off (the reference's key)."""
+    outliers: Literal["mask", "clip"] = "mask"
+    """What becomes of them: `mask` leaves them out (the reference), `clip` bounds their gradient's size instead."""
     buffer: Buffer = Buffer()
     smoothing: Smoothing = Smoothing()
 

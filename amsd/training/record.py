@@ -21,7 +21,8 @@ class Outcome:
     items: MatchingLoss
     indices: Tensor
     """Step index of each item, (M,)."""
-    mask: Tensor
+    outlier_weights: Tensor
+    """Weight of each item's loss, 1 unless it is an outlier, (M,)."""
     log_weights: Tensor
     """Step-wise log importance weights of the items, (M,)."""
     gradient_norm: float
@@ -77,7 +78,7 @@ def _loss(recipe: Recipe, outcome: Outcome, controlled: int) -> dict[str, float]
         "target_norm/largest_share": float(items.target_norm.max() / items.target_norm.sum().clamp(min=1e-30)),
         "control_to_target": (control / target) ** 0.5 if target > 0 else 0.0,
         "kl": 0.5 * float((items.control_norm.double() * weights).sum()) / trajectories,
-        "masked_share": 1 - float(outcome.mask.double().mean()),
+        "masked_share": float((outcome.outlier_weights < 1).double().mean()),
     }
 
 

@@ -124,15 +124,15 @@ class SOCTrainer(ABC):
         chunks = items.split(settings.micro_batch * method.timesteps_per_trajectory) if len(items) else []
         with self.clock.phase("loss"):
             self.optimizer.zero_grad()
-            # The mask needs the losses of the whole global batch before the first gradient. With one chunk its graph
-            # is kept; with more, a pass without gradients comes first.
+            # Outliers are told by the losses of the whole global batch, before the first gradient. With one chunk its
+            # graph is kept; with more, a pass without gradients comes first.
             single = max(processes.gather([len(chunks)]) or [0]) <= 1
             with nullcontext() if single else torch.no_grad():
                 matched = [self._match(chunk, step) for chunk in chunks]
             losses = self._gather_items(_join([part.loss for part in matched]))
             log_weights = self._gather_log_weights(chunks)
-            mask = self._mask(losses)
-            weights = mask * self._importance(log_weights)
+            outliers = self._outlier_weights(losses)
+            weights = outliers * self._importance(log_weights)
             by_trajectory = weights.view(-1, method.timesteps_per_trajectory)
             own = by_trajectory[processes.rank() :: processes.world_size()].flatten()
             for index, (chunk, weight) in enumerate(zip(chunks, own.split([len(c) for c in chunks]), strict=True)):
@@ -148,7 +148,7 @@ class SOCTrainer(ABC):
                 self._gather_items(_join([part.target_norm for part in matched])),
             ),
             indices=self._gather_items(items.indices),
-            mask=mask,
+            outlier_weights=outliers,
             log_weights=log_weights,
             gradient_norm=norm,
         )
@@ -163,13 +163,13 @@ class SOCTrainer(ABC):
         count = self.recipe.method.timesteps_per_trajectory
         return processes.gather_rows(value.view(len(value) // count, count)).flatten()
 
-    def _mask(self, losses: Tensor) -> Tensor:
-        quantile = self.recipe.method.per_sample_threshold_quantile
+    def _outlier_weights(self, losses: Tensor) -> Tensor:
+        method = self.recipe.method
         roots = losses.double().sqrt()
-        if quantile < 0:
+        if method.per_sample_threshold_quantile < 0:
             return torch.ones_like(roots)
-        self.threshold = self.threshold.updated(roots, quantile)
-        return self.threshold.mask(roots)
+        self.threshold = self.threshold.updated(roots, method.per_sample_threshold_quantile)
+        return self.threshold.mask(roots) if method.outliers == "mask" else self.threshold.clip(roots)
 
     def _gather_log_weights(self, chunks: Sequence[Items]) -> Tensor:
         if not self.source.reuses:  # nothing has changed since these trajectories were sampled

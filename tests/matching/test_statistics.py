@@ -87,6 +87,16 @@ def test_threshold_is_the_bias_corrected_average_of_quantiles() -> None:
     assert threshold.mask(torch.tensor([0.0, threshold.value, 1e9])).tolist() == [1, 0, 0]
 
 
+def test_clipped_outliers_pull_as_hard_as_the_threshold_and_the_others_as_before() -> None:
+    threshold = QuantileThreshold().updated(torch.tensor([2.0]), 0.9)  # tau = 2
+    u = torch.tensor([[0.3, 0.4], [3.0, 4.0], [0.0, 0.0], [2e6, 0.0]], dtype=torch.float64, requires_grad=True)
+    loss = u.square().sum(1)
+    weights = threshold.clip(loss.detach().sqrt())
+    (gradient,) = torch.autograd.grad((weights * loss).sum(), u)
+    assert gradient.norm(dim=1).tolist() == pytest.approx([1.0, 4.0, 0.0, 4.0])
+    assert torch.nn.functional.cosine_similarity(gradient[1], u[1].detach(), dim=0) == pytest.approx(1)
+
+
 def test_an_outlier_in_the_first_batch_is_forgotten() -> None:
     threshold = QuantileThreshold().updated(torch.tensor([100.0]), 0.9)
     for _ in range(40):
