@@ -72,7 +72,8 @@ def _eta(out: Path, images: Path) -> str:
     modes = dict.fromkeys(mode for mode, _ in found)
     for mode in modes:
         rows = [setting for (name, _), setting in sorted(found.items(), key=lambda item: item[0][1]) if name == mode]
-        parts.append(f"\n{mode}:\n" + _table(rows, [row.name.rpartition(", ")[2] for row in rows]))
+        table = _table(rows, [row.name.rpartition(", ")[2] for row in rows], versus=("η = 1", found[mode, 1.0]))
+        parts.append(f"\n{mode}:\n" + table)
     return "".join(parts)
 
 

@@ -49,7 +49,7 @@ def modes_by_eta(file: Path, found: Mapping[tuple[str, float], Setting]) -> None
 def adjoints(file: Path, counts: Sequence[int], pairs: Sequence[tuple[Setting, ...]]) -> None:
     """Gain with either adjoint by number of steps."""
     figure, axis = plt.subplots(figsize=(5.2, 3))
-    for index, label in enumerate(("a_k (reference)", "a_{k+1}")):
+    for index, label in enumerate(("$a_k$ (reference)", "$a_{k+1}$")):
         _line(axis, counts, [pair[index].gain(REWARD) for pair in pairs], COLOURS[1 - index], label)
     axis.set(xscale="log", xlabel="inference steps N", ylabel="gain in reward")
     axis.set_xticks(counts, [str(count) for count in counts])
@@ -64,6 +64,10 @@ def gain_against_time(file: Path, curves: Sequence[tuple[str, Sequence[tuple[flo
     for colour, (name, curve) in zip(COLOURS, curves, strict=False):
         _line(axis, [at for at, _ in curve], [setting.gain(REWARD) for _, setting in curve], colour, name)
     axis.set(xscale="log", xlabel="seconds of training", ylabel="gain in reward")
+    seconds = [at for _, curve in curves for at, _ in curve]
+    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if min(seconds) <= tick <= max(seconds)]
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
     axis.legend()
     _save(figure, file)
 
