@@ -28,7 +28,7 @@ def main(
     size: Annotated[int, typer.Option(help="Trajectories of the buffer; a multiple of 16.")] = 32,
     passes: Annotated[int, typer.Option(min=1)] = 10,
 ) -> None:
-    """Train, count, print one JSON object."""
+    """Train, count, and end with one JSON object."""
     per_collection = passes * size // 16
     buffered = ["method.name=buffer-am", f"method.buffer.size={size}", f"method.buffer.passes={passes}"]
     recipes = {
@@ -39,17 +39,18 @@ def main(
     for _ in range(rounds):
         for name, recipe in recipes.items():
             seconds[name].append(seconds_per_update(recipe))
-    found = {
-        name: {"forwards_per_update": round(forwards_per_step(recipe)), "seconds_per_update": median(seconds[name])}
+    found: dict[str, object] = {
+        name: {
+            "forwards_per_update": round(forwards_per_step(recipe)),
+            "seconds_per_update": round(median(seconds[name]), 3),
+        }
         for name, recipe in recipes.items()
     }
     ratios = [slow / quick for slow, quick in zip(seconds["on-policy"], seconds["buffer"], strict=True)]
     forwards = [forwards_per_step(recipe) for recipe in recipes.values()]
-    typer.echo(
-        json.dumps(
-            {**found, "times_fewer_forwards": forwards[0] / forwards[1], "times_quicker": median(ratios)}, indent=1
-        )
-    )
+    found["times_fewer_forwards"] = round(forwards[0] / forwards[1], 2)
+    found["times_quicker"] = round(median(ratios), 2)
+    typer.echo(json.dumps(found, indent=1))
 
 
 def seconds_per_update(recipe: Recipe) -> float:
