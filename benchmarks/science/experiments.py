@@ -59,6 +59,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         },
         _steps(16),
     ),
+    "outliers": Experiment(
+        {
+            "mask (the reference)": {},
+            "clip": {"method.outliers": "clip"},
+            "as they are": {"method.per_sample_threshold_quantile": -1.0},
+        },
+        _steps(40),
+    ),
 }  # fmt: skip
 
 

@@ -33,7 +33,14 @@ def write_page(out: Path, page: Path) -> None:
     """Write the page and its plots; experiments without finished runs are named as such."""
     images = page.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
-    sections = {"lambda": _lambda, SWEEP: _modes, "eta": _eta, "adjoint": _adjoint, "buffer": _buffer}
+    sections = {
+        "lambda": _lambda,
+        SWEEP: _modes,
+        "eta": _eta,
+        "adjoint": _adjoint,
+        "outliers": _outliers,
+        "buffer": _buffer,
+    }
     parts = [HEAD]
     for name, section in sections.items():
         parts.append(f"\n## {TITLES[name]}\n")
@@ -95,6 +102,11 @@ def _adjoint(out: Path, images: Path) -> str:
         )
     plots.adjoints(images / "adjoint.svg", counts, pairs)
     return _picture("adjoint", "Gain with a_k and with a_(k+1) by number of steps") + "".join(lines)
+
+
+def _outliers(out: Path, images: Path) -> str:
+    found = settings(out, "outliers")
+    return _table(found, versus=("the mask", found[0])) if found else ""
 
 
 def _buffer(out: Path, images: Path) -> str:

@@ -24,6 +24,7 @@ TITLES = {
     "cfg-modes": "The three modes of guidance, equal updates",
     "eta": "Noise level of the sampler",
     "adjoint": "Which adjoint the loss matches, by number of steps",
+    "outliers": "What becomes of outliers in the loss",
     "buffer": "Buffer against on-policy, 50 guided steps",
 }
 #: Shift of the terminal mean that is missing with a_k at the fixed point, in closed form (docs/method.md), by N.
@@ -49,6 +50,7 @@ READING = {
         "Adam, which is blind to the scale of its gradients, takes nearly the same first steps with both. The closed form, and trained networks on a Gaussian base "
         "(`tests/training/test_gaussian.py`), are the evidence for a_{k+1}."
     ),
+    "outliers": "",
     "buffer": (
         "A buffer of 32 trajectories and 10 passes costs 4.8 times fewer UNet evaluations per update and ends at the same reward, within two standard errors of the paired difference, "
         "although the effective sample size within a collection falls far below one. Weighting by importance changes nothing that can be seen here. At equal wall time the buffer is far ahead. "
