@@ -19,7 +19,7 @@ from amsd.run_directory import RunDirectory
 from amsd.tracking import Tracker
 from amsd.tracking.jsonl import stopped
 from amsd.training import processes
-from amsd.training.checkpoint import weights_sha256
+from amsd.training.checkpoint import retire, weights_sha256
 from amsd.training.events import CheckpointRecord
 
 
@@ -133,9 +133,17 @@ def watch_run(
     for checkpoint in new_checkpoints(run, finished=finished, wanted=wanted):
         if evaluation is None:
             evaluation = standalone(resolved)
-        results = evaluation.of_checkpoint(checkpoint).results
-        _write(results, checkpoint / "evaluation", checkpoint / "samples")
-        yield int(checkpoint.name.removeprefix("step-")), results
+        step = int(checkpoint.name.removeprefix("step-"))
+        try:
+            results = evaluation.of_checkpoint(checkpoint).results
+            _write(results, checkpoint / "evaluation", checkpoint / "samples")
+        except OSError:
+            if (checkpoint / "manifest.json").is_file():
+                raise
+            continue  # the training deleted it meanwhile
+        if not (checkpoint / "manifest.json").is_file():
+            retire(run, step)  # deleted just before the results were written: they belong to what it left behind
+        yield step, results
 
 
 def standalone(recipe: Recipe) -> PolicyEvaluation:

@@ -73,7 +73,7 @@ class Plan:
     @property
     def decoding_bytes(self) -> float:
         """Activations of the reward gradient with gradient checkpointing, the largest of a step at 512 px and more."""
-        together = max(1, min(self.recipe.optimizer.micro_batch, DECODED_PIXELS // self.pixels))
+        together = max(1, min(self.recipe.optimizer.prompts_per_step, DECODED_PIXELS // self.pixels))
         return DECODING_BYTES_PER_PIXEL * together * self.pixels
 
     def lines(self) -> Iterator[tuple[str, str]]:
@@ -91,7 +91,7 @@ class Plan:
         yield (
             "batch",
             f"{optimizer.prompts_per_step} trajectories per step: {devices}, "
-            f"{min(optimizer.micro_batch, local)} at a time",
+            f"{min(optimizer.micro_batch, local)} at a time in the loss",
         )
         yield (
             "cost",

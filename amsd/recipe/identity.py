@@ -17,12 +17,25 @@ _NOT_IDENTITY: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+#: Keys that came later, at the values that mean what recipes without them meant: older runs keep their identity.
+_AS_BEFORE: dict[str, dict[str, Any]] = {
+    "model": {"config": None, "vae_tiling": False},
+    "method": {"outliers": "mask"},
+}
+
+
 def canonical(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data, reduced to what determines the trained weights."""
     tree = recipe.model_dump(mode="json", exclude={"tracking", "evaluation"})
     for section, keys in _NOT_IDENTITY.items():
         for key in keys:
             tree[section].pop(key)
+    if recipe.method.per_sample_threshold_quantile < 0:
+        tree["method"]["outliers"] = "mask"  # nothing is an outlier
+    for section, neutral in _AS_BEFORE.items():
+        for key, value in neutral.items():
+            if tree[section][key] == value:
+                tree[section].pop(key)
     if recipe.method.name != "buffer-am":
         tree["method"].pop("buffer")
     if recipe.model.parameterization != "lora":

@@ -20,6 +20,7 @@ from amsd.run_directory import RunDirectory, damage, hashes
 from amsd.training import processes
 
 _LOG = logging.getLogger(__name__)
+_GONE = ".gone-"
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy")
 
 
@@ -99,24 +100,40 @@ def retain(run: RunDirectory, keep: int) -> None:
     """
     best = run.pointer("best")
     for step in run.steps()[:-keep]:
-        checkpoint = run.checkpoint(step)
-        if checkpoint == best:
-            continue
-        _leave(checkpoint / "evaluation", run.left_evaluation(step))
-        _leave(checkpoint / "samples", run.left_samples(step))
-        shutil.rmtree(checkpoint)
+        if run.checkpoint(step) != best:
+            retire(run, step)
 
 
-def _leave(folder: Path, place: Path) -> None:
-    if not folder.is_dir():
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(place, ignore_errors=True)
-    folder.rename(place)
+def retire(run: RunDirectory, step: int) -> None:
+    """Delete one checkpoint; its evaluation files and pictures stay.
+
+    A rename takes it out of sight first, so that nobody sees a part of it, also if this process is killed here or
+    another one is still evaluating it.
+    """
+    gone = run.checkpoints / f"{_GONE}{step:06d}"
+    _settle(run, gone)  # of an earlier time, if there is one
+    run.checkpoint(step).rename(gone)
+    _settle(run, gone)
+
+
+def _settle(run: RunDirectory, gone: Path) -> None:
+    """Move the results of a checkpoint that is out of sight to their place, file by file, and delete the rest."""
+    step = int(gone.name.removeprefix(_GONE))
+    for source, place in (
+        (gone / "evaluation", run.left_evaluation(step)),
+        (gone / "samples", run.left_samples(step)),
+    ):
+        for file in [path for path in source.rglob("*") if path.is_file()]:
+            target = place / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def discard_after(run: RunDirectory, step: int) -> None:
     """Delete what a damaged or abandoned continuation left beyond `step`, and unfinished folders."""
+    for gone in run.checkpoints.glob(f"{_GONE}*"):
+        _settle(run, gone)
     for other in run.steps():
         if other > step:
             shutil.rmtree(run.checkpoint(other))

@@ -17,6 +17,9 @@ from amsd.recipe import Recipe
 
 _LOG = logging.getLogger(__name__)
 
+#: Forms of the error that accelerate does not know.
+_SHORTAGES = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -61,7 +64,7 @@ def chunk_size(recipe: Recipe, on_accelerator: bool) -> ChunkSize:
     `auto` starts from the micro-batch. On an accelerator it grows until memory is full. A CPU that runs out of memory
     gives no error to catch: the system ends the process. So there it never has more rows in the network than the loss,
     which keeps activations for micro_batch x K of them anyway; the adjoint keeps one per trajectory, or two where its
-    base drift is guided.
+    base drift is guided. With gradient checkpointing the loss keeps few activations, so there it is the micro-batch.
     """
     size = recipe.training.collection_batch
     if size != "auto":
@@ -71,6 +74,8 @@ def chunk_size(recipe: Recipe, on_accelerator: bool) -> ChunkSize:
         return ChunkSize(micro_batch, None)
     rows = 2 if recipe.guidance.guidance_in_adjoint_computation else 1
     limit = max(1, micro_batch * recipe.method.timesteps_per_trajectory // rows)
+    if recipe.training.gradient_checkpointing:
+        limit = min(limit, micro_batch)
     return ChunkSize(limit, limit)
 
 
@@ -82,35 +87,41 @@ def in_chunks(items: Sequence[T], size: ChunkSize, work: Callable[[Sequence[T]],
     Raises:
         RunError: a single item does not fit.
     """
-    done, start = [], 0
+    done: list[R] = []
+    start = 0
     while start < len(items):
         chunk = items[start : start + size.next]
-        result = _try(work, chunk)
-        if result is None:
-            _make_smaller(size, len(chunk))
-            continue
-        done.append(result[0])
-        size.fitted(len(chunk))
-        start += len(chunk)
+        shortage = None
+        try:
+            done.append(work(chunk))
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            shortage = str(error)  # not the error itself: its frames hold what the attempt had allocated
+        if shortage is None:
+            size.fitted(len(chunk))
+            start += len(chunk)
+        else:
+            _make_smaller(size, len(chunk), shortage)
     return done
 
 
-def _try(work: Callable[[Sequence[T]], R], chunk: Sequence[T]) -> tuple[R] | None:
-    """The result, or None if memory was short; then nothing holds on to what the attempt had allocated."""
-    try:
-        return (work(chunk),)
-    except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
-            raise
-        return None
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says, in any of its forms, that memory was short."""
+    if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
+        return True
+    return any(text in str(error) for text in _SHORTAGES)
 
 
-def _make_smaller(size: ChunkSize, count: int) -> None:
+def _make_smaller(size: ChunkSize, count: int, shortage: str) -> None:
     clear_device_cache(garbage_collection=True)
     if count == 1:
         raise RunError(
             "Out of memory while a single trajectory was collected. Set training.gradient_checkpointing = true, "
-            'model.precision = "bf16" or model.parameterization = "lora", or use a smaller model.'
+            'model.precision = "bf16" or model.parameterization = "lora", or use a smaller model. '
+            f"What was said: {shortage}"
         )
     size.failed(count)
-    _LOG.warning("Collecting %d trajectories at once does not fit into memory; trying %d.", count, size.next)
+    _LOG.warning(
+        "Collecting %d trajectories at once does not fit into memory; trying %d. (%s)", count, size.next, shortage
+    )

@@ -97,7 +97,8 @@ def load_experience(file: Path, encode: Any) -> Experience:
         reward_gradient_norm=tensors["reward_gradient_norm"],
         clamped_share=tensors["clamped_share"],
         adjoint_norm=under("adjoint_norm/"),
-        initial_cosine=tensors["initial_cosine"],
+        # Buffers of earlier versions lack it; it is only logged.
+        initial_cosine=tensors.get("initial_cosine", torch.full_like(tensors["rewards"], torch.nan)),
     )
     return Experience(
         prompts=tuple(prompts),

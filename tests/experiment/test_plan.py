@@ -24,7 +24,7 @@ def test_sd15_needs_no_download_to_be_planned() -> None:
     assert f"{SD15_UNET:,} parameters (100.00%" in text["trained"]
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in text["download"]
     assert "4.27 GB" in text["download"]
-    assert text["batch"].startswith("125 trajectories per step: 5 processes x 25, 5 at a time")
+    assert text["batch"].startswith("125 trajectories per step: 5 processes x 25, 5 at a time in the loss")
     assert text["checkpoints"].startswith("5, ")
     # A forward pass of SD 1.5 at 64 x 64 is known to cost about 0.8 TFLOP (0.4 tera multiply-adds).
     assert 0.7e12 < plan.flops_per_forward < 0.9e12

@@ -17,6 +17,17 @@ def test_form() -> None:
     assert re.fullmatch(r"[0-9a-f]{12}", identity(load_recipe("shapes")))
 
 
+def test_keys_that_came_later_leave_older_runs_their_identity() -> None:
+    # Of a run of recipes/shapes.toml made before model.config, model.vae_tiling and method.outliers existed.
+    assert identity(load_recipe("shapes", ["method.reward_multiplier=50.0"])) == "4b7e23fb73c8"
+
+
+def test_what_becomes_of_outliers_is_inert_where_nothing_is_one() -> None:
+    off = "method.per_sample_threshold_quantile=-1.0"
+    same = [identity(load_recipe("shapes", [off, f"method.outliers={kind}"])) for kind in ("mask", "clip")]
+    assert same[0] == same[1]
+
+
 @pytest.mark.parametrize(
     "assignment",
     [
@@ -58,6 +69,7 @@ def test_unchanged_by(assignment: str) -> None:
         "guidance.guidance_scale=5.0",
         "method.reward_multiplier=26.0",
         "method.adjoint_at=current",
+        "method.outliers=clip",
         "method.smoothing.noise_std=0.1",
         "reward[0].weight=2.0",
         "reward[0].name=shapes:area",

@@ -147,3 +147,32 @@ def test_running_out_of_memory_in_the_middle_loses_nothing(phase: str, monkeypat
     assert_same(found_again, whole)
     assert {3, 4} & set(calls)
     assert size.largest == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"],
+)
+def test_every_form_of_out_of_memory_is_known(text: str) -> None:
+    def work(part: Sequence[int]) -> list[int]:
+        if len(part) > 1:
+            raise RuntimeError(text)
+        return list(part)
+
+    assert in_chunks([1, 2, 3], ChunkSize(3, 3), work) == [[1], [2], [3]]
+
+
+def test_another_error_is_no_shortage() -> None:
+    def work(part: Sequence[int]) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        in_chunks([1, 2, 3], ChunkSize(3, 3), work)
+
+
+def test_a_single_item_that_does_not_fit_says_what_was_said() -> None:
+    def work(part: Sequence[int]) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 2 EiB")
+
+    with pytest.raises(RunError, match=r"gradient_checkpointing.*tried to allocate 2 EiB"):
+        in_chunks([1], ChunkSize(1, 1), work)
