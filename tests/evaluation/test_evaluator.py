@@ -17,7 +17,7 @@ from amsd.evaluation.distance import coordinate_scale, fid, kid
 from amsd.evaluation.diversity import embedding_variance
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.metrics import dequantize
-from amsd.evaluation.result import EvaluationResult
+from amsd.evaluation.result import EvaluationResult, comparable
 from amsd.evaluation.statistics import compare
 from amsd.rewards.simple import Brightness, Colourfulness
 from amsd.training.events import Notice
@@ -91,6 +91,20 @@ def test_a_base_under_other_conditions_is_refused(pipeline: Any, tmp_path: Path,
     base = Evaluator(recipe(changed), PROMPTS, [Brightness()], cache=tmp_path).evaluate(pipeline, "base")
     with pytest.raises(UsageError, match="other conditions"):
         Evaluator(recipe(), PROMPTS, [Brightness()], cache=tmp_path).evaluate(pipeline, "tuned", base)
+
+
+def test_tiling_is_a_condition_and_is_named_only_where_it_is_on(pipeline: Any, tmp_path: Path) -> None:
+    tiling = stable_diffusion(0)
+    tiling.vae.enable_tiling()
+    tiling.vae.tile_latent_min_size, tiling.vae.tile_sample_min_size = 4, 8
+    evaluator = Evaluator(recipe(), PROMPTS, [Brightness()], cache=tmp_path)
+    (whole,), (tiled,) = evaluator.evaluate(pipeline, "w"), evaluator.evaluate(tiling, "w")
+    assert "vae_tiling" not in whole.settings
+    assert tiled.settings == {**whole.settings, "vae_tiling": True}
+    assert values_of(tiled) != values_of(whole), "the cache took one for the other"
+    assert not comparable(whole, tiled)
+    with pytest.raises(UsageError, match="other conditions"):
+        evaluator.evaluate(tiling, "tuned", [whole])
 
 
 def test_a_base_scored_by_another_version_is_refused(pipeline: Any, tmp_path: Path) -> None:
