@@ -130,7 +130,7 @@ class Evaluator:
         comes from this method, without a base of its own.
 
         Raises:
-            RunError: a score is not finite; the prompt is named.
+            RunError: a score or an embedding is not finite; the prompt is named.
             UsageError: a setting cannot be sampled as its name says, or `base` was made under other conditions.
         """
         adapter = adapter_for(pipeline)

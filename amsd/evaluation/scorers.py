@@ -112,7 +112,7 @@ class Scorers:
         """Per-prompt values of the metrics `names`, and embeddings by the embedders `references`, over all processes.
 
         Raises:
-            RunError: a value is not finite; the prompt is named.
+            RunError: a value or an embedding is not finite; the prompt is named.
         """
         values = {name: self._scores(reward, images, device) for name, reward in self._rewards.items() if name in names}
         kept = {}
@@ -147,6 +147,10 @@ class Scorers:
         with metrics.placed(embedder, device):
             local = [metrics.embed(embedder, pictures, device) for pictures in images.pictures]
         embeddings: Tensor = torch.cat(gather(local)).unflatten(0, (images.prompts, self._samples))
+        finite = embeddings.isfinite().flatten(1).all(1).tolist()
+        for prompt, good in zip(self._prompts, finite, strict=True):
+            if not good:
+                raise RunError(f"embedder {embedder.name!r} gave values that are not finite for the prompt {prompt!r}")
         return embeddings
 
 

@@ -161,6 +161,35 @@ def test_a_score_that_is_not_finite_names_metric_and_prompt(pipeline: Any, tmp_p
         evaluator.evaluate(pipeline, "w")
 
 
+class OnceNan(PixelsEmbedder):
+    """Not a number in one value of the image with this number, counted from the first that it is shown."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("small", side=2)
+        self.number = number
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        first = self.seen
+        embeddings = super().__call__(images).clone()
+        if first <= self.number < self.seen:
+            embeddings[self.number - first, 1] = torch.nan
+        return embeddings
+
+
+@pytest.mark.parametrize("role", ["diversity", "base", "distance"])
+def test_an_embedding_that_is_not_finite_names_embedder_and_prompt(
+    role: str, pipeline: Any, tuned: Any, tmp_path: Path
+) -> None:
+    embedder = OnceNan(4 if role != "distance" else TOTAL + 4)  # an image of the second prompt
+    chosen: dict[str, Any] = {"diversity": [embedder]} if role == "diversity" else {"distance": [embedder]}
+    evaluator = Evaluator(recipe(), PROMPTS, [], **chosen, cache=tmp_path)
+    base = evaluator.evaluate(pipeline, "base") if role == "distance" else None
+    with pytest.raises(RunError, match="'small' gave values that are not finite for the prompt 'two blue triangles'"):
+        evaluator.evaluate(tuned, "tuned", base)
+    kept = {path.parent.name for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert kept == ({"embeddings", "pictures"} if role == "distance" else set())
+
+
 def test_scorers_of_a_recipe_are_loaded_once_and_trained_ones_are_shared() -> None:
     trained = CountingReward("brightness")
     chosen = recipe({"metrics": ["colourfulness", "brightness"]})
