@@ -155,13 +155,15 @@ class Scorers:
 
 
 def _distance(prefix: str, embeddings: Tensor, base: Tensor, device: torch.device) -> list[float]:
-    """Per-prompt values of a distance, computed by the main process alone: FID's jackknife keeps a device busy."""
+    """Per-prompt values of a distance, the same on every process: they share FID's work, KID's is the main one's."""
     place = device if device.type == "cuda" else torch.device("cpu")  # float64, which not every accelerator has
+    images, base = embeddings.to(place), base.to(place)
     values: list[float] = []
-    if rank() == 0:
-        scale = distance.coordinate_scale(base) if prefix == KID else 1.0
-        formula = distance.kid if prefix == KID else distance.fid
-        values = formula(scale * embeddings.to(place), scale * base.to(place)).tolist()
+    if prefix == FID:
+        values = distance.fid(images, base).tolist()
+    elif rank() == 0:
+        scale = distance.coordinate_scale(base)
+        values = distance.kid(scale * images, scale * base).tolist()
     return gather([values])[0]
 
 
