@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from importlib import resources
 from pathlib import Path
@@ -42,9 +43,20 @@ def load_adapter(model: Model) -> Adapter:
         except (OSError, ValueError) as error:
             raise UsageError(f"model.pretrained = {model.pretrained!r} cannot be loaded: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
+    adapter = adapter_for(pipeline)
     if model.vae_tiling:
-        pipeline.vae.enable_tiling()
-    return adapter_for(pipeline)
+        _tile(adapter)
+    return adapter
+
+
+def _tile(adapter: Adapter) -> None:
+    """Decode in tiles of about half an image's side: diffusers' own are a whole image, so it would never tile."""
+    pipeline = adapter.pipeline
+    # A multiple of 4: neighbours share a quarter of a tile, which must be whole latents, or the image loses its size.
+    side = 4 * math.ceil(max(adapter.latent_shape[1:]) / 8)
+    pipeline.vae.enable_tiling()
+    pipeline.vae.tile_latent_min_size = side
+    pipeline.vae.tile_sample_min_size = side * pipeline.vae_scale_factor
 
 
 def _hide_loading_bars() -> None:

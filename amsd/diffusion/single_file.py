@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,12 +32,15 @@ _CONFIGURATIONS = {
 }
 """A tensor that only this family's files have -> hub repository with its configuration."""
 
+_NO_PICKLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, struct.error)
+"""What torch.load raises besides its own errors when bytes that are no pickle happen to be opcodes."""
+
 
 def stored_shapes(file: Path) -> Shapes:
     """Names and shapes of the tensors in a checkpoint; of `.safetensors` only the header is read.
 
     Raises:
-        UsageError: the file is damaged, or a `.ckpt` that holds more than tensors.
+        UsageError: the file is damaged, holds no tensors by name, or is a `.ckpt` with more than tensors.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -45,7 +49,7 @@ def stored_shapes(file: Path) -> Shapes:
             with safe_open(file, framework="pt") as stream:
                 return {key: tuple(stream.get_slice(key).get_shape()) for key in stream.keys()}  # noqa: SIM118
         return {key: tuple(value.shape) for key, value in _tensors(file).items()}
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UsageError(unreadable(file, error)) from error
 
 
@@ -104,12 +108,13 @@ def load_single_file(file: Path, configuration: Path) -> Any:
         configuration: diffusers folder with the networks' configurations, the tokenizer and the scheduler.
 
     Raises:
-        UsageError: the configuration is of another family, or the file does not fit it.
+        UsageError: the file is unreadable, the configuration is of another family, or the file does not fit it.
     """
     import diffusers
     import torch
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
+    stored_shapes(file)  # what is no checkpoint fails in diffusers in too many ways to tell from a misfit
     families = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
     family = json.loads((configuration / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
     if family not in families:
@@ -145,10 +150,26 @@ def _misfit(file: Path, configuration: Path, reason: str) -> str:
 
 
 def _tensors(file: Path) -> Mapping[str, Any]:
-    """The tensors of a `.ckpt`, mapped from disk where its format allows."""
+    """The tensors of a `.ckpt`, mapped from disk where its format allows.
+
+    Raises:
+        ValueError: it is no pickle, or holds no tensors by name.
+        OSError, RuntimeError, EOFError, UnpicklingError: torch.load's own.
+    """
     import torch
 
-    content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    while "state_dict" in content:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except _NO_PICKLE as error:
+        reason = (
+            f"PyTorch's file format is not in it ({type(error).__name__}: {error}); it is damaged or something else"
+        )
+        raise ValueError(reason) from error
+    while isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
-    return {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if not isinstance(content, Mapping):
+        raise ValueError(f"it holds a {type(content).__name__} where a dictionary of tensors by name should be")
+    found = {key: each for key, each in content.items() if isinstance(key, str) and isinstance(each, torch.Tensor)}
+    if not found:
+        raise ValueError("its dictionary holds no tensors by name")
+    return found

@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,13 @@ class Cache:
                 expected = (reader.metadata() or {}).get("checksum")
             if tensor.ndim != dimensions or tensor.shape[1] != samples or _checksum(tensor) != expected:
                 raise ValueError(f"shape {tuple(tensor.shape)} or checksum does not match")
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ValueError("its values are not all finite")
         except (OSError, SafetensorError, ValueError) as error:
             self._damaged(file, str(error))
             return None
-        file.touch()
+        with suppress(FileNotFoundError):  # another process has trimmed it; touching would leave an empty file
+            os.utime(file)
         return tensor
 
     def _keep_tensor(self, kind: str, key: str, tensor: Tensor) -> None:

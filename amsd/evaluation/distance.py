@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amsd.training.processes import gather, shard
+
 VERSION = 1
 """Raised whenever the same embeddings would give another distance."""
 
@@ -52,7 +54,7 @@ def fid(images: Tensor, base: Tensor) -> Tensor:
 
     |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)) of the Gaussians fitted to all images (Heusel et al. 2017,
     equation 6). It is biased upwards by a finite number of images: compare only values of equal numbers.
-    Memory: O(D^2); time: O(P D^3).
+    Memory: O(D^2); time: O(P D^3), shared among the processes of a run: every one calls this, with the same embeddings.
 
     Raises:
         ValueError: the shapes differ, or there are fewer than `MIN_PROMPTS` prompts.
@@ -61,8 +63,15 @@ def fid(images: Tensor, base: Tensor) -> Tensor:
     centre = base.double().mean((0, 1))  # no distance depends on it, and sums of squares stay accurate
     x, y = images.double() - centre, base.double() - centre
     all_x, all_y = _Sums.of(x.flatten(0, 1)), _Sums.of(y.flatten(0, 1))
-    without = [_frechet(all_x.without(gone), all_y.without(lost)) for gone, lost in zip(x, y, strict=True)]
-    return jackknife(_frechet(all_x, all_y), torch.stack(without))
+
+    def apart_from(prompt: int | None) -> float:
+        if prompt is None:
+            return float(_frechet(all_x, all_y))
+        return float(_frechet(all_x.without(x[prompt]), all_y.without(y[prompt])))
+
+    cases = [None, *range(len(x))]
+    value, *without = gather([apart_from(prompt) for prompt in shard(cases)])
+    return jackknife(torch.tensor(value, dtype=torch.float64), torch.tensor(without, dtype=torch.float64))
 
 
 def coordinate_scale(base: Tensor) -> float:

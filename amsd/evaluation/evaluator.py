@@ -130,7 +130,7 @@ class Evaluator:
         comes from this method, without a base of its own.
 
         Raises:
-            RunError: a score is not finite; the prompt is named.
+            RunError: a score or an embedding is not finite; the prompt is named.
             UsageError: a setting cannot be sampled as its name says, or `base` was made under other conditions.
         """
         adapter = adapter_for(pipeline)
@@ -147,7 +147,7 @@ class Evaluator:
         sampler = protocol.sampler_for(setting, adapter.pipeline.scheduler, self._recipe.schedule)
         if sampler.fallback is not None:
             self._say("scheduler-fallback", sampler.fallback)
-        wanted = self._wanted(sampler, weights, base)
+        wanted = self._wanted(adapter, sampler, weights, base)
         found = self._completed(wanted, self._look_up(wanted), adapter, sampler)
         for name, embeddings in found.embeddings.items():
             shortage = self._scorers.shortage(name, embeddings)
@@ -162,13 +162,15 @@ class Evaluator:
             found.pictures, found.embeddings,
         )  # fmt: skip
 
-    def _wanted(self, sampler: protocol.Sampler, weights: str, base: EvaluationResult | None) -> _Wanted:
+    def _wanted(
+        self, adapter: Adapter, sampler: protocol.Sampler, weights: str, base: EvaluationResult | None
+    ) -> _Wanted:
         """What this setting is asked for.
 
         Raises:
             UsageError: the base model's result was made under other conditions.
         """
-        settings = self._settings(sampler, weights)
+        settings = self._settings(adapter, sampler, weights)
         if base is not None and (base.prompts != self._prompts or conditions(base.settings) != conditions(settings)):
             raise UsageError(
                 f"{sampler.setting.name}: the base model's result was made under other conditions; evaluate it again"
@@ -185,8 +187,10 @@ class Evaluator:
         kept = {name: identity({"images": images, "embeddings": [name, version]}) for name, version in references}
         return _Wanted(settings, images, versions, metrics, kept, base)
 
-    def _settings(self, sampler: protocol.Sampler, weights: str) -> dict[str, Any]:
+    def _settings(self, adapter: Adapter, sampler: protocol.Sampler, weights: str) -> dict[str, Any]:
         """Everything but the prompts that determines the images."""
+        # Only where it is on: results that were made without it keep their identity.
+        tiling = {"vae_tiling": True} if getattr(adapter.pipeline.vae, "use_tiling", False) else {}
         return {
             "name": sampler.setting.name,
             **sampler.setting.model_dump(),
@@ -197,6 +201,7 @@ class Evaluator:
             "weights": weights,
             "protocol": protocol.PROTOCOL_VERSION,
             "libraries": library_versions(),
+            **tiling,
         }
 
     @property

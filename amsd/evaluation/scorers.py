@@ -112,7 +112,7 @@ class Scorers:
         """Per-prompt values of the metrics `names`, and embeddings by the embedders `references`, over all processes.
 
         Raises:
-            RunError: a value is not finite; the prompt is named.
+            RunError: a value or an embedding is not finite; the prompt is named.
         """
         values = {name: self._scores(reward, images, device) for name, reward in self._rewards.items() if name in names}
         kept = {}
@@ -147,17 +147,23 @@ class Scorers:
         with metrics.placed(embedder, device):
             local = [metrics.embed(embedder, pictures, device) for pictures in images.pictures]
         embeddings: Tensor = torch.cat(gather(local)).unflatten(0, (images.prompts, self._samples))
+        finite = embeddings.isfinite().flatten(1).all(1).tolist()
+        for prompt, good in zip(self._prompts, finite, strict=True):
+            if not good:
+                raise RunError(f"embedder {embedder.name!r} gave values that are not finite for the prompt {prompt!r}")
         return embeddings
 
 
 def _distance(prefix: str, embeddings: Tensor, base: Tensor, device: torch.device) -> list[float]:
-    """Per-prompt values of a distance, computed by the main process alone: FID's jackknife keeps a device busy."""
+    """Per-prompt values of a distance, the same on every process: they share FID's work, KID's is the main one's."""
     place = device if device.type == "cuda" else torch.device("cpu")  # float64, which not every accelerator has
+    images, base = embeddings.to(place), base.to(place)
     values: list[float] = []
-    if rank() == 0:
-        scale = distance.coordinate_scale(base) if prefix == KID else 1.0
-        formula = distance.kid if prefix == KID else distance.fid
-        values = formula(scale * embeddings.to(place), scale * base.to(place)).tolist()
+    if prefix == FID:
+        values = distance.fid(images, base).tolist()
+    elif rank() == 0:
+        scale = distance.coordinate_scale(base)
+        values = distance.kid(scale * images, scale * base).tolist()
     return gather([values])[0]
 
 

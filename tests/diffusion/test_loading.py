@@ -142,14 +142,26 @@ def test_a_variant_is_what_is_loaded(tmp_path: Path) -> None:
         load_adapter(Model(pretrained=str(tmp_path), variant="int4"))
 
 
-def test_tiling_is_a_choice_of_the_recipe(tmp_path: Path) -> None:
-    pipelines.stable_diffusion().save_pretrained(tmp_path)
-    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    images = {}
+@pytest.mark.parametrize("side", [8, 12, 20])
+def test_tiling_is_a_choice_of_the_recipe(side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = pipelines.stable_diffusion()
+    original.unet.register_to_config(sample_size=side)
+    original.vae.register_to_config(sample_size=2 * side)  # as released models have it: a tile is a whole image
+    original.save_pretrained(tmp_path)
+    latents = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
+    images, calls = {}, {False: 0, True: 0}
     for tiling in (False, True):
         adapter = load_adapter(Model(pretrained=str(tmp_path), vae_tiling=tiling))
-        adapter.pipeline.vae.tile_latent_min_size, adapter.pipeline.vae.tile_sample_min_size = 4, 8
+        tiled = adapter.pipeline.vae.tiled_decode
+
+        def counted(z: Any, tiling: bool = tiling, tiled: Any = tiled, **options: Any) -> Any:
+            calls[tiling] += 1
+            return tiled(z, **options)
+
+        monkeypatch.setattr(adapter.pipeline.vae, "tiled_decode", counted)
         images[tiling] = adapter.decode(latents)
+    assert calls == {False: 0, True: 1}
+    assert images[True].shape == images[False].shape == (1, 3, 2 * side, 2 * side)
     difference = (images[True] - images[False]).abs()
     assert difference.max() > 0
     assert difference.mean() < 0.1

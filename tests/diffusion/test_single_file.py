@@ -95,6 +95,40 @@ def test_a_ckpt_with_code_is_refused_and_its_code_is_not_run(tmp_path: Path) -> 
     assert not touched.exists()
 
 
+@pytest.mark.parametrize("configured", [True, False])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(f"{first}ello, this is a note about the model.\n".encode() for first in "bcghijklnprstuCIJKLMPRSTUVX("),
+        b"",
+        b"\x80\x02garbage",
+        ["a", "list"],
+        {"state_dict": ["a", "list"]},
+        {"state_dict": {"step": 1}},
+        {1: torch.zeros(2)},
+        torch.zeros(2),
+    ],
+    ids=lambda content: repr(content)[:24],
+)
+def test_a_ckpt_that_is_no_checkpoint_is_refused(
+    content: Any, configured: bool, configuration: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.ckpt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
+    with pytest.raises(UsageError, match=r"model\.ckpt' cannot be read as a checkpoint: "):
+        load_adapter(Model(pretrained=str(file), config=str(configuration) if configured else None))
+
+
+@pytest.fixture(scope="module")
+def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("configuration")
+    pipelines.stable_diffusion(attention=True).save_pretrained(folder)
+    return folder
+
+
 def test_offline_without_configuration_says_what_to_set(tmp_path: Path) -> None:
     model = written(tmp_path).model_copy(update={"config": None})
     with pytest.raises(UsageError) as caught:

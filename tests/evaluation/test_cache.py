@@ -56,6 +56,31 @@ def test_concurrent_writers_leave_whole_files(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["shared.json", "shared.safetensors"]
 
 
+def test_a_file_that_is_trimmed_while_it_is_read_stays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, embeddings = open_cache(tmp_path), torch.rand(3, 2, 4)
+    cache.keep_embeddings("key", embeddings)
+    (file,) = (tmp_path / "embeddings").iterdir()
+    checksum = module._checksum
+
+    def trimmed(tensor: torch.Tensor) -> str:
+        file.unlink()
+        return checksum(tensor)
+
+    monkeypatch.setattr(module, "_checksum", trimmed)
+    found = cache.embeddings("key", 3, 2)
+    assert found is not None
+    assert torch.equal(found, embeddings)
+    assert not file.exists()
+
+
+def test_embeddings_that_are_not_finite_are_damaged(tmp_path: Path) -> None:
+    said: list[str] = []
+    cache = Cache(tmp_path, lambda file, reason: said.append(reason))
+    cache.keep_embeddings("key", torch.tensor([[[1.0, torch.nan]]]))
+    assert cache.embeddings("key", 1, 1) is None
+    assert said == ["its values are not all finite"]
+
+
 def test_the_least_recently_used_pictures_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = open_cache(tmp_path)
     pictures = torch.zeros(1, 1, 3, 16, 16, dtype=torch.uint8)

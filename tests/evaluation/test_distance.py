@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from scipy.linalg import sqrtm
 from torch import Tensor
 
@@ -110,6 +114,35 @@ def test_fid_of_gaussians_with_known_moments() -> None:
     diagonal = torch.diag(torch.tensor([4.0, 9.0, 0.25], dtype=torch.float64))
     scaled = fid(with_moments(mean, diagonal, 1), with_moments(mean, torch.eye(3, dtype=torch.float64), 2))
     assert float(scaled.mean()) == pytest.approx((2 - 1) ** 2 + (3 - 1) ** 2 + (0.5 - 1) ** 2, rel=1e-9)
+
+
+def fid_of_one_process(rank: int, processes: int, meeting: str) -> tuple[list[float], int]:
+    """What this process gets, and how many distances it worked out for it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes)
+    counted, frechet = [], distance._frechet
+    distance._frechet = lambda x, y: counted.append(1) or frechet(x, y)  # type: ignore[func-returns-value]
+    try:
+        return fid(*unequal()).tolist(), len(counted)
+    finally:
+        dist.destroy_process_group()
+
+
+def unequal() -> tuple[Tensor, Tensor]:
+    return normal(7, 3, 4, seed=1), 0.3 + 1.4 * normal(7, 3, 4, seed=2)
+
+
+@pytest.mark.parametrize("processes", [3, 9])
+def test_processes_share_the_work_of_fid_and_get_the_same_numbers(processes: int, tmp_path: Path) -> None:
+    with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
+        meeting = str(tmp_path / "meeting")
+        running = [pool.submit(fid_of_one_process, rank, processes, meeting) for rank in range(processes)]
+        found = [each.result(timeout=120) for each in running]
+    expected = fid(*unequal()).tolist()
+    assert all(values == expected for values, _ in found)
+    shares = [share for _, share in found]
+    assert sum(shares) == 8  # one with all prompts, and one without each of 7
+    assert max(shares) - min(shares) <= 1
 
 
 def test_fid_of_a_constant_dimension_and_far_from_the_origin() -> None:

@@ -17,7 +17,7 @@ from amsd.evaluation.distance import coordinate_scale, fid, kid
 from amsd.evaluation.diversity import embedding_variance
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.metrics import dequantize
-from amsd.evaluation.result import EvaluationResult
+from amsd.evaluation.result import EvaluationResult, comparable
 from amsd.evaluation.statistics import compare
 from amsd.rewards.simple import Brightness, Colourfulness
 from amsd.training.events import Notice
@@ -93,6 +93,20 @@ def test_a_base_under_other_conditions_is_refused(pipeline: Any, tmp_path: Path,
         Evaluator(recipe(), PROMPTS, [Brightness()], cache=tmp_path).evaluate(pipeline, "tuned", base)
 
 
+def test_tiling_is_a_condition_and_is_named_only_where_it_is_on(pipeline: Any, tmp_path: Path) -> None:
+    tiling = stable_diffusion(0)
+    tiling.vae.enable_tiling()
+    tiling.vae.tile_latent_min_size, tiling.vae.tile_sample_min_size = 4, 8
+    evaluator = Evaluator(recipe(), PROMPTS, [Brightness()], cache=tmp_path)
+    (whole,), (tiled,) = evaluator.evaluate(pipeline, "w"), evaluator.evaluate(tiling, "w")
+    assert "vae_tiling" not in whole.settings
+    assert tiled.settings == {**whole.settings, "vae_tiling": True}
+    assert values_of(tiled) != values_of(whole), "the cache took one for the other"
+    assert not comparable(whole, tiled)
+    with pytest.raises(UsageError, match="other conditions"):
+        evaluator.evaluate(tiling, "tuned", [whole])
+
+
 def test_a_base_scored_by_another_version_is_refused(pipeline: Any, tmp_path: Path) -> None:
     base = Evaluator(recipe(), PROMPTS, [CountingReward(version="1")], cache=tmp_path).evaluate(pipeline, "base")
     with pytest.raises(UsageError, match="no result of 'brightness' in version '2'"):
@@ -145,6 +159,35 @@ def test_a_score_that_is_not_finite_names_metric_and_prompt(pipeline: Any, tmp_p
     evaluator = Evaluator(recipe(), PROMPTS, [CountingReward("odd", bad=PROMPTS[1])], cache=tmp_path)
     with pytest.raises(RunError, match="'odd' is nan for the prompt 'two blue triangles'"):
         evaluator.evaluate(pipeline, "w")
+
+
+class OnceNan(PixelsEmbedder):
+    """Not a number in one value of the image with this number, counted from the first that it is shown."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("small", side=2)
+        self.number = number
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        first = self.seen
+        embeddings = super().__call__(images).clone()
+        if first <= self.number < self.seen:
+            embeddings[self.number - first, 1] = torch.nan
+        return embeddings
+
+
+@pytest.mark.parametrize("role", ["diversity", "base", "distance"])
+def test_an_embedding_that_is_not_finite_names_embedder_and_prompt(
+    role: str, pipeline: Any, tuned: Any, tmp_path: Path
+) -> None:
+    embedder = OnceNan(4 if role != "distance" else TOTAL + 4)  # an image of the second prompt
+    chosen: dict[str, Any] = {"diversity": [embedder]} if role == "diversity" else {"distance": [embedder]}
+    evaluator = Evaluator(recipe(), PROMPTS, [], **chosen, cache=tmp_path)
+    base = evaluator.evaluate(pipeline, "base") if role == "distance" else None
+    with pytest.raises(RunError, match="'small' gave values that are not finite for the prompt 'two blue triangles'"):
+        evaluator.evaluate(tuned, "tuned", base)
+    kept = {path.parent.name for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert kept == ({"embeddings", "pictures"} if role == "distance" else set())
 
 
 def test_scorers_of_a_recipe_are_loaded_once_and_trained_ones_are_shared() -> None:
