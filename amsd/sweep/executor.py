@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from amsd.errors import RunError
+from amsd.evaluation.result import FID, KID
 from amsd.recipe import Recipe
 from amsd.sweep.schema import TRAINING, Constraint, Objective
 
@@ -90,8 +91,35 @@ def objective_value(objective: Objective, log: RunLog, step: int | None = None) 
     key = _key(objective)
     if key not in scalars:
         where = "no evaluation" if step is None else f"the evaluation of step {step}"
-        raise RunError(f"{objective.label}: {where} in metrics.jsonl has no {key!r}")
+        raise RunError(f"{objective.label}: {where} in metrics.jsonl has no {key!r}{_reason(objective.metric)}")
     return _finite(objective.label, scalars[key])
+
+
+def check_distance(objective: Objective, log: RunLog) -> None:
+    """Nothing, unless a FID is missing at an evaluated checkpoint: no later one of the run will have it either.
+
+    Only the evaluator knows the dimensions of an embedding, so a sweep cannot be refused for it beforehand.
+
+    Raises:
+        RunError: says what to raise.
+    """
+    for step in log.evaluation_steps() if objective.metric.startswith(FID) else ():
+        scalars, key = _scalars(objective, log, step), _key(objective)
+        if scalars and key not in scalars:
+            reason = _reason(objective.metric)
+            raise RunError(f"{objective.label}: the evaluation of step {step} in metrics.jsonl has no {key!r}{reason}")
+
+
+def _reason(metric: str) -> str:
+    """What a missing metric means, where it is known."""
+    if not metric.startswith(FID):
+        return ""
+    distance = KID + metric.removeprefix(FID)
+    return (
+        ": FID is left out where evaluation.prompts x evaluation.samples_per_prompt images do not exceed the "
+        f"dimensions of the embedding (log.txt names both numbers). Raise one of the two, or use {distance}, which "
+        "needs no such number"
+    )
 
 
 def objective_error(objective: Objective, log: RunLog) -> float | None:

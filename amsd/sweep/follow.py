@@ -57,7 +57,7 @@ class Follower:
             record = json.loads(line)
         except ValueError:  # half a line, left where a killed run stopped writing
             return
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int) or "notice" in record:
+        if not _is_measured(record):
             return
         step = record["step"]
         scalars = {key: number for key, value in record.items() if (number := _number(value)) is not None}
@@ -80,9 +80,14 @@ def last_step(run: Path) -> int | None:
             record = json.loads(line)
         except ValueError:  # half a line, at either end of what was read
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        if _is_measured(record):
             return int(record["step"])
     return None
+
+
+def _is_measured(record: Any) -> bool:
+    """Whether this is a line of a step or an evaluation, and not a notice, which may name any step."""
+    return isinstance(record, dict) and isinstance(record.get("step"), int) and "notice" not in record
 
 
 def _number(value: Any) -> float | None:

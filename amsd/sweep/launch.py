@@ -12,14 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from amsd.errors import RunError, UsageError
-from amsd.sweep.process import ProcessExecutor
+from amsd.errors import AmsdError, RunError, UsageError
+from amsd.sweep.process import ProcessExecutor, leashed, tail
 from amsd.sweep.study import StudyHandle, locate
 from amsd.sweep.trial import Stop
-from amsd.sweep.worker import Worker, WorkerReport
+from amsd.sweep.worker import Worker, WorkerReport, last_line
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,24 @@ logger = logging.getLogger(__name__)
 STORAGE_VARIABLE = "AMSD_SWEEP_STORAGE"
 
 
+@dataclass(frozen=True)
+class _Launched:
+    """A worker process of this machine."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    begins: int
+    """Where in the log its output begins, in bytes: earlier workers wrote what is before."""
+
+    def said(self) -> str:
+        """The error that it ended with; empty if it said nothing."""
+        with self.log.open("rb") as output:
+            text = tail(output, self.begins)
+        return text[text.rindex(last_line(text)) :] if text else ""
+
+
 def work(source: str, study: str | None = None, directory: Path | None = None) -> WorkerReport:
-    """Join a sweep as one worker until there is nothing left to do; Ctrl-C or SIGTERM hands the trial back.
+    """Join a sweep as one worker until nothing is left to do; SIGINT, SIGTERM or SIGHUP hands the trial back.
 
     Raises:
         UsageError: there is no such sweep.
@@ -54,7 +71,8 @@ def run_workers(
 ) -> WorkerReport:
     """Start `count` worker processes on this machine and wait for all of them; `tick` is called meanwhile.
 
-    A worker that dies takes nothing with it: its trial is queued again and the others go on.
+    A worker that dies takes nothing with it: its trial is queued again and the others go on. So they do when `tick`
+    fails, which is logged. However this ends, also killed outright (Linux), the workers hand their trials back and end.
 
     Raises:
         RunError: the sweep stopped by itself, or every worker died.
@@ -62,8 +80,7 @@ def run_workers(
     study, processes = handle.study.study_name, handle.plan.sweep.execution.processes
     command = ["--study", study, "--directory", str(handle.directory)]
     stop = Stop()
-    with _on_signals(stop):
-        workers = _spawn_all(command, handle.url, handle.directory, count, processes)
+    with _on_signals(stop), _launched(command, handle.url, handle.directory, count, processes) as workers:
         _watch(workers, stop, tick, every)
     if reason := handle.stop_reason():
         raise RunError(reason)
@@ -78,60 +95,85 @@ def run_agents(source: str, directory: Path, count: int, processes: int) -> None
         RunError: every agent died.
     """
     stop = Stop()
-    with _on_signals(stop):
-        workers = _spawn_all(["--directory", str(directory)], source, directory, count, processes)
+    options = ["--directory", str(directory)]
+    with _on_signals(stop), _launched(options, source, directory, count, processes) as workers:
         _watch(workers, stop, lambda: None, every=60)
     _check_dead(workers, stop, directory)
 
 
-def _spawn_all(
-    command: list[str], source: str, directory: Path, count: int, processes: int
-) -> list[subprocess.Popen[bytes]]:
+@contextmanager
+def _launched(
+    options: list[str], source: str, directory: Path, count: int, processes: int
+) -> Iterator[list[_Launched]]:
+    """Workers; those that still run at the end of the block hand back their trials, end and are waited for."""
     shares = gpu_shares(visible_gpus(), count, processes)
     (directory / "workers").mkdir(parents=True, exist_ok=True)
-    return [_spawn(command, source, share, directory / f"workers/{i}.txt") for i, share in enumerate(shares)]
+    workers: list[_Launched] = []
+    try:
+        for index, share in enumerate(shares):
+            workers.append(_spawn(options, source, share, directory / f"workers/{index}.txt"))
+        yield workers
+    finally:
+        _terminate(workers)
+        for worker in workers:
+            worker.process.wait()
 
 
-def _check_dead(workers: list[subprocess.Popen[bytes]], stop: Stop, directory: Path) -> None:
-    dead = [worker for worker in workers if worker.returncode not in (0, 130)]
+def _terminate(workers: list[_Launched]) -> None:
+    for worker in workers:
+        if worker.process.poll() is None:
+            worker.process.terminate()
+
+
+def _check_dead(workers: list[_Launched], stop: Stop, directory: Path) -> None:
+    dead = [worker for worker in workers if worker.process.returncode not in (0, 130)]
     if not dead or stop.requested:
         return
-    codes = ", ".join(f"{worker.pid}: {worker.returncode}" for worker in dead)
+    codes = ", ".join(f"{worker.process.pid}: {worker.process.returncode}" for worker in dead)
     message = f"{len(dead)} of {len(workers)} workers died (process: exit status {codes}); see {directory}/workers"
+    said = dict.fromkeys(text for worker in dead if (text := worker.said()))
+    message = "\n".join([message, *said])
     if len(dead) == len(workers):
         raise RunError(message)
     logger.warning("%s", message)
 
 
-def _watch(workers: list[subprocess.Popen[bytes]], stop: Stop, tick: Callable[[], None], every: float) -> None:
+def _watch(workers: list[_Launched], stop: Stop, tick: Callable[[], None], every: float) -> None:
     told, next_tick = False, time.monotonic()
-    while any(worker.poll() is None for worker in workers):
+    while any(worker.process.poll() is None for worker in workers):
         if stop.requested and not told:
             told = True
-            for worker in workers:
-                if worker.poll() is None:
-                    worker.terminate()
+            _terminate(workers)  # once: a second signal would interrupt them while they hand back
         if time.monotonic() >= next_tick:
-            tick()
+            _try(tick)
             next_tick = time.monotonic() + every
         time.sleep(0.1)
-    tick()
+    _try(tick)
 
 
-def _spawn(options: list[str], source: str, gpus: str | None, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "amsd", "sweep", "worker", *options]
+def _try(tick: Callable[[], None]) -> None:
+    try:
+        tick()
+    except (AmsdError, OSError) as error:  # the storage or the terminal is away; the workers need no view
+        logger.warning("The sweep goes on, but could not be shown: %s: %s", type(error).__name__, error)
+
+
+def _spawn(options: list[str], source: str, gpus: str | None, log: Path) -> _Launched:
+    command = leashed([sys.executable, "-m", "amsd", "sweep", "worker", *options])
     environment = {**os.environ, STORAGE_VARIABLE: source}
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpus
     with log.open("ab") as output:
-        return subprocess.Popen(
+        begins = output.seek(0, os.SEEK_END)
+        process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
+    return _Launched(process, log, begins)
 
 
 @contextmanager
 def _on_signals(stop: Stop) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks to end in good order, the second one interrupts at once."""
+    """The first SIGINT, SIGTERM or SIGHUP asks to end in good order, the second one interrupts at once."""
 
     def handler(number: int, frame: FrameType | None) -> None:
         if stop.requested:
@@ -142,7 +184,10 @@ def _on_signals(stop: Stop) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the terminal may close
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

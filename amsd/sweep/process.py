@@ -53,7 +53,7 @@ class ProcessExecutor:
                 verdict = self._follow(process, follower, monitor)
             finally:
                 end_processes(mark, self.execution.terminate_seconds, process)
-            return _ending(process.returncode, verdict, follower.read(), _tail(output, start))
+            return _ending(process.returncode, verdict, follower.read(), tail(output, start))
 
     def command(self, job: Job, recipe: Path) -> list[str]:
         """The command line of a job."""
@@ -63,9 +63,8 @@ class ProcessExecutor:
         return command + (["--processes", str(processes)] if processes > 1 else [])
 
     def _start(self, job: Job, recipe: Path, mark: str, output: IO[bytes]) -> subprocess.Popen[bytes]:
-        leash = [sys.executable, "-I", str(Path(__file__).with_name("leash.py")), str(os.getpid())]
         return subprocess.Popen(
-            [*leash, *self.command(job, recipe)],
+            leashed(self.command(job, recipe)),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -85,6 +84,11 @@ class ProcessExecutor:
                 verdict = monitor(follower.read())
                 # A run that is through counts, whatever the pruner thinks of its last checkpoint.
                 return verdict if verdict is Verdict.RELEASE and process.returncode != 0 else Verdict.CONTINUE
+
+
+def leashed(command: list[str]) -> list[str]:
+    """The command in the same process, which gets SIGTERM should this one die (Linux)."""
+    return [sys.executable, "-I", str(Path(__file__).with_name("leash.py")), str(os.getpid()), *command]
 
 
 def end_processes(mark: str, grace: float, child: subprocess.Popen[bytes] | None = None) -> None:
@@ -129,7 +133,7 @@ def _members(mark: str) -> list[psutil.Process]:
     return [process for process in found if process.pid != os.getpid()]
 
 
-def _ending(code: int, verdict: Verdict, log: RunLog, tail: str) -> Ended:
+def _ending(code: int, verdict: Verdict, log: RunLog, said: str) -> Ended:
     match verdict:
         case Verdict.PRUNE:
             return Ended("pruned", log)
@@ -140,12 +144,12 @@ def _ending(code: int, verdict: Verdict, log: RunLog, tail: str) -> Ended:
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return Ended("failed", log, f"{tail}\nended by {name}{hint}".strip())
-    return Ended("failed", log, tail or f"ended with exit status {code} and said nothing")
+        return Ended("failed", log, f"{said}\nended by {name}{hint}".strip())
+    return Ended("failed", log, said or f"ended with exit status {code} and said nothing")
 
 
-def _tail(output: IO[bytes], start: int) -> str:
-    """Last lines that this attempt wrote, without terminal colours."""
+def tail(output: IO[bytes], start: int) -> str:
+    """Last lines that were written after byte `start`, without terminal colours."""
     output.seek(start)
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", output.read().decode("utf-8", errors="replace"))
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]

@@ -58,7 +58,8 @@ class TrialResult:
     """First objective by step (seed index * training steps + step); only of single-objective sweeps."""
     runs: tuple[SeedRun, ...]
     duration: float | None
-    """Seconds from start to end, of all attempts; of a running trial until now; None while it is queued."""
+    """Seconds from start to end, of all attempts; of a running trial until now; None before the first attempt.
+    (A trial that was handed back and is queued again keeps the seconds it has spent.)"""
     error: str | None
     """Why it failed."""
     copy_of: int | None
@@ -214,7 +215,10 @@ def _seed_run(run: Mapping[str, Any], directory: Path) -> SeedRun:
 
 
 def seconds_spent(trial: FrozenTrial) -> float | None:
-    """Seconds of all attempts that ended in good order, and of the one that is running; None before the first."""
+    """Seconds of all attempts that ended in good order, and of the one that is running; None before the first.
+
+    A trial that was handed back and is queued again keeps its seconds: the budget counts them.
+    """
     from amsd.sweep import attributes as names
 
     earlier: float | None = trial.user_attrs.get(names.OUTCOME, {}).get("seconds")

@@ -15,12 +15,13 @@ from amsd.sweep.executor import (
     RunLog,
     TrialExecutor,
     Verdict,
+    check_distance,
     constraint_value,
     objective_error,
     objective_value,
 )
 from amsd.sweep.points import Point
-from amsd.sweep.schema import Sweep
+from amsd.sweep.schema import Objective, Sweep
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -108,7 +109,8 @@ class _Monitor:
     """Reports the first objective at every checkpoint of a run, and says whether the run shall go on.
 
     Seed i of a point reports at steps i*T + step, T the steps of a run: pruners compare equal seeds at equal steps.
-    The reported value is the mean of the finished seeds and the running one.
+    The reported value is the mean of the finished seeds and the running one. A run that will never have a wanted FID is
+    ended by a RunError, which fails the trial.
     """
 
     def __init__(
@@ -117,6 +119,8 @@ class _Monitor:
     ) -> None:  # fmt: skip
         self._trial = trial
         self._objective = sweep.objective[0]
+        bounded = [Objective(metric=constraint.metric) for constraint in sweep.constraint]
+        self._measured = [*sweep.objective, *bounded]
         self._single = len(sweep.objective) == 1
         self._prunes = sweep.pruner.name != "none"
         self._offset = index * job.recipe.training.steps
@@ -128,6 +132,8 @@ class _Monitor:
     def __call__(self, log: RunLog) -> Verdict:
         if self._stop.requested or self._fenced():
             return Verdict.RELEASE
+        for objective in self._measured:
+            check_distance(objective, log)
         if not self._single:
             return Verdict.CONTINUE
         for step in log.evaluation_steps():

@@ -26,7 +26,7 @@ from amsd.sweep.results import SweepResults, load_sweep
 from amsd.sweep.storage import default_url
 from amsd.sweep.study import create
 from tests.sweep.conftest import MakePlan
-from tests.sweep.waiting import until
+from tests.sweep.waiting import gone, until
 
 pytestmark = pytest.mark.slow
 
@@ -84,14 +84,6 @@ def kill_one_mid_trial(directory: Path, steps: int) -> int:
     os.kill(int(trial.worker.rpartition(":")[2]), signal.SIGKILL)
     until(lambda: gone(training))
     return number
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended (a zombie has)."""
-    try:
-        return "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
-    except FileNotFoundError:
-        return True
 
 
 def test_two_workers_one_killed_on_sqlite(make_plan: MakePlan, tmp_path: Path) -> None:

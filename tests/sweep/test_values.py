@@ -11,7 +11,7 @@ from amsd.errors import RunError, UsageError
 from amsd.recipe.catalogue import folder
 from amsd.recipe.load import read_toml
 from amsd.sweep.executor import RunLog, objective_value
-from amsd.sweep.follow import Follower
+from amsd.sweep.follow import Follower, last_step
 from amsd.sweep.launch import gpu_shares
 from amsd.sweep.points import make_point
 from amsd.sweep.results import dominates
@@ -72,6 +72,15 @@ def test_follower_starts_again_when_a_resumed_run_cuts_the_log(tmp_path: Path) -
     follower.read()
     log.write_text('{"step": 1, "loss": 3.0}\n')
     assert follower.read().training == {1: {"step": 1.0, "loss": 3.0}}
+
+
+def test_the_last_step_is_not_that_of_a_notice(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    assert last_step(tmp_path) is None
+    log.write_text('{"step": 0, "notice": "x", "text": "y"}\n')
+    assert last_step(tmp_path) is None
+    log.write_text('{"step": 40, "loss": 1.0}\n{"step": 0, "notice": "x", "text": "y"}\n{"step": 41, "lo')
+    assert last_step(tmp_path) == 40
 
 
 def test_inert_flags_give_one_key(make_plan: MakePlan, tmp_path: Path) -> None:

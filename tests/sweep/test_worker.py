@@ -104,6 +104,30 @@ def test_parallel_twins_run_once(make_plan: MakePlan, tmp_path: Path) -> None:
     assert sum(trial.copy_of is not None for trial in results.trials) == 3
 
 
+@pytest.mark.parametrize("role", ["objective", "constraint"])
+def test_a_run_without_the_wanted_fid_fails_at_its_first_checkpoint(
+    make_plan: MakePlan, tmp_path: Path, role: str
+) -> None:
+    """The evaluator leaves FID out where there are too few images; the formula never has one."""
+    wanted = {"metric": "fid/shapes:classifier"}
+    right = {"metric": "shapes:right"}
+    named = (
+        {"objective": [{**wanted, "direction": "minimize"}, right]}
+        if role == "objective"
+        else {"objective": [right], "constraint": [{**wanted, "at_most": 1.0}]}
+    )
+    plan = make_plan(override={"training.steps": 4, "evaluation.distance": ["shapes:classifier"]}, **named)
+    executor = Formula()
+    with pytest.raises(RunError, match="all failed alike"):
+        Worker(create(plan, tmp_path), executor).run()
+    assert executor.ends == []  # the second evaluation was never reached
+    assert len(executor.ran) == 3
+    error = load_sweep(tmp_path).trials[0].error
+    assert error is not None
+    assert "the evaluation of step 2 in metrics.jsonl has no 'eval/fid/shapes:classifier': FID is left out" in error
+    assert "evaluation.samples_per_prompt" in error
+
+
 def test_pruner_ends_a_bad_trial(make_plan: MakePlan, tmp_path: Path) -> None:
     plan = make_plan(
         search={"schedule.eta": {"choices": [0.8, 0.9, 1.0, 1.5]}}, sampler={"name": "grid"}, budget={},
