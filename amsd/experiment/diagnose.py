@@ -109,10 +109,10 @@ def memorylessness(first: Trajectory, second: Trajectory, steps: AffineSteps, pr
     value = terminal_correlation(first.terminal, second.terminal, prompts)
     expected = unit_variance_correlation(steps)
     if value <= MEMORY_LIMIT:
-        verdict = "The sampler forgets its initial noise: the fine-tuned distribution is the exact tilt."
+        verdict = "The sampler forgets its initial noise, as the theory asks."
     else:
         verdict = (
-            f"The sampler remembers its initial noise, so about {value**2:.0%} of the tilt is missing along remembered "
+            f"The sampler remembers its initial noise, so about {value:.0%} of the tilt is missing along remembered "
             "directions. Use eta = 1 or more, or more steps."
         )
     return Finding("memorylessness", value, MEMORY_LIMIT, verdict, {"theory_unit_variance": expected})
@@ -193,7 +193,7 @@ def _target_spread(problem: ControlProblem, adjoints: Tensor) -> Finding:
     median, share = float(norms.median()), float(ordered[:top].sum() / ordered.sum())
     spread = float(norms.max()) / median if median > 0 else math.inf
     if spread <= SPREAD_LIMIT:
-        verdict = "Trajectories pull alike."
+        verdict = f"These {len(norms)} trajectories pull alike; rare ones that do not may need more --pairs to be seen."
     else:
         verdict = (
             "A few trajectories carry the target, those on the verge between two outcomes. The tilt needs them: the "

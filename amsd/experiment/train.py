@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from amsd.files import write_text
 from amsd.prompts import PromptSet, load_prompts
 from amsd.prompts.load import truncated
 from amsd.recipe import Recipe, dump_toml, from_dict, identity
+from amsd.recipe.identity import canonical
 from amsd.recipe.load import read_toml
 from amsd.recipe.rules import warnings
 from amsd.rewards.combination import WeightedReward
+from amsd.rewards.table import require_known
 from amsd.run_directory import RunDirectory
 from amsd.tracking import RunInfo, Tracker, Trackers, standard
 from amsd.training.adjoint_matching import TRAINERS
@@ -59,6 +61,7 @@ def train(recipe: Recipe, output: Path, resume: bool) -> Finished:
     run = RunDirectory(output)
     training = load_prompts(recipe.prompts.train, "train")
     held_out = load_prompts(recipe.prompts.evaluation, "evaluation")
+    require_known([term.name for term in recipe.reward], recipe.evaluation)  # before anything is written
     _prepare(run, recipe, (training, held_out), resume, accelerator)
     newest = newest_whole(run) if resume else None
     info = RunInfo(recipe, run, identity(recipe), None if newest is None else int(newest.name.removeprefix("step-")))
@@ -121,9 +124,10 @@ def _prepare(
         before = from_dict(read_toml(run.recipe), source=str(run.recipe))
         # A longer run of the same recipe is a continuation; anything else would mix two experiments.
         same_length = before.training.model_copy(update={"steps": recipe.training.steps})
-        if identity(before.model_copy(update={"training": same_length})) != identity(recipe):
+        continued = before.model_copy(update={"training": same_length})
+        if identity(continued) != identity(recipe):
             raise UsageError(
-                f"{run.path}: holds a run of another recipe (identity {identity(before)}, now {identity(recipe)}); "
+                f"{run.path}: holds a run of another recipe ({', '.join(_changes(continued, recipe))}); "
                 "only training.steps and keys that do not change results may differ on --resume."
             )
     identities = dict(zip(("training", "evaluation"), map(_identity, prompts), strict=True))
@@ -134,6 +138,24 @@ def _prepare(
         write_text(run.recipe, dump_toml(recipe))
         write_text(run.prompts, json.dumps(identities, indent=2) + "\n")
     accelerator.wait_for_everyone()
+
+
+def _changes(before: Recipe, after: Recipe) -> Iterator[str]:
+    """Keys that determine the weights and differ, as `key: before -> after`."""
+    old, new = _leaves(canonical(before)), _leaves(canonical(after))
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
+            yield f"{key}: {old.get(key, 'unset')} -> {new.get(key, 'unset')}"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def _identity(prompts: PromptSet) -> dict[str, Any]:

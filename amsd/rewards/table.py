@@ -7,13 +7,14 @@ user's own function) or an entry point of the group `amsd.rewards`. Nothing is i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, cast
 
 from amsd.errors import UsageError
+from amsd.recipe import Evaluation
 
 if TYPE_CHECKING:  # the protocols import torch; names alone do not need it
     from amsd.rewards.protocol import Embedder, Reward
@@ -73,9 +74,26 @@ def resolve_embedder(name: str, options: Mapping[str, Any] | None = None) -> Emb
     Raises:
         UsageError: the name or an option is unknown, or the embedder cannot be built from these options.
     """
+    _require_embedder(name)
+    return cast("Embedder", _build("embedder", name, _load(EMBEDDERS[name]), (), options or {}))
+
+
+def require_known(rewards: Sequence[str], evaluation: Evaluation) -> None:
+    """Check every scorer and embedder that a run will name, without loading a weight.
+
+    Raises:
+        UsageError: a name is unknown.
+    """
+    for name in [*rewards, *evaluation.metrics]:
+        if name.partition(":")[0] not in FAMILIES:
+            _reward_factory(name)
+    for name in [*evaluation.diversity, *evaluation.distance]:
+        _require_embedder(name)
+
+
+def _require_embedder(name: str) -> None:
     if name not in EMBEDDERS:
         raise UsageError(f"{name!r} is not an embedder. {_nearest(name, sorted(EMBEDDERS))}")
-    return cast("Embedder", _build("embedder", name, _load(EMBEDDERS[name]), (), options or {}))
 
 
 def reward_names() -> list[str]:

@@ -212,13 +212,22 @@ def test_an_offset_cannot_be_exported_and_says_so(model: Path, tmp_path: Path) -
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.parametrize("wrong", [{"metrics": ["brightnes"]}, {"diversity": ["pixel"]}])
+def test_an_unknown_scorer_is_refused_before_anything_is_written(
+    model: Path, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match="Did you mean"):
+        train(recipe(model, evaluation=wrong), tmp_path / "run", resume=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_used_folder_needs_resume_and_the_same_recipe(model: Path, tmp_path: Path) -> None:
     chosen = recipe(model, evaluation={"every": 0}, training={"steps": 1, "checkpoint_every": 1})
     train(chosen, tmp_path / "run", resume=False)
     with pytest.raises(UsageError, match="--resume"):
         train(chosen, tmp_path / "run", resume=False)
     other = recipe(model, schedule={"num_inference_steps": 5}, evaluation={"every": 0})
-    with pytest.raises(UsageError, match="another recipe"):
+    with pytest.raises(UsageError, match=r"another recipe \(.*: .* -> .*\)"):
         train(other, tmp_path / "run", resume=True)
     longer = recipe(model, evaluation={"every": 0}, training={"steps": 2, "checkpoint_every": 1})
     train(longer, tmp_path / "run", resume=True)
