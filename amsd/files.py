@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from amsd.errors import UsageError
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` atomically (written aside, fsynced, renamed)."""
@@ -26,6 +28,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Replace `path` by `data` as JSON, atomically. NaN and infinity are refused (`ValueError`)."""
     write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def require_vacant(path: Path) -> None:
+    """Check that the folder `path` can be created without losing anything.
+
+    Raises:
+        UsageError: it is a file, or a folder with something in it.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path}: already exists and is not an empty folder.")
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:

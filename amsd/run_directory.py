@@ -59,6 +59,22 @@ class RunDirectory:
         """Pictures of the unchanged model."""
         return self.path / "samples" / "base"
 
+    @property
+    def used(self) -> bool:
+        """Whether a run was started here."""
+        return self.recipe.is_file() or bool(self.steps())
+
+    def require_unused(self) -> None:
+        """Protect a run from a second one.
+
+        Raises:
+            UsageError: a run was started here.
+        """
+        if self.used:
+            raise UsageError(
+                f"{self.path}: already holds a run. Continue it with --resume, or choose another --output."
+            )
+
     def checkpoint(self, step: int) -> Path:
         """Folder of the checkpoint after `step` optimizer steps."""
         return self.checkpoints / f"step-{step:06d}"

@@ -115,7 +115,7 @@ def _described(error: Exception) -> str:
     """An error as a user may read it: the file and the reason for what the operating system refused."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return f"{type(error).__name__}: {error}"
+    return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
 
 
 def _debug() -> bool:

@@ -11,6 +11,7 @@ from amsd.cli.options import CheckpointArgument, RecipeOption
 from amsd.cli.outputs import require_folder
 from amsd.cli.source import resolve
 from amsd.errors import UsageError
+from amsd.files import require_vacant
 
 
 def export(
@@ -23,6 +24,7 @@ def export(
 ) -> None:
     """Write a diffusers pipeline (and the LoRA file) that plain diffusers loads without amsd."""
     require_folder(to, "--to")
+    require_vacant(to)
     source = resolve(checkpoint, recipe, [])
     if source.checkpoint is None:
         raise UsageError("The base model needs no export; give a checkpoint or a run directory.")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from amsd.cli.options import RecipeArgument, SetOption
+
+if TYPE_CHECKING:
+    from amsd.recipe import Recipe
 
 app = typer.Typer(help="Look at recipes and check them.", no_args_is_help=True)
 
@@ -44,23 +48,40 @@ def show(recipe: RecipeArgument, assignments: SetOption = None) -> None:
 @app.command()
 def check(recipe: RecipeArgument, assignments: SetOption = None) -> None:
     """Check a recipe: every problem at once, with key, value and the nearest valid name."""
-    from amsd.prompts import load_prompts
     from amsd.recipe import identity, load_recipe
     from amsd.recipe.rules import warnings
+    from amsd.rewards.table import require_known
 
     resolved = load_recipe(recipe, assignments or [])
     for warning in warnings(resolved):
         typer.echo(f"Warning: {warning}", err=True)
-    for source, split in ((resolved.prompts.train, "train"), (resolved.prompts.evaluation, "evaluation")):
+    require_known([term.name for term in resolved.reward], resolved.evaluation)
+    for note in _notes(resolved):
+        typer.echo(f"Note: {note}", err=True)
+    typer.echo(f"{recipe}: ok, identity {identity(resolved)}")
+
+
+def _notes(recipe: Recipe) -> Iterator[str]:
+    """What a run will stumble over on this machine. The recipe is sound; another machine may be the one that trains."""
+    from amsd.prompts import load_prompts
+    from amsd.recipe.schema import only_path
+
+    model = recipe.model
+    if (model.is_single_file or only_path(model.pretrained)) and not Path(model.pretrained).expanduser().exists():
+        yield f"model.pretrained: nothing at {model.pretrained} on this machine."
+    counts = {}
+    for source, split in ((recipe.prompts.train, "train"), (recipe.prompts.evaluation, "evaluation")):
         if isinstance(source, str) and source.startswith("hub:"):
             continue  # checked when it is downloaded
         if _absent(source):
-            # The recipe is sound; `amsd train` needs the file, this machine may not be the one that trains.
-            typer.echo(f"Note: {source}: no such prompt file on this machine.", err=True)
+            yield f"{source}: no such prompt file on this machine."
             continue
-        for remark in load_prompts(source, split).remarks:  # type: ignore[arg-type]
-            typer.echo(f"Note: {remark}", err=True)
-    typer.echo(f"{recipe}: ok, identity {identity(resolved)}")
+        found = load_prompts(source, split)  # type: ignore[arg-type]
+        counts[split] = len(found)
+        yield from found.remarks
+    wanted = recipe.evaluation.prompts
+    if wanted is not None and counts.get("evaluation", wanted) < wanted:
+        yield f"evaluation.prompts = {wanted}, but there are {counts['evaluation']} evaluation prompts."
 
 
 def _absent(source: str | Sequence[str]) -> bool:

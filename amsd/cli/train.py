@@ -43,10 +43,12 @@ def train(
         show_plan(resolved, processes)
         return
     from amsd.cli.launch import launched, relaunch, relaunched
-    from amsd.run_directory import default_output
+    from amsd.run_directory import RunDirectory, default_output
 
     run = output or default_output(resolved, Path(recipe).stem)
     require_folder(run, "--output")
+    if not resume and not relaunched():  # at once, before torch is imported; the processes of one command check again
+        RunDirectory(run).require_unused()
     arguments = ["train", recipe, "--output", str(run)]
     for assignment in assignments or []:
         arguments += ["--set", assignment]

@@ -13,6 +13,7 @@ from amsd.diffusion.adapters import Adapter, adapter_for
 from amsd.diffusion.single_file import default_configuration, load_single_file
 from amsd.errors import UsageError
 from amsd.recipe import Model
+from amsd.recipe.schema import only_path
 
 EMBEDDED = "embedded:"
 _CONFIGURATION_FILES = ("*.json", "*.txt")
@@ -132,7 +133,7 @@ def _local(key: str, name: str) -> Path | None:
                 f"{key} = {name!r}: the folder has no model_index.json, so it is not a diffusers pipeline."
             )
         return path
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if only_path(name):
         raise UsageError(f"{key} = {name!r}: no such folder.")
     return None
 

@@ -12,7 +12,7 @@ from amsd.diffusion.parameterizations import ADAPTER_FILE, LoraPolicy, OffsetPol
 from amsd.errors import UsageError
 from amsd.experiment.card import write_card
 from amsd.experiment.setup import load_policy
-from amsd.files import write_folder
+from amsd.files import require_vacant, write_folder
 from amsd.recipe import Recipe
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -24,8 +24,7 @@ def export(recipe: Recipe, checkpoint: Path, to: Path) -> Path:
     Raises:
         UsageError: `to` is in use, or the parameterization is `offset`, which no single UNet can express.
     """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UsageError(f"{to}: already exists and is not an empty folder.")
+    require_vacant(to)
     policy = load_policy(recipe, torch.device("cpu"), checkpoint)
     if isinstance(policy, OffsetPolicy):
         raise UsageError(

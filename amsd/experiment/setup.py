@@ -99,6 +99,7 @@ def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prom
     if recipe.training.gradient_checkpointing:
         policy.pipeline.vae.enable_gradient_checkpointing()
     reward = WeightedReward.from_recipe(recipe.reward).to(device)
+    _rehearse(reward, policy.adapter, prompts, device)
     steps = scheduler.affine(recipe.schedule.eta)
     problem = ControlProblem(recipe, policy.adapter, policy, steps, reward, device)
     if not reward.unmeasured:
@@ -106,6 +107,14 @@ def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prom
     scales = _base_standard_deviations(problem, reward, prompts)
     _LOG.info("base standard deviations of normalised rewards: %s", scales)
     return ControlProblem(recipe, policy.adapter, policy, steps, reward.scaled(scales), device)
+
+
+def _rehearse(reward: WeightedReward, adapter: Adapter, prompts: Sequence[str], device: torch.device) -> None:
+    """Try the rewards on two pictures of noise in the size of the model's."""
+    scale = int(getattr(adapter.pipeline, "vae_scale_factor", 8))
+    height, width = adapter.latent_shape[-2] * scale, adapter.latent_shape[-1] * scale
+    images = torch.rand((2, 3, height, width), generator=torch.Generator().manual_seed(0))
+    reward.rehearse(images.to(device), [prompts[0], prompts[-1]])
 
 
 @torch.no_grad()

@@ -71,6 +71,8 @@ def train(recipe: Recipe, output: Path, resume: bool) -> Finished:
     try:
         identified = load_identified(recipe, accelerator.device)
         problem = build_problem(recipe, accelerator, identified.policy, training.texts)
+        if resume and newest is None:
+            tracker.on_notice(Notice("resume", f"{run.path} has no checkpoint to continue from: a new run starts."))
         _remark(problem, recipe, training, held_out, tracker)
         finished = _fit(problem, identified, run, accelerator, tracker, training, held_out)
         status = "finished"
@@ -117,10 +119,9 @@ def _prepare(
     Raises:
         UsageError: see `train`.
     """
-    used = run.recipe.is_file() or bool(run.steps())
-    if used and not resume:
-        raise UsageError(f"{run.path}: already holds a run. Continue it with --resume, or choose another --output.")
-    if used and run.recipe.is_file():
+    if not resume:
+        run.require_unused()
+    if run.recipe.is_file():
         before = from_dict(read_toml(run.recipe), source=str(run.recipe))
         # A longer run of the same recipe is a continuation; anything else would mix two experiments.
         same_length = before.training.model_copy(update={"steps": recipe.training.steps})
@@ -131,7 +132,7 @@ def _prepare(
                 "only training.steps and keys that do not change results may differ on --resume."
             )
     identities = dict(zip(("training", "evaluation"), map(_identity, prompts), strict=True))
-    if used and run.prompts.is_file():
+    if run.prompts.is_file():
         _require_same_prompts(run, json.loads(run.prompts.read_text(encoding="utf-8")), identities)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -191,7 +192,8 @@ def _remark(
             tracker.on_notice(Notice("prompts", remark))
     common = set(training.texts) & set(held_out.texts)
     if common:
-        tracker.on_notice(Notice("prompts", f"{len(common)} evaluation prompts are trained on too."))
+        some = "1 evaluation prompt is" if len(common) == 1 else f"{len(common)} evaluation prompts are"
+        tracker.on_notice(Notice("prompts", f"{some} trained on too."))
     cut = truncated(training.texts, problem.policy.pipeline.tokenizer)
     if cut:
         tracker.on_notice(Notice("truncated", f"{cut} training prompts are longer than the text encoder reads."))

@@ -14,6 +14,11 @@ Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def only_path(name: str) -> bool:
+    """Whether the name of a model can only be a path: hub ids have one slash at most."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
 class Section(BaseModel):
     """One table of the TOML file."""
 

@@ -103,6 +103,20 @@ class WeightedReward:
             term.reward.to(device)
         return self
 
+    def rehearse(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Call every term once with gradient, as training will: what cannot work says so at once, not after hours.
+
+        The scores (B,) of images (B, 3, H, W) in [0, 1] are thrown away; random generators are left as they were.
+
+        Raises:
+            UsageError, RunError: see `__call__`; and whatever a reward itself raises.
+        """
+        devices = [images.device] if images.device.type == "cuda" else []
+        images = images.detach().requires_grad_(True)
+        with torch.enable_grad(), torch.random.fork_rng(devices):
+            for term in self.terms:
+                torch.autograd.grad(_score(term.reward, images, prompts).sum(), images)
+
     def truncated(self, prompts: Sequence[str]) -> dict[str, int]:
         """How many of these prompts each reward cuts, by name."""
         return {term.reward.name: term.reward.truncated(prompts) for term in self.terms}

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -67,11 +68,10 @@ class FunctionReward:
 
         Raises:
             UsageError: the function returned something else than one floating-point score per image, or lost the
-                gradient.
+                gradient. What the function itself raises gets a note that names this reward.
         """
         check_pairs(images, prompts)
-        with full_precision(images.device):
-            scores = self._function(images.float(), list(prompts))
+        scores = self._scores(images, prompts)
         if not isinstance(scores, Tensor) or scores.shape != (len(images),) or not scores.is_floating_point():
             raise UsageError(
                 f"reward {self.name!r} returned {_described(scores)}; "
@@ -83,6 +83,14 @@ class FunctionReward:
                 "without .detach(), .numpy() or no_grad. To only watch it, name it in evaluation.metrics."
             )
         return scores.float()
+
+    def _scores(self, images: Tensor, prompts: Sequence[str]) -> object:
+        try:
+            with full_precision(images.device):
+                return self._function(images.float(), list(prompts))
+        except Exception as error:  # a note, not another error: out of memory must stay what it is
+            error.add_note(f"This happened in the reward {self.name!r}{_place(error)}.")
+            raise
 
     def to(self, device: torch.device | str) -> Self:
         """Move the weights of a network; a function computes where its images are."""
@@ -139,6 +147,13 @@ def _version(found: Any, network: nn.Module | None, options: dict[str, Any]) -> 
     weights = fingerprint(network) if network is not None else ""
     given = repr(sorted(options.items()))
     return hashlib.sha256(f"{code} {weights} {given}".encode()).hexdigest()[:12]
+
+
+def _place(error: Exception) -> str:
+    """Where the user's code was when it failed: the last frame that is neither ours nor an installed package's."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in frames if "site-packages" not in frame.filename]
+    return f", {own[-1].filename}, line {own[-1].lineno}: {own[-1].line}" if own else ""
 
 
 def _described(scores: object) -> str:

@@ -31,8 +31,7 @@ def collect(
         trajectory = rollout(predict, steps, noise)
     with clock.phase("reward gradient"):
         terminal = reward_gradient(problem, trajectory.terminal, samples)
-        require_finite(terminal.rewards, "reward", step, "reward gradient", prompts)
-        require_finite(terminal.gradient, "reward gradient", step, "reward gradient", prompts)
+        _require_finite_reward(terminal, step, prompts)
     with clock.phase("adjoint"):
         plans = [_plan(problem, sample, passes) for sample in samples]
         stored = steps.controlled[torch.stack([plan.stored for plan in plans])]
@@ -160,6 +159,14 @@ def _base_predictions(
         with torch.no_grad():
             known[chunk, column] = base.rows(chunk.to(problem.device))(trajectory.states[chunk, k], k)
     return known
+
+
+def _require_finite_reward(terminal: TerminalReward, step: int, prompts: Sequence[str]) -> None:
+    named = {f"reward {name!r}": scores for name, scores in terminal.terms.items()}
+    named[f"gradient of the reward {' + '.join(map(repr, terminal.terms))}"] = terminal.gradient
+    hint = "Either the reward fails on these images, or the model has diverged: then lower optimizer.learning_rate."
+    for what, value in named.items():
+        require_finite(value, what, step, "reward gradient", prompts, hint)
 
 
 def _require_finite_adjoint(adjoint: LeanAdjoint, needed: Tensor, step: int, prompts: Sequence[str]) -> None:

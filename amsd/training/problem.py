@@ -55,7 +55,15 @@ class ControlProblem:
         return Conditioning(self.adapter.encode(prompts), self.adapter.encode_empty(len(prompts)))
 
 
-def require_finite(value: Tensor, what: str, step: int, phase: str, prompts: Sequence[str]) -> None:
+_DIVERGED = (
+    "Lower method.reward_multiplier or optimizer.learning_rate, turn guidance_in_adjoint_computation off, or train in "
+    "fp32."
+)
+
+
+def require_finite(
+    value: Tensor, what: str, step: int, phase: str, prompts: Sequence[str], hint: str = _DIVERGED
+) -> None:
     """Stop the run if a row of `value` (B, ...) is not finite.
 
     Raises:
@@ -67,6 +75,5 @@ def require_finite(value: Tensor, what: str, step: int, phase: str, prompts: Seq
         shown = "; ".join(repr(prompts[row]) for row in rows[:3])
         raise RunError(
             f"Step {step}, phase {phase}: the {what} is not finite for {len(rows)} of {len(bad)} rows "
-            f"(prompts: {shown}). Lower method.reward_multiplier or optimizer.learning_rate, turn "
-            "guidance_in_adjoint_computation off, or train in fp32."
+            f"(prompts: {shown}). {hint}"
         )

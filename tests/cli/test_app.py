@@ -69,11 +69,45 @@ def test_a_malformed_prompt_file_is_an_error_of_the_check(tmp_path: Path) -> Non
     assert str(prompts) in ended.stderr
 
 
+def test_the_check_notes_what_this_machine_lacks(tmp_path: Path) -> None:
+    missing = tmp_path / "model.safetensors"
+    changes = [f"model.pretrained={missing}", "evaluation.prompts=10000"]
+    arguments = [word for change in changes for word in ("--set", change)]
+    outcome = CliRunner().invoke(app, ["recipe", "check", "shapes", *arguments])
+    assert outcome.exit_code == 0, outcome.output
+    assert f"nothing at {missing} on this machine" in outcome.stderr
+    assert "evaluation.prompts = 10000, but there are 16 evaluation prompts" in outcome.stderr
+
+
+USED = {
+    "train": ["train", "shapes", "--output", "{used}"],
+    "export": ["export", "{used}", "--to", "{used}"],
+}
+
+
+@pytest.mark.parametrize("command", USED)
+def test_a_used_folder_is_refused_before_anything_heavy_is_loaded(command: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").touch()
+    arguments = [argument.replace("{used}", str(tmp_path)) for argument in USED[command]]
+    program = (
+        f"import sys; sys.argv = ['amsd', *{arguments!r}]\n"
+        "from amsd.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 2\n"
+        "print([name for name in ('torch', 'diffusers') if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert str(tmp_path) in ended.stderr
+    assert ended.stdout.splitlines() == ["[]"]
+
+
 WRONG = {
     "an unknown command": (["fly"], "fly"),
     "an unknown option": (["train", "shapes", "--fast"], "--fast"),
     "an unknown recipe": (["train", "shaped"], "shapes"),
     "a misspelt key": (["train", "shapes", "--set", "training.step=3"], "training.step"),
+    "an unknown reward": (["recipe", "check", "shapes", "--set", 'reward=[{name = "shapes:left"}]'], "shapes:left"),
     "no checkpoint": (["eval", "nowhere"], "nowhere"),
     "export of the base": (["export", "base", "--to", "there"], "base model"),
     "a file as the run": (["train", "shapes", "--output", "{file}"], "--output"),

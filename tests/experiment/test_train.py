@@ -254,9 +254,25 @@ def nan_for_cats(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     return torch.stack([s * float("nan") if "cat" in p else s for s, p in zip(scores, prompts, strict=True)])
 
 
+def fails_on_cats(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return images.mean((1, 2, 3)) * {"a dog": 1.0}[prompts[0]]
+
+
+def test_a_reward_that_cannot_work_says_so_before_the_first_step(model: Path, tmp_path: Path) -> None:
+    tree = recipe(model).model_dump(mode="json", exclude_none=True)
+    tree["reward"] = [{"name": "python:tests.experiment.test_train:fails_on_cats"}]
+    with pytest.raises(KeyError) as failure:
+        train(from_dict(tree), tmp_path / "run", resume=False)
+    (note,) = failure.value.__notes__
+    assert "the reward 'python:tests.experiment.test_train:fails_on_cats'" in note
+    assert '{"a dog": 1.0}[prompts[0]]' in note
+    logged = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    assert "base" not in logged  # not even the base model was evaluated
+
+
 def test_a_reward_that_is_not_finite_stops_the_run_with_step_phase_and_prompt(model: Path, tmp_path: Path) -> None:
     tree = recipe(model, evaluation={"every": 0}).model_dump(mode="json", exclude_none=True)
     tree["reward"] = [{"name": "python:tests.experiment.test_train:nan_for_cats"}]
-    with pytest.raises(RunError, match=r"Step 1, phase reward gradient: the reward is not finite .*'a cat'"):
+    with pytest.raises(RunError, match=r"Step 1, .* the reward 'python:.*:nan_for_cats' is not .*'a cat'"):
         train(from_dict(tree), tmp_path / "run", resume=False)
     assert not RunDirectory(tmp_path / "run").steps()

@@ -28,6 +28,9 @@ def as_list(images, prompts):
 def cut(images, prompts):
     return images.detach().mean((1, 2, 3))
 
+def broken(images, prompts):
+    return images.mean((1, 2, 3)) * (1 / 0)
+
 class Network(torch.nn.Module):
     def __init__(self, width=2):
         super().__init__()
@@ -90,6 +93,14 @@ def test_wrong_results_are_explained(file: Path, function: str, text: str) -> No
     reward = FunctionReward(f"{file}:{function}")
     with pytest.raises(UsageError, match=text):
         reward(torch.rand(2, 3, 4, 4, requires_grad=True), ["", ""])
+
+
+def test_what_a_function_raises_names_the_reward_and_the_line(file: Path) -> None:
+    with pytest.raises(ZeroDivisionError) as failure:
+        FunctionReward(f"{file}:broken")(torch.rand(2, 3, 4, 4), ["", ""])
+    (note,) = failure.value.__notes__
+    assert f"{file}:broken" in note
+    assert "1 / 0" in note
 
 
 def test_a_function_without_gradient_may_be_watched(file: Path) -> None:
