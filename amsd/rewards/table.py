@@ -1,7 +1,7 @@
 """Names of rewards and embedders in recipes, resolved lazily through one table.
 
-A name is a key of the table, `shapes:NAME` (the embedded model's scorers), `pyiqa:METRIC`, `python:MODULE:FUNCTION` (a
-user's own function) or an entry point of the group `amsd.rewards`. Nothing is imported before a name is resolved.
+A name is a key of the table, `pyiqa:METRIC`, `python:MODULE:FUNCTION` (a user's own function) or an entry point of the
+group `amsd.rewards`. Nothing is imported before a name is resolved.
 """
 
 from __future__ import annotations
@@ -27,6 +27,14 @@ REWARDS: dict[str, str] = {
     "laion-aesthetic": "amsd.rewards.aesthetic:LaionAesthetic",
     "brightness": "amsd.rewards.simple:Brightness",
     "colourfulness": "amsd.rewards.simple:Colourfulness",
+    "shapes:right": "amsd.shapes.rewards:RightReward",
+    "shapes:area": "amsd.shapes.rewards:AreaReward",
+    "shapes:roundness": "amsd.shapes.rewards:RoundnessReward",
+    "shapes:alignment": "amsd.shapes.rewards:AlignmentReward",
+    "shapes:colour": "amsd.shapes.rewards:colour_accuracy",
+    "shapes:shape": "amsd.shapes.rewards:shape_accuracy",
+    "shapes:form": "amsd.shapes.rewards:form_accuracy",
+    "shapes:accuracy": "amsd.shapes.rewards:whole_accuracy",
 }
 """`module:attribute` of each factory; it takes the options of the recipe as keywords and returns a `Reward`."""
 
@@ -50,7 +58,6 @@ EMBEDDERS: dict[str, str] = {
 }
 """`module:attribute` of each embedder's factory."""
 
-_SHAPES = "amsd.shapes.rewards:REWARDS"
 _ENTRY_POINTS = "amsd.rewards"
 
 
@@ -79,14 +86,15 @@ def resolve_embedder(name: str, options: Mapping[str, Any] | None = None) -> Emb
 
 
 def require_known(rewards: Sequence[str], evaluation: Evaluation) -> None:
-    """Check every scorer and embedder that a run will name, without loading a weight.
+    """Check every scorer and embedder that a run will name, without importing what stands behind them.
 
     Raises:
         UsageError: a name is unknown.
     """
+    known = {*REWARDS, *_plugins()}
     for name in [*rewards, *evaluation.metrics]:
-        if name.partition(":")[0] not in FAMILIES:
-            _reward_factory(name)
+        if name.partition(":")[0] not in FAMILIES and name not in known:
+            raise _unknown(name)
     for name in [*evaluation.diversity, *evaluation.distance]:
         _require_embedder(name)
 
@@ -99,7 +107,7 @@ def _require_embedder(name: str) -> None:
 def reward_names() -> list[str]:
     """Every name that `resolve_reward` knows, sorted; of a family only its pattern, such as `pyiqa:METRIC`."""
     patterns = [_example(family) for family in FAMILIES]
-    return sorted({*REWARDS, *_load(_SHAPES), *_plugins()}) + patterns
+    return sorted({*REWARDS, *_plugins()}) + patterns
 
 
 def embedder_names() -> list[str]:
@@ -110,14 +118,14 @@ def embedder_names() -> list[str]:
 def _reward_factory(name: str) -> Callable[..., Any]:
     if name in REWARDS:
         return cast("Callable[..., Any]", _load(REWARDS[name]))
-    if name.startswith("shapes:"):
-        shapes: Mapping[str, Callable[..., Any]] = _load(_SHAPES)
-        if name in shapes:
-            return shapes[name]
     plugins = _plugins()
     if name in plugins:
         return cast("Callable[..., Any]", plugins[name].load())
-    raise UsageError(f"{name!r} is not a reward. {_nearest(name, reward_names())}")
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> UsageError:
+    return UsageError(f"{name!r} is not a reward. {_nearest(name, reward_names())}")
 
 
 def _plugins() -> dict[str, EntryPoint]:

@@ -207,19 +207,7 @@ def _accuracy(name: str, *attributes: str) -> Callable[..., AttributeAccuracy]:
     return build
 
 
-Scorer = RightReward | AreaReward | RoundnessReward | AlignmentReward | AttributeAccuracy
-
-REWARDS: dict[str, Callable[..., Scorer]] = {
-    "shapes:right": RightReward,
-    "shapes:area": AreaReward,
-    "shapes:roundness": RoundnessReward,
-    "shapes:alignment": AlignmentReward,
-    "shapes:colour": _accuracy("shapes:colour", "colour"),
-    "shapes:shape": _accuracy("shapes:shape", "shape"),
-    "shapes:form": _accuracy("shapes:form", "form"),
-    "shapes:accuracy": _accuracy("shapes:accuracy", "colour", "shape", "form"),
-}
-"""Every scorer by name; the factories take the options of the recipe as keywords."""
-
-DIFFERENTIABLE: tuple[str, ...] = ("shapes:right", "shapes:area", "shapes:roundness", "shapes:alignment")
-"""Names that can be rewards of a fine-tuning; the others are metrics only."""
+colour_accuracy = _accuracy("shapes:colour", "colour")
+shape_accuracy = _accuracy("shapes:shape", "shape")
+form_accuracy = _accuracy("shapes:form", "form")
+whole_accuracy = _accuracy("shapes:accuracy", "colour", "shape", "form")

@@ -1,15 +1,24 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from amsd.rewards import table
+from amsd.shapes import rewards
 from amsd.shapes.captions import FORMS, SHAPES, all_combinations, attributes_of, captions
-from amsd.shapes.rewards import DIFFERENTIABLE, REWARDS, ShapesEmbedder, objectness
+from amsd.shapes.rewards import ShapesEmbedder, objectness
 from amsd.shapes.scenes import Scenes, render, sample_scenes
 from amsd.shapes.train_classifier import measure
 
 COUNT = 24
+REWARDS: dict[str, Any] = {
+    name: getattr(rewards, target.partition(":")[2])
+    for name, target in table.REWARDS.items()
+    if name.startswith("shapes:")
+}
+DIFFERENTIABLE = ("shapes:right", "shapes:area", "shapes:roundness", "shapes:alignment")
 
 
 @pytest.fixture(scope="module")
