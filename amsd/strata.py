@@ -1,4 +1,4 @@
-"""Which steps of a trajectory enter the loss: two strata of step indices (method.md section 4).
+"""Which steps of a trajectory enter the loss: two strata of step indices (docs/method.md section 4).
 
 Arithmetic without torch: the draw (`amsd.matching`) and the cost of a recipe (`amsd.recipe.cost`) both rest on it.
 """

@@ -48,3 +48,15 @@ def test_constraints_are_names_and_versions_only() -> None:
     pinned = {_name(line) for line in lines}
     missing = {_name(requirement) for requirement in PROJECT["dependencies"]} - pinned
     assert not missing
+
+
+def test_sections_of_the_method_that_the_code_cites_exist() -> None:
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    written = set(re.findall(r"^## (\d+)\. ", page, flags=re.MULTILINE))
+    cited = set()
+    for file in [*(ROOT / "amsd").rglob("*.py"), ROOT / "recipes" / "schema.json"]:
+        text = " ".join(file.read_text(encoding="utf-8").split())
+        for numbers in re.findall(r"docs/method\.md,? sections? ((?:\d[ ,to]*)+)", text):
+            cited |= set(re.findall(r"\d", numbers))
+    assert cited
+    assert cited <= written

@@ -1,4 +1,4 @@
-"""The DDIM family as affine steps: x_{k+1} = A_k x_k + B_k eps_k + sigma_k z_k (method.md section 1).
+"""The DDIM family as affine steps: x_{k+1} = A_k x_k + B_k eps_k + sigma_k z_k (docs/method.md section 1).
 
 Sources: Song et al., "Denoising Diffusion Implicit Models", eq. 12 and 16; Domingo-Enrich et al., "Adjoint
 Matching", ICLR 2025, Theorem 1 (memoryless noise schedule, eta = 1).

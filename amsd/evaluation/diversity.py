@@ -11,7 +11,8 @@ from amsd.errors import UsageError
 def embedding_variance(embeddings: Tensor) -> Tensor:
     """Variance per prompt (P,), float64, of embeddings (P, S, D), which are L2-normalised here.
 
-    sum_ij |e_i - e_j|^2 / (2 S (S - 1)), which is the unbiased variance summed over dimensions (method.md section 6).
+    sum_ij |e_i - e_j|^2 / (2 S (S - 1)), which is the unbiased variance summed over dimensions (docs/method.md
+    section 6).
 
     Raises:
         UsageError: S = 1, where the variance is undefined.

@@ -1,4 +1,4 @@
-"""Means, standard errors and paired comparison over prompts (method.md section 6)."""
+"""Means, standard errors and paired comparison over prompts (docs/method.md section 6)."""
 
 from __future__ import annotations
 

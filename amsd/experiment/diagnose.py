@@ -25,7 +25,7 @@ from amsd.training.problem import ControlProblem
 
 DOCS = "docs/diagnostics.md"
 MEMORY_LIMIT = 0.2
-"""Correlation of terminal latents above which the bias of fine-tuning is no longer small (method.md section 1)."""
+"""Correlation of terminal latents above which the bias of fine-tuning is no longer small (docs/method.md section 1)."""
 GROWTH_LIMIT = 30.0
 """Growth of the adjoint's norm from the last step to the first above which its target drowns in outliers."""
 SPREAD_LIMIT = 20.0
@@ -94,7 +94,7 @@ def findings(problem: ControlProblem, prompts: Sequence[str], pairs: int) -> lis
 
 @dataclass(frozen=True)
 class Mode:
-    """One of the three modes of guidance (method.md section 2) on trajectories that were sampled for it."""
+    """One of the three modes of guidance (docs/method.md section 2) on trajectories that were sampled for it."""
 
     name: str
     trajectory: Trajectory

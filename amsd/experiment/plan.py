@@ -38,7 +38,7 @@ class Plan:
     trained_parameters: int
     flops_per_forward: float
     forwards_per_step: float
-    """UNet forward-equivalents per optimizer step (method.md section 7)."""
+    """UNet forward-equivalents per optimizer step (docs/method.md section 7)."""
     pixels: int
     """Of one image."""
     evaluation_prompts: int | None

@@ -1,4 +1,4 @@
-"""The lean adjoint (Adjoint Matching paper, eq. 38 and 39; method.md section 3)."""
+"""The lean adjoint (Adjoint Matching paper, eq. 38 and 39; docs/method.md section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Importance of stored experience for the current policy (method.md section 5)."""
+"""Importance of stored experience for the current policy (docs/method.md section 5)."""
 
 from __future__ import annotations
 

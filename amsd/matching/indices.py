@@ -1,4 +1,4 @@
-"""Which steps of a trajectory enter the loss (method.md section 4)."""
+"""Which steps of a trajectory enter the loss (docs/method.md section 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Adjoint Matching loss (Adjoint Matching paper, eq. 37; method.md section 4)."""
+"""The Adjoint Matching loss (Adjoint Matching paper, eq. 37; docs/method.md section 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reward-gradient smoothing with per-sample clipping (method.md section 4)."""
+"""Reward-gradient smoothing with per-sample clipping (docs/method.md section 4)."""
 
 from __future__ import annotations
 

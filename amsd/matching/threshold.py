@@ -1,4 +1,4 @@
-"""The moving quantile that masks outlier items of the loss (method.md section 4)."""
+"""The moving quantile that masks outlier items of the loss (docs/method.md section 4)."""
 
 from __future__ import annotations
 

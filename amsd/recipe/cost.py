@@ -1,4 +1,4 @@
-"""What a training run costs, before it runs (method.md section 7): the one place where UNet evaluations are counted."""
+"""What a training run costs, before it runs (docs/method.md section 7): the one place that counts UNet evaluations."""
 
 from __future__ import annotations
 

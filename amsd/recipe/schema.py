@@ -65,7 +65,7 @@ class Model(Section):
 
 
 class Schedule(Section):
-    """The sampler that trajectories are drawn with (DDIM family, method.md section 1)."""
+    """The sampler that trajectories are drawn with (DDIM family, docs/method.md section 1)."""
 
     num_inference_steps: int = Field(default=50, ge=2, le=1000)
     eta: float = Field(default=1.0, ge=0, le=10)
@@ -80,7 +80,7 @@ class Schedule(Section):
 
 
 class Guidance(Section):
-    """Classifier-free guidance and its three roles (method.md section 2)."""
+    """Classifier-free guidance and its three roles (docs/method.md section 2)."""
 
     guidance_scale: float = Field(default=7.5, ge=0, le=100)
     """Scale of the sampled trajectories; 1.0 means no guidance."""
@@ -100,7 +100,7 @@ class Guidance(Section):
 
 
 class Buffer(Section):
-    """Experience buffer (`method.name = "buffer-am"`, method.md section 5)."""
+    """Experience buffer (`method.name = "buffer-am"`, docs/method.md section 5)."""
 
     size: int = Field(default=100, ge=1)
     """Trajectories per collection, over all processes."""
@@ -117,7 +117,7 @@ class Buffer(Section):
 
 
 class Smoothing(Section):
-    """Reward gradient averaged over perturbed terminal latents (method.md section 4)."""
+    """Reward gradient averaged over perturbed terminal latents (docs/method.md section 4)."""
 
     samples: int = Field(default=1, ge=1)
     """Draws per latent; 1 with `noise_std = 0` is the plain gradient."""
@@ -231,7 +231,7 @@ class EvaluationSetting(Section):
 
 
 class Evaluation(Section):
-    """Evaluation of every checkpoint (method.md section 6)."""
+    """Evaluation of every checkpoint (docs/method.md section 6)."""
 
     every: int = Field(default=1, ge=0)
     """Evaluate each n-th checkpoint and the last one; 0 is never."""

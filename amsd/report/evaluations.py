@@ -16,7 +16,7 @@ _PARTS = ("standard_error", "difference", "difference_standard_error", "p_value"
 
 @dataclass(frozen=True)
 class Paired:
-    """Difference to the base model over the same prompts and noise (method.md section 6)."""
+    """Difference to the base model over the same prompts and noise (docs/method.md section 6)."""
 
     difference: float
     standard_error: float | None

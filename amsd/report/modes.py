@@ -1,4 +1,4 @@
-"""The three named classifier-free-guidance modes (method.md section 2), and what lies between them."""
+"""The three named classifier-free-guidance modes (docs/method.md section 2), and what lies between them."""
 
 from __future__ import annotations
 

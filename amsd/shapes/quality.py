@@ -117,7 +117,7 @@ def exact_pairs(pipeline: StableDiffusionPipeline, prompts: Sequence[str], sampl
 def memoryless_correlation(
     pipeline: StableDiffusionPipeline, prompts: Sequence[str], *, eta: float = 1.0, pairs: int = 24, seed: int = 0
 ) -> float:
-    """Correlation of terminal latents between two rollouts that share their initial noise (method.md §1).
+    """Correlation of terminal latents between two rollouts that share their initial noise (docs/method.md section 1).
 
     Pooled over latent dimensions and prompts after subtracting the mean of each prompt, no guidance, 50 steps.
     """

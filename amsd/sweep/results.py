@@ -47,7 +47,7 @@ class TrialResult:
     settings: Mapping[str, Any]
     """Recipe key -> value that this trial sets (variants written out)."""
     cfg_mode: str
-    """Name of the guidance mode (method.md section 2): `CFG trajectories`, `no guidance`, `full CFG` or `mixed`."""
+    """Guidance mode (docs/method.md section 2): `CFG trajectories`, `no guidance`, `full CFG` or `mixed`."""
     values: tuple[float, ...] | None
     """One per objective, mean over seeds; None unless complete."""
     constraints: Mapping[str, float]
@@ -144,7 +144,7 @@ def _losses(trial: TrialResult, objectives: Sequence[Objective]) -> tuple[float,
 
 
 def cfg_mode(recipe: Recipe) -> str:
-    """Name of the guidance mode of a recipe (method.md section 2)."""
+    """Name of the guidance mode of a recipe (docs/method.md section 2)."""
     guidance = recipe.guidance
     flags = (guidance.guidance_in_adjoint_computation, guidance.guidance_in_control_computation)
     if guidance.guidance_scale == 1:

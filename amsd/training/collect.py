@@ -1,4 +1,4 @@
-"""Experience of Adjoint Matching: rollout, reward gradient, lean adjoint (method.md sections 1 to 4)."""
+"""Experience of Adjoint Matching: rollout, reward gradient, lean adjoint (docs/method.md sections 1 to 4)."""
 
 from __future__ import annotations
 
