@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from amsd.evaluation.result import EvaluationResult
-from amsd.evaluation.statistics import shown
+from amsd.evaluation.statistics import measured
 from amsd.files import write_json, write_text
 from amsd.recipe import Recipe
 
@@ -143,7 +143,7 @@ def _rows(model: str, multiplier: float, recipe: Recipe, result: EvaluationResul
 
 
 def _cell(row: Row) -> str:
-    text = shown(row.mean, row.standard_error)
+    text = measured(row.mean, row.standard_error)
     if row.published is None:
         return text
     return f"{text} ({row.published:.4f}{'' if row.standard_errors is None else f', {row.standard_errors:+.1f}'})"

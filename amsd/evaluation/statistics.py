@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from amsd.evaluation.result import MetricResult, Paired
 
+_SMALLEST_PLAIN = -4
+"""Exponent of the smallest numbers that are written without an exponent."""
+
 
 def summarize(version: str, per_prompt: Sequence[float], base: Sequence[float] | None = None) -> MetricResult:
     """Aggregate per-prompt values (P,), and compare them with the base model's (P,) where given.
@@ -34,11 +37,22 @@ def standard_error(values: Sequence[float]) -> float | None:
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (count - 1) / count)
 
 
-def shown(value: float, error: float | None, sign: str = "") -> str:
-    """`value ± error` with four decimals, or as many as show two digits of a smaller error."""
-    decimals = 4 if not error else min(9, max(4, 1 - math.floor(math.log10(error))))
-    text = f"{value:{sign}.{decimals}f}"
-    return text if error is None else f"{text} ± {error:.{decimals}f}"
+def measured(value: float, error: float | None, sign: str = "") -> str:
+    """`0.532 ± 0.012`: two digits of the standard error and the value to the same place; `sign` "+" shows it always.
+
+    Numbers too small for that are `(1.20 ± 0.34)e-06`; without an error the value has four digits.
+    """
+    if not error:
+        return f"{value:{sign}.4g}" + ("" if error is None else " ± 0")
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    exponent = math.floor(math.log10(max(abs(value), error)))
+    if exponent < _SMALLEST_PLAIN and decimals > 1 - _SMALLEST_PLAIN:
+        return f"({_pair(value / 10**exponent, error / 10**exponent, decimals + exponent, sign)})e{exponent:03d}"
+    return _pair(value, error, decimals, sign)
+
+
+def _pair(value: float, error: float, decimals: int, sign: str) -> str:
+    return f"{round(value, decimals) + 0.0:{sign}.{decimals}f} ± {error:.{decimals}f}"  # + 0.0: no minus before zero
 
 
 def compare(values: Sequence[float], base: Sequence[float]) -> Paired:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from amsd.evaluation.statistics import shown
+from amsd.evaluation.statistics import measured
 from amsd.recipe import Recipe, dump_toml, identity
 from amsd.run_directory import RunDirectory
 
@@ -72,11 +72,11 @@ def _metrics(recipe: Recipe, checkpoint: Path) -> Iterator[str]:
         for name, metric in data["metrics"].items():
             paired = metric["paired"]
             if paired is None:
-                yield f"| {name} | {shown(metric['mean'], metric['standard_error'])} | | |"
+                yield f"| {name} | {measured(metric['mean'], metric['standard_error'])} | | |"
                 continue
             p = "" if paired["p_value"] is None else f"{paired['p_value']:.2g}"
-            difference = shown(paired["difference"], paired["standard_error"], "+")
-            yield f"| {name} | {shown(metric['mean'], metric['standard_error'])} | {difference} | {p} |"
+            difference = measured(paired["difference"], paired["standard_error"], "+")
+            yield f"| {name} | {measured(metric['mean'], metric['standard_error'])} | {difference} | {p} |"
 
 
 def _grid(recipe: Recipe, checkpoint: Path) -> Path | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from amsd.evaluation.statistics import measured
 from amsd.report.evaluations import Metric, Paired
 from amsd.report.figures.scale import MINUS, number
-from amsd.sweep.numbers import measured
 
 
 def with_error(metric: Metric) -> str:

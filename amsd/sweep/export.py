@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from amsd.errors import UsageError
+from amsd.evaluation.statistics import measured
 from amsd.recipe import dump_toml
 from amsd.recipe.schema import Tracking
 from amsd.sweep.load import Plan
-from amsd.sweep.numbers import measured
 from amsd.sweep.results import SweepResults
 from amsd.sweep.schema import TRAINING, Dimension, Objective
 from amsd.sweep.space import values

@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from amsd.evaluation.statistics import measured
 from amsd.sweep.follow import last_step
-from amsd.sweep.numbers import measured
 from amsd.sweep.results import State, SweepResults, TrialResult
 from amsd.sweep.worker import last_line
 

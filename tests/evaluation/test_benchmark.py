@@ -87,5 +87,5 @@ def test_files_carry_mean_error_and_difference(tmp_path: Path) -> None:
     assert len(lines) == len(rows) == 2 * 4 * 4
     assert lines[0]["metric"] == "imagereward"
     text = markdown.read_text(encoding="utf-8")
-    assert "| base | fine-tuning-eta0-cfg7.5-steps50 | 0.8000 ± 0.0577 (0.1870, +10.6) |" in text
-    assert "| base | default-eta0-cfg7.5-steps50 | 0.8000 ± 0.0577 |" in text
+    assert "| base | fine-tuning-eta0-cfg7.5-steps50 | 0.800 ± 0.058 (0.1870, +10.6) |" in text
+    assert "| base | default-eta0-cfg7.5-steps50 | 0.800 ± 0.058 |" in text

@@ -10,7 +10,7 @@ from amsd.evaluation.table import results_table
 
 
 def shown(*results: EvaluationResult) -> str:
-    console = Console(width=100)
+    console = Console(width=80)
     with console.capture() as capture:
         console.print(results_table(results, title="step 40"))
     return capture.get()
@@ -24,8 +24,8 @@ def test_means_differences_and_p_values() -> None:
     text = shown(result([0.0, 0.0, 0.0], [1.0, 2.0, 3.0]))
     assert "step 40" in text
     assert "default-eta0" in text
-    assert "2.0000 ± 0.5774" in text
-    assert "+2.0000 ± 0.5774" in text
+    assert " 2.00 ± 0.58" in text
+    assert "+2.00 ± 0.58" in text
     assert "0.074" in text
 
 
@@ -37,7 +37,7 @@ def test_every_metric_of_every_setting_has_a_row() -> None:
 
 def test_one_prompt_is_said_and_not_nan() -> None:
     text = shown(result([0.5], [1.0]))
-    assert "1.0000 (one prompt)" in text
+    assert "1 (one prompt)" in text
     assert "nan" not in text.lower()
 
 
@@ -53,3 +53,11 @@ def test_a_distance_has_no_difference_and_a_small_error_has_its_digits() -> None
     (line,) = (line for line in text.splitlines() if "kid/clip" in line)
     assert "0.0004200 ± 0.0000058" in line
     assert "+" not in line
+
+
+def test_small_distances_and_long_names_fit_80_columns() -> None:
+    name, metric = "fine-tuning-eta0.5-cfg7.5-steps50", "distance/shapes:classifier/kid"
+    values = summarize("1", [1.1e-6, 1.3e-6, 1.2e-6], [0.0, 0.0, 0.0])
+    text = shown(EvaluationResult(name, {}, "0", ("a", "b", "c"), {metric: values}))
+    assert f"{name}\n" in "\n".join(line.strip() for line in text.splitlines()) + "\n"
+    assert "(+1.200 ± 0.058)e-06" in text

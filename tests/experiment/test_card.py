@@ -105,7 +105,7 @@ def test_the_card_says_what_it_is_what_it_scores_and_how_to_load_it(export: Path
     text = (export / "README.md").read_text(encoding="utf-8")
     assert text.startswith("---\nlibrary_name: diffusers\n")
     assert 'base_model: "stable-diffusion-v1-5/stable-diffusion-v1-5"' in text
-    assert "| imagereward | 0.8000 ± 0.0577 | +0.6333 ± 0.0333 |" in text
+    assert "| imagereward | 0.800 ± 0.058 | +0.633 ± 0.033 |" in text
     assert "3 prompts x 10 samples" in text
     assert "DiffusionPipeline.from_pretrained" in text
     assert "load_lora_weights" in text
