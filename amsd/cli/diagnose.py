@@ -22,6 +22,7 @@ def diagnose(
     resolved = load_recipe(recipe, assignments or [])
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from amsd.experiment.diagnose import diagnose as run
 
@@ -29,8 +30,13 @@ def diagnose(
     if as_json:
         typer.echo(json.dumps([finding.to_json() for finding in findings]))
         return
-    table = Table("diagnosis", "value", "limit", "", "what it means", header_style="bold")
+    # Name and verdict share a column: side by side, 80 terminal columns would cut the one and break the other.
+    table = Table("diagnosis", header_style="bold", show_lines=True)
+    for column in ("value", "limit"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
     for finding in findings:
-        mark = "[green]ok[/]" if finding.passed else "[yellow]warning[/]"
-        table.add_row(finding.name, f"{finding.value:.3g}", f"{finding.limit:g}", mark, finding.verdict)
+        said = Text.assemble((finding.name, "bold"), "\n", finding.verdict)
+        mark = Text("ok", "green") if finding.passed else Text("warning", "yellow")
+        table.add_row(said, f"{finding.value:.3g}", f"{finding.limit:g}", mark)
     Console().print(table)
