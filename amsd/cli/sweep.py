@@ -46,11 +46,10 @@ def run(
     folder = output or Path("runs") / f"sweep-{plan.sweep.name}"
     console = Console()
     if dry_run:
-        from amsd.sweep.study import points_to_queue
+        from amsd.sweep.outline import outline
 
-        count = plan.sweep.budget.trials or len(points_to_queue(plan))
-        bound = "or until its budget ends" if plan.sweep.sampler.name != "grid" and not plan.sweep.budget.trials else ""
-        console.print(f"{plan.sweep.name}: {count} points x {len(plan.sweep.seeds)} seeds {bound}".rstrip())
+        for line in outline(plan):
+            typer.echo(line)
         return
     match backend, launcher:
         case "wandb", _:

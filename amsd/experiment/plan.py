@@ -25,6 +25,8 @@ DECODING_BYTES_PER_PIXEL = 16 * 1024
 measured on the CPU (docs/verified.md)."""
 #: Sustained arithmetic that the time estimate assumes, in TFLOP/s.
 ASSUMED_TFLOPS = 100.0
+#: Below this a device waits for launches and memory: arithmetic says nothing of the time, nor pixels of the memory.
+SMALL_FORWARD_FLOPS = 1e10
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,7 @@ class Plan:
             f"{self.forwards_per_step:,.0f} UNet forward-equivalents per step "
             f"({self.flops_per_forward / 1e9:,.3g} GFLOP each)",
         )
-        seconds = self._seconds(self.forwards_per_step)
-        yield (
-            "time",
-            f"{_duration(seconds)} per step, {_duration(seconds * recipe.training.steps)} for {recipe.training.steps} "
-            f"steps, if a device sustains {ASSUMED_TFLOPS:g} TFLOP/s; evaluation comes on top",
-        )
+        yield "time", self._time()
         for purpose, source in (("train", recipe.prompts.train), ("evaluation", recipe.prompts.evaluation)):
             if _missing(source):
                 yield f"prompts.{purpose}", f"{source} is not on this machine: a run stops at once without it"
@@ -111,12 +108,26 @@ class Plan:
         checkpoints = -(-recipe.training.steps // recipe.training.checkpoint_every)
         yield "checkpoints", f"{checkpoints}, of which the newest {recipe.training.keep} and the best are kept"
 
+    @property
+    def _small(self) -> bool:
+        return self.flops_per_forward < SMALL_FORWARD_FLOPS
+
+    def _time(self) -> str:
+        steps = self.recipe.training.steps
+        if self._small:
+            return f"no estimate for {steps} steps: arithmetic does not decide the time of a model this small"
+        seconds = self._seconds(self.forwards_per_step)
+        return (
+            f"{_duration(seconds)} per step, {_duration(seconds * steps)} for {steps} steps, if a device sustains "
+            f"{ASSUMED_TFLOPS:g} TFLOP/s; evaluation comes on top"
+        )
+
     def _seconds(self, forwards: float) -> float:
         return forwards * self.flops_per_forward / (ASSUMED_TFLOPS * 1e12) / self.processes
 
     def _memory(self) -> str:
         text = f"{self.memory_bytes / 2**30:.2f} GiB per device for weights, gradients and optimizer; scorers and "
-        if self.decoding_bytes < 2**30:
+        if self._small:
             return text + "activations come on top"
         size = round(self.pixels**0.5)
         return text + (
@@ -133,9 +144,10 @@ class Plan:
             return f"{samples} samples of each prompt under {named} per checkpoint; the prompts are not known yet"
         if not images:
             return "never"
+        duration = "" if self._small else f", {_duration(self._seconds(forwards))}"
         return (
-            f"{images:,} images per checkpoint ({named}), {forwards:,} UNet forwards, "
-            f"{_duration(self._seconds(forwards))}; once more for the base model"
+            f"{images:,} images per checkpoint ({named}), {forwards:,} UNet forwards{duration}; once more for the base "
+            "model"
         )
 
 

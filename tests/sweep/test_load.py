@@ -8,8 +8,10 @@ import pytest
 
 from amsd.recipe import RecipeError
 from amsd.recipe.catalogue import folder, names
+from amsd.recipe.cost import training_cost
 from amsd.recipe.load import read_toml
 from amsd.sweep.load import Plan, load_plan, plan_from, restore_plan
+from amsd.sweep.outline import outline
 from amsd.sweep.space import grid, settings_of
 
 BASE = read_toml(folder("recipes") / "shapes.toml")
@@ -114,3 +116,16 @@ def test_a_sweep_without_an_end_is_refused() -> None:
     )
     with pytest.raises(RecipeError, match="only a grid ends by itself"):
         plan_from(tree, BASE)
+
+
+def test_the_outline_counts_points_seeds_and_cost() -> None:
+    plan = plan_of("seeds = [0, 1]\n" + ETA + OBJECTIVE)
+    points, cost = outline(plan)
+    assert points.endswith(": 3 points x 2 seeds")
+    assert f" about {6 * training_cost(plan.recipe):,.0f} UNet forward-equivalents" in cost
+
+
+def test_the_outline_of_a_grid_counts_copies_once() -> None:
+    points, *rest = outline(load_plan("cfg-modes"))
+    assert points.startswith("cfg-modes: 12 points x 3 seeds")
+    assert not any("takes over" in line for line in rest)
