@@ -76,10 +76,13 @@ def _run_here(plan: Plan, folder: Path, storage: str | None, workers: int, conso
     from amsd.sweep.table import overview
 
     handle = create(plan, folder, storage)
+    before = [(trial.number, trial.state) for trial in results_of(handle).trials]
     with following(console, lambda: results_of(handle)) as tick:
         report = run_workers(handle, workers, tick)
     results = results_of(handle)
     console.print(overview(results))
+    if before and before == [(trial.number, trial.state) for trial in results.trials] and not report.interrupted:
+        typer.echo("Nothing was left to do: the budget is used up. A larger one, such as --trials, goes on.")
     if results.best is not None:
         next_steps = f"Page: amsd report {folder}\nWinning recipe: amsd sweep best {folder} -o best.toml"
         console.print(next_steps, highlight=False, soft_wrap=True, markup=False)

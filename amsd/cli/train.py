@@ -56,7 +56,7 @@ def train(
     if processes > 1 and not launched():
         code = relaunch([*arguments, *(["--resume"] if resume else [])], processes)
         if code == INTERRUPTED:
-            raise Interrupted(f"Interrupted. Continue with: {again}")
+            raise Interrupted(_interruption(run, again))
         raise typer.Exit(code)
     from amsd.experiment.train import train as run_training
 
@@ -64,9 +64,18 @@ def train(
         finished = run_training(resolved, run, resume=resume)
     except KeyboardInterrupt as interruption:
         # Under `--processes` the command that launched this process says how to go on.
-        raise Interrupted("" if relaunched() else f"Interrupted. Continue with: {again}") from interruption
+        raise Interrupted("" if relaunched() else _interruption(run, again)) from interruption
     if finished.main:
         _summarize(finished)
+
+
+def _interruption(run: Path, again: str) -> str:
+    """Where the run stands, and how it goes on."""
+    from amsd.run_directory import RunDirectory
+
+    newest = RunDirectory(run).pointer("latest")
+    kept = "before its first checkpoint" if newest is None else f"its newest checkpoint is {newest.name}"
+    return f"Interrupted; {kept}. Continue with: {again}"
 
 
 def _summarize(finished: Finished) -> None:

@@ -37,6 +37,7 @@ def test_ctrl_c_ends_with_130_and_names_the_command_that_goes_on(recipe: Path, t
     assert lines(run)[-1]["notice"] == "interrupted"
 
     saved = RunDirectory(run).steps()[-1]
+    assert f"its newest checkpoint is step-{saved:06d}" in said
     went_on = amsd(*again[1:], "--set", f"training.steps={saved + 2}")
     assert went_on.returncode == 0, went_on.stderr
     assert steps(run) == list(range(1, saved + 3))
