@@ -62,6 +62,7 @@ def train(recipe: Recipe, output: Path, resume: bool) -> Finished:
     training = load_prompts(recipe.prompts.train, "train")
     held_out = load_prompts(recipe.prompts.evaluation, "evaluation")
     require_known([term.name for term in recipe.reward], recipe.evaluation)  # before anything is written
+    nothing_to_resume = resume and not run.used
     _prepare(run, recipe, (training, held_out), resume, accelerator)
     newest = newest_whole(run) if resume else None
     info = RunInfo(recipe, run, identity(recipe), None if newest is None else int(newest.name.removeprefix("step-")))
@@ -71,8 +72,8 @@ def train(recipe: Recipe, output: Path, resume: bool) -> Finished:
     try:
         identified = load_identified(recipe, accelerator.device)
         problem = build_problem(recipe, accelerator, identified.policy, training.texts)
-        if resume and newest is None:
-            tracker.on_notice(Notice("resume", f"{run.path} has no checkpoint to continue from: a new run starts."))
+        if nothing_to_resume:
+            tracker.on_notice(Notice("resume", f"{run.path} holds no run to continue: a new one starts."))
         _remark(problem, recipe, training, held_out, tracker)
         finished = _fit(problem, identified, run, accelerator, tracker, training, held_out)
         status = "finished"

@@ -153,7 +153,7 @@ def _place(error: Exception) -> str:
     """Where the user's code was when it failed: the last frame that is neither ours nor an installed package's."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     own = [frame for frame in frames if "site-packages" not in frame.filename]
-    return f", {own[-1].filename}, line {own[-1].lineno}: {own[-1].line}" if own else ""
+    return f", {own[-1].filename}, line {own[-1].lineno}" if own else ""
 
 
 def _described(scores: object) -> str:

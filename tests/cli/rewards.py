@@ -20,10 +20,10 @@ def fails(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
 
 
 def fails_at_step_5(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-    """The brightness, for four steps of two micro-batches."""
+    """The brightness, for the two images of the rehearsal and the four of each of four steps."""
     global _calls
     _calls += len(images) * images.requires_grad
-    if _calls > 16:
+    if _calls > 2 + 4 * 4:
         raise ValueError("this reward is worn out")
     return images.mean((1, 2, 3))
 

@@ -265,7 +265,7 @@ def test_a_reward_that_cannot_work_says_so_before_the_first_step(model: Path, tm
         train(from_dict(tree), tmp_path / "run", resume=False)
     (note,) = failure.value.__notes__
     assert "the reward 'python:tests.experiment.test_train:fails_on_cats'" in note
-    assert '{"a dog": 1.0}[prompts[0]]' in note
+    assert "test_train.py, line " in note
     logged = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
     assert "base" not in logged  # not even the base model was evaluated
 
