@@ -50,6 +50,12 @@ DECODED_PIXELS = 2 * 512 * 512
 """Pixels that are decoded at once: two images of 512 x 512."""
 
 
+def image_size(adapter: Adapter) -> tuple[int, int]:
+    """Height and width in pixels of the images that an adapter decodes."""
+    scale = int(getattr(adapter.pipeline, "vae_scale_factor", 8))
+    return adapter.latent_shape[-2] * scale, adapter.latent_shape[-1] * scale
+
+
 @dataclass(frozen=True)
 class UNetFamily:
     """What pipelines with a UNet2DConditionModel and an AutoencoderKL have in common."""

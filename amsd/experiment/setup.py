@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 
-from amsd.diffusion.adapters import Adapter
+from amsd.diffusion.adapters import Adapter, image_size
 from amsd.diffusion.loading import EMBEDDED, load_adapter
 from amsd.diffusion.noise import normal
 from amsd.diffusion.parameterizations import build_policy
@@ -111,9 +111,7 @@ def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prom
 
 def _rehearse(reward: WeightedReward, adapter: Adapter, prompts: Sequence[str], device: torch.device) -> None:
     """Try the rewards on two pictures of noise in the size of the model's."""
-    scale = int(getattr(adapter.pipeline, "vae_scale_factor", 8))
-    height, width = adapter.latent_shape[-2] * scale, adapter.latent_shape[-1] * scale
-    images = torch.rand((2, 3, height, width), generator=torch.Generator().manual_seed(0))
+    images = torch.rand((2, 3, *image_size(adapter)), generator=torch.Generator().manual_seed(0))
     reward.rehearse(images.to(device), [prompts[0], prompts[-1]])
 
 

@@ -106,7 +106,8 @@ class WeightedReward:
     def rehearse(self, images: Tensor, prompts: Sequence[str]) -> None:
         """Call every term once with gradient, as training will: what cannot work says so at once, not after hours.
 
-        The scores (B,) of images (B, 3, H, W) in [0, 1] are thrown away; random generators are left as they were.
+        The scores (B,) of images (B, 3, H, W) in [0, 1] are thrown away; the random generators of CPU and CUDA are left
+        as they were.
 
         Raises:
             UsageError, RunError: see `__call__`; and whatever a reward itself raises.

@@ -28,7 +28,7 @@ def outline(plan: Plan) -> Iterator[str]:
     )
     costs = {point.key: point.cost for point in queued}
     if len(costs) < len(queued):
-        yield f"{_counted(len(queued) - len(costs), 'point')} trains as another one does and takes over its results."
+        yield f"Copies of other points, which take over their results: {len(queued) - len(costs)}."
     if not endless:
         drawn = count - len(queued)  # what a sampler will draw is unknown: counted as the base recipe
         total = sum(costs.values())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from amsd.diffusion.adapters import DECODED_PIXELS
+from amsd.diffusion.adapters import DECODED_PIXELS, image_size
 from amsd.diffusion.guidance import Conditioning
 from amsd.diffusion.noise import generator, normal
 from amsd.diffusion.rollout import Trajectory, rollout
@@ -93,8 +94,7 @@ def reward_gradient(problem: ControlProblem, latents: Tensor, samples: Sequence[
 
 def _gradient_at(problem: ControlProblem, latents: Tensor, prompts: Sequence[str]) -> TerminalReward:
     parts = []
-    scale = int(getattr(problem.adapter.pipeline, "vae_scale_factor", 8))
-    rows = max(1, DECODED_PIXELS // (latents.shape[-1] * latents.shape[-2] * scale**2))
+    rows = max(1, DECODED_PIXELS // math.prod(image_size(problem.adapter)))
     for start in range(0, len(latents), rows):
         x = latents[start : start + rows].detach().requires_grad_(True)
         with torch.enable_grad():
@@ -163,6 +163,7 @@ def _base_predictions(
 
 def _require_finite_reward(terminal: TerminalReward, step: int, prompts: Sequence[str]) -> None:
     named = {f"reward {name!r}": scores for name, scores in terminal.terms.items()}
+    named["weighted reward"] = terminal.rewards
     named[f"gradient of the reward {' + '.join(map(repr, terminal.terms))}"] = terminal.gradient
     hint = "Either the reward fails on these images, or the model has diverged: then lower optimizer.learning_rate."
     for what, value in named.items():
