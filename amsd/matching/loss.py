@@ -17,6 +17,8 @@ class MatchingLoss:
     """|u|^2, (M,), detached."""
     target_norm: Tensor
     """|sigma a|^2, (M,), detached."""
+    work: Tensor
+    """-u . sigma a, (M,), detached: what the control adds to lambda r, to first order; |u|^2 for u at its target."""
 
 
 def control(prediction: Tensor, base_prediction: Tensor, control_scale: Tensor) -> Tensor:
@@ -34,6 +36,7 @@ def matching_loss(u: Tensor, adjoint: Tensor, sigma: Tensor) -> MatchingLoss:
         loss=_squared_norm(u + target),
         control_norm=_squared_norm(u.detach()),
         target_norm=_squared_norm(target),
+        work=-(u.detach() * target).flatten(1).sum(1),
     )
 
 

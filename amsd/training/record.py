@@ -70,6 +70,11 @@ def _loss(recipe: Recipe, outcome: Outcome, controlled: int) -> dict[str, float]
     # Stored indices run over the controlled steps, which come first, so index and position agree.
     weights = inverse_probabilities(controlled, outcome.indices.view(-1, count)).flatten()
     trajectories = len(items.control_norm) / count
+
+    def path(values: Tensor) -> float:
+        """Mean over trajectories of the sum over all steps, from the items drawn."""
+        return float((values.double() * weights).sum()) / trajectories
+
     control, target = float(items.control_norm.mean()), float(items.target_norm.mean())
     return {
         "loss": outcome.loss,
@@ -77,7 +82,8 @@ def _loss(recipe: Recipe, outcome: Outcome, controlled: int) -> dict[str, float]
         "target_norm": target,
         "target_norm/largest_share": float(items.target_norm.max() / items.target_norm.sum().clamp(min=1e-30)),
         "control_to_target": (control / target) ** 0.5 if target > 0 else 0.0,
-        "kl": 0.5 * float((items.control_norm.double() * weights).sum()) / trajectories,
+        "kl": 0.5 * path(items.control_norm),
+        "predicted_shift": path(items.work) / recipe.method.reward_multiplier,
         "masked_share": float((outcome.outlier_weights < 1).double().mean()),
     }
 

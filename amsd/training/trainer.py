@@ -146,6 +146,7 @@ class SOCTrainer(ABC):
                 losses,
                 self._gather_items(_join([part.control_norm for part in matched])),
                 self._gather_items(_join([part.target_norm for part in matched])),
+                self._gather_items(_join([part.work for part in matched])),
             ),
             indices=self._gather_items(items.indices),
             outlier_weights=outliers,

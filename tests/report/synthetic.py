@@ -174,6 +174,7 @@ def _line(made: Recipe, step: int, strength: float, blow_up: float, chance: rand
         "loss": 40 * blow_up**0.5 * math.exp(-gain) * math.exp(noise(0, 0.25)),
         "reward/mean": 0.1 + gain + noise(0, 0.03),
         "reward/std": 0.1,
+        "predicted_shift": gain + noise(0, 0.01),
         "kl": max(0.0, 60 * gain**2 * (1 + noise(0, 0.1))),
         "control_to_target": min(1.0, gain * 1.5) + abs(noise(0, 0.02)),
         "gradient_norm": math.exp(noise(0.3, 0.4)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,40 @@ from amsd.files import write_text
 from amsd.recipe import dump_toml, from_dict
 from amsd.run_directory import RunDirectory
 from amsd.training.adjoint_matching import TRAINERS
+from amsd.training.events import CheckpointRecord, Notice, StepRecord
 from amsd.training.problem import ControlProblem
 from tests.training.gaussian import GaussianAdapter, GaussianNetwork, quadratic
-from tests.training.test_closed_form import fixed_point, steps_of, uncontrolled
+from tests.training.test_closed_form import CENTRE, Affine, fixed_point, steps_of, uncontrolled
 
 STEPS, MULTIPLIER = 10, 2.0
 BUFFER = {"name": "buffer-am", "buffer": {"size": 256, "passes": 2}}
 
 
-@pytest.mark.parametrize("method", [{"name": "am"}, BUFFER], ids=["on policy", "buffer"])
-def test_the_trainer_reaches_the_fixed_point(method: dict[str, Any], tmp_path: Path) -> None:
+class Values:
+    """Keeps what is logged of every step."""
+
+    def __init__(self) -> None:
+        self.of_steps: list[Mapping[str, float]] = []
+
+    def on_step(self, record: StepRecord) -> None:
+        self.of_steps.append(record.values)
+
+    def on_phase(self, phase: str, step: int) -> None: ...
+
+    def on_checkpoint(self, record: CheckpointRecord) -> None: ...
+
+    def on_notice(self, notice: Notice) -> None: ...
+
+
+def fitted(method: dict[str, Any], multiplier: float, folder: Path) -> tuple[Affine, list[Mapping[str, float]]]:
+    """The controls that `fit` ends with, as its checkpoint holds them, and what was logged of its steps."""
     updates, batch = 150, 128
     recipe = from_dict(
         {
             "schedule": {"num_inference_steps": STEPS},
             "guidance": {"guidance_scale": 1.0},
             "method": {
-                "reward_multiplier": MULTIPLIER,
+                "reward_multiplier": multiplier,
                 "timesteps_per_trajectory": STEPS - 1 if method["name"] == "am" else 4,
                 "per_sample_threshold_quantile": -1.0,
                 **method,
@@ -47,16 +65,37 @@ def test_the_trainer_reaches_the_fixed_point(method: dict[str, Any], tmp_path: P
     adapter, accelerator = GaussianAdapter(STEPS), Accelerator(cpu=True)
     policy, steps = build_policy(adapter, recipe.model), steps_of(STEPS)
     problem = ControlProblem(recipe, adapter, policy, steps, quadratic, accelerator.device)
-    run = RunDirectory(tmp_path / "run")
+    run = RunDirectory(folder / "run")
     write_text(run.recipe, dump_toml(recipe))
-    trainer = TRAINERS[recipe.method.name](problem, run, ["anything"], accelerator)
+    trainer = TRAINERS[recipe.method.name](problem, run, ["anything"], accelerator, [values := Values()])
     trainer.fit()
     assert trainer.step == updates
 
     found = GaussianNetwork.from_pretrained(run.checkpoint(updates) / "unet").controls()
     assert torch.equal(found.w, adapter.pipeline.unet.controls().w)
+    return found, values.of_steps
+
+
+@pytest.mark.parametrize("method", [{"name": "am"}, BUFFER], ids=["on policy", "buffer"])
+def test_the_trainer_reaches_the_fixed_point(method: dict[str, Any], tmp_path: Path) -> None:
+    found, _ = fitted(method, MULTIPLIER, tmp_path)
+    steps = steps_of(STEPS)
     before, _ = uncontrolled(steps).terminal(steps)
     expected = fixed_point(steps, MULTIPLIER).terminal(steps)
     mean, spread = found.terminal(steps)
     assert (mean - before) / (expected[0] - before) == pytest.approx(1, abs=0.01)
     assert spread / expected[1] == pytest.approx(1, abs=0.01)
+
+
+def test_the_predicted_shift_is_the_shift_of_the_reward(tmp_path: Path) -> None:
+    """For a small lambda, where first order is enough; at the fixed point it is 2 KL / lambda too."""
+    multiplier = 0.02
+    found, values = fitted({"name": "am"}, multiplier, tmp_path)
+    steps = steps_of(STEPS)
+    base, tuned = (
+        -1.5 * (spread**2 + (mean - CENTRE) ** 2)
+        for mean, spread in (uncontrolled(steps).terminal(steps), found.terminal(steps))
+    )
+    predicted, kl = (sum(step[key] for step in values[-30:]) / 30 for key in ("predicted_shift", "kl"))
+    assert predicted == pytest.approx(tuned - base, rel=0.05)
+    assert predicted == pytest.approx(2 * kl / multiplier, rel=0.05)

@@ -39,6 +39,7 @@ class _Logged:
 
 _LOGGED = (
     _Logged("reward/mean", "Reward in training", "mean over the batch"),
+    _Logged("predicted_shift", "Reward above the base, predicted", "first order in the control"),
     _Logged("kl", "KL to the base model", "nats", "sqrt"),
     _Logged("loss", "Adjoint Matching loss", "loss", "log"),
     _Logged("control_to_target", "Control against target", "ratio of norms"),
