@@ -7,19 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from amsd.diffusion.guidance import Conditioning, NoisePredictor
-from amsd.diffusion.noise import normal
-from amsd.diffusion.rollout import Trajectory, rollout
 from amsd.diffusion.steps import AffineSteps
+from amsd.experiment.probe import Mode, Probe, modes, probe
 from amsd.experiment.setup import build_accelerator, build_problem, load_policy
-from amsd.matching import lean_adjoint
-from amsd.matching.adjoint import BasePrediction
 from amsd.prompts import load_prompts
-from amsd.recipe import Guidance, Recipe
-from amsd.training.collect import reward_gradient
+from amsd.recipe import Recipe
 from amsd.training.experience import Sample
 from amsd.training.problem import ControlProblem
 
@@ -66,47 +60,26 @@ def diagnose(recipe: Recipe, pairs: int = 16) -> list[Finding]:
 
 def findings(problem: ControlProblem, prompts: Sequence[str], pairs: int) -> list[Finding]:
     """All findings for a problem whose policy is unchanged."""
-    seed = problem.recipe.training.seed
+    seed, scale = problem.recipe.training.seed, problem.recipe.guidance.guidance_scale
     samples = [Sample(p, (seed, "diagnose", i)) for i, p in enumerate(p for p in prompts for _ in range(pairs))]
-    conditioning = problem.encode([sample.prompt for sample in samples])
-    scale = problem.recipe.guidance.guidance_scale
-    first, second = (_rollout(problem, conditioning, samples, draw, scale) for draw in (0, 1))
-    plain = first if scale == 1 else _rollout(problem, conditioning, samples, 0, 1.0)
-    strong = Guidance().guidance_scale if scale == 1 else scale
-    guided = first if scale != 1 else _rollout(problem, conditioning, samples, 0, strong)
-    modes = (
-        Mode("cfg-trajectories", guided, strong, 1.0),
-        Mode("no-guidance", plain, 1.0, 1.0),
-        Mode("full-cfg", guided, strong, strong),
-    )
-    adjoints = {mode.name: _adjoint(problem, conditioning, mode, samples) for mode in modes}
-    used = next((m.name for m in modes if (m.sampler, m.adjoint) == (scale, problem.adjoint_guidance)), None)
-    own = next(m for m in modes if m.name == (used or "cfg-trajectories"))
+    three = modes(scale)
+    used = next((m for m in three if (m.sampler, m.adjoint) == (scale, problem.adjoint_guidance)), None)
+    own = used or three[0]
+    found = probe(problem, samples, own)
+    targets = _targets(problem, found.adjoint_norms[own.name])
     return [
-        memorylessness(first, second, problem.steps, len(prompts)),
-        *(_growth(mode, adjoints[mode.name], mode.name == used) for mode in modes),
-        _gradient_spread(problem, first, samples),
-        _target_spread(problem, adjoints[own.name]),
-        _reconstruction(problem, conditioning, first),
-        _control_to_target(problem, conditioning, own, adjoints[own.name]),
+        _memorylessness(found, problem.steps, len(prompts)),
+        *(_growth(mode, found.adjoint_norms[mode.name], mode == used) for mode in three),
+        _gradient_spread(found.gradient_norm),
+        _target_spread(targets),
+        _reconstruction(found),
+        _control_to_target(found, targets),
     ]
 
 
-@dataclass(frozen=True)
-class Mode:
-    """One of the three modes of guidance (docs/method.md section 2) on trajectories that were sampled for it."""
-
-    name: str
-    trajectory: Trajectory
-    sampler: float
-    """Guidance scale of the trajectory."""
-    adjoint: float
-    """Guidance scale of the base drift in the adjoint."""
-
-
-def memorylessness(first: Trajectory, second: Trajectory, steps: AffineSteps, prompts: int) -> Finding:
+def _memorylessness(found: Probe, steps: AffineSteps, prompts: int) -> Finding:
     """Correlation of terminal latents between rollouts that share their initial noise and nothing else."""
-    value = terminal_correlation(first.terminal, second.terminal, prompts)
+    value = terminal_correlation(found.first, found.second, prompts)
     expected = unit_variance_correlation(steps)
     if value <= MEMORY_LIMIT:
         verdict = "The sampler forgets its initial noise, as the theory asks."
@@ -138,56 +111,28 @@ def unit_variance_correlation(steps: AffineSteps) -> float:
     return memory**2 / variance
 
 
-def _rollout(
-    problem: ControlProblem, conditioning: Conditioning, samples: Sequence[Sample], draw: int, guidance_scale: float
-) -> Trajectory:
-    shape = problem.adapter.latent_shape
-    start = normal([(*s.key, "start") for s in samples], (1, *shape), problem.device, torch.float32)
-    later = normal(
-        [(*s.key, "later", draw) for s in samples], (len(problem.steps), *shape), problem.device, torch.float32
-    )
-    return rollout(problem.base(conditioning, guidance_scale), problem.steps, torch.cat([start, later], 1))
-
-
-def _adjoint(problem: ControlProblem, conditioning: Conditioning, mode: Mode, samples: Sequence[Sample]) -> Tensor:
-    """The lean adjoint at every step of a mode, (B, N + 1, ...)."""
-    gradient = reward_gradient(problem, mode.trajectory.terminal, samples).gradient
-    base, steps = problem.base(conditioning, mode.adjoint), problem.steps
-    everywhere = torch.zeros(len(samples), dtype=torch.long)
-    with problem.policy.only_base():
-        found = lean_adjoint(
-            -problem.recipe.method.reward_multiplier * gradient, mode.trajectory.states, steps.A, steps.B,
-            _rows_of(base), everywhere,
-        )  # fmt: skip
-    return found.adjoints
-
-
-def _growth(mode: Mode, adjoints: Tensor, used: bool) -> Finding:
-    """Norm of the lean adjoint by step index."""
-    norms = adjoints.flatten(2).norm(dim=2).mean(0)
-    growth = float(norms.max() / norms[-1])
+def _growth(mode: Mode, norms: Tensor, used: bool) -> Finding:
+    """Norm of the lean adjoint by step index; `norms` (B, N + 1)."""
+    by_step = norms.mean(0)
+    growth = float(by_step.max() / by_step[-1])
     role = "This recipe uses this mode." if used else "This recipe does not use this mode."
     fine = "The adjoint keeps its size along the trajectory." if growth <= GROWTH_LIMIT else (
         "The adjoint blows up along the trajectory; full guidance is known for it."
     )  # fmt: skip
-    details = {"guidance_scale": mode.sampler, "guidance_in_adjoint": mode.adjoint, "norms": norms.tolist()}
+    details = {"guidance_scale": mode.sampler, "guidance_in_adjoint": mode.adjoint, "norms": by_step.tolist()}
     return Finding(f"adjoint-growth-{mode.name}", growth, GROWTH_LIMIT, f"{fine} {role}", details)
 
 
-def _rows_of(base: NoisePredictor) -> BasePrediction:
-    return lambda x, k, rows: base.rows(rows)(x, k)
-
-
-def _targets(problem: ControlProblem, adjoints: Tensor) -> Tensor:
+def _targets(problem: ControlProblem, norms: Tensor) -> Tensor:
     """Squared norms of the control's targets sigma_k a_{k+1} by trajectory and controlled step, (B, M), float64."""
     k = problem.steps.controlled
     shift = 1 if problem.recipe.method.adjoint_at == "next" else 0
-    return adjoints[:, k + shift].double().flatten(2).square().sum(2).cpu() * problem.steps.sigma[k].square()
+    return norms[:, k + shift].square() * problem.steps.sigma[k].square()
 
 
-def _target_spread(problem: ControlProblem, adjoints: Tensor) -> Finding:
+def _target_spread(targets: Tensor) -> Finding:
     """How unevenly the control's target is spread over trajectories: the reward's gradient, grown along the way."""
-    norms = _targets(problem, adjoints).sum(1).sqrt()
+    norms = targets.sum(1).sqrt()
     ordered = norms.square().sort(descending=True).values
     top = max(1, len(norms) // 20)
     median, share = float(norms.median()), float(ordered[:top].sum() / ordered.sum())
@@ -204,25 +149,17 @@ def _target_spread(problem: ControlProblem, adjoints: Tensor) -> Finding:
     return Finding("target-spread", spread, SPREAD_LIMIT, verdict, details)
 
 
-@torch.no_grad()
-def _control_to_target(problem: ControlProblem, conditioning: Conditioning, mode: Mode, adjoints: Tensor) -> Finding:
+def _control_to_target(found: Probe, targets: Tensor) -> Finding:
     """|u| / |sigma a| of the unchanged policy: what rounding alone puts into the control."""
-    steps, controls = problem.steps, []
-    scale = problem.control_guidance
-    tuned, base = problem.finetuned(conditioning, scale), problem.base(conditioning, scale)
-    for k in steps.controlled.tolist():
-        x = mode.trajectory.states[:, k]
-        controls.append(float(steps.control_scale[k]) * (tuned(x, k) - base(x, k)).double().flatten(1).norm(dim=1))
-    target = float(_targets(problem, adjoints).sum())
-    ratio = float(torch.stack(controls).square().sum() / target) ** 0.5 if target > 0 else math.inf
+    target = float(targets.sum())
+    ratio = (float(found.control_norm.sum()) / target) ** 0.5 if target > 0 else math.inf
     fine = "The control's target stands above rounding." if ratio <= CONTROL_LIMIT else (
         "Rounding in the two predictions is not small against the target: train in fp32, or raise reward_multiplier."
     )  # fmt: skip
     return Finding("control-to-target", ratio, CONTROL_LIMIT, fine, {"target": target**0.5})
 
 
-def _gradient_spread(problem: ControlProblem, trajectory: Trajectory, samples: Sequence[Sample]) -> Finding:
-    norms = reward_gradient(problem, trajectory.terminal, samples).gradient.flatten(1).norm(dim=1).cpu()
+def _gradient_spread(norms: Tensor) -> Finding:
     median = float(norms.median())
     spread = float(norms.max()) / median if median > 0 else math.inf
     fine = "Samples pull alike." if spread <= SPREAD_LIMIT else (
@@ -232,13 +169,9 @@ def _gradient_spread(problem: ControlProblem, trajectory: Trajectory, samples: S
     return Finding("reward-gradient-spread", spread, SPREAD_LIMIT, fine, details)
 
 
-@torch.no_grad()
-def _reconstruction(problem: ControlProblem, conditioning: Conditioning, trajectory: Trajectory) -> Finding:
+def _reconstruction(found: Probe) -> Finding:
     """Largest difference between the unchanged policy and its base, relative to the prediction."""
-    k = len(problem.steps) // 2
-    x = trajectory.states[:, k]
-    tuned, base = problem.finetuned(conditioning, 1.0)(x, k), problem.base(conditioning, 1.0)(x, k)
-    value = float((tuned - base).abs().max() / base.abs().max())
+    value = float(found.deviation.max() / found.magnitude.max())
     fine = "The unchanged policy is its base: the control starts at zero." if value <= RECONSTRUCTION_LIMIT else (
         "The unchanged policy differs from its base: the control does not start at zero."
     )  # fmt: skip

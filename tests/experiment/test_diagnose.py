@@ -24,13 +24,14 @@ NAMES = [
 ]  # fmt: skip
 
 
-def problem(eta: float = 1.0, **guidance: Any) -> ControlProblem:
+def problem(eta: float = 1.0, collection_batch: int = 1024, **guidance: Any) -> ControlProblem:
     recipe = from_dict(
         {
             "schedule": {"num_inference_steps": STEPS, "eta": eta},
             "guidance": {"guidance_scale": 1.0, **guidance},
             "method": {"reward_multiplier": 2.0},
             "reward": [{"name": "brightness"}],
+            "training": {"collection_batch": collection_batch},
         }
     )
     adapter = GaussianAdapter(STEPS)
@@ -96,6 +97,13 @@ def test_the_three_modes_are_always_shown_and_the_recipes_own_is_named(guidance:
     assert own == [f"adjoint-growth-{used}"]
     scales = [found[name].details["guidance_scale"] for name in NAMES[1:4]]
     assert scales == [guidance.get("guidance_scale", 7.5), 1.0, guidance.get("guidance_scale", 7.5)]
+
+
+def test_what_fits_into_memory_changes_nothing() -> None:
+    whole, parts = (diagnosed(problem(collection_batch=size, guidance_scale=5.0), pairs=5) for size in (1024, 3))
+    for name in NAMES:
+        assert parts[name].value == pytest.approx(whole[name].value, rel=1e-5, abs=1e-12)
+        assert parts[name].details.keys() == whole[name].details.keys()
 
 
 def test_an_unchanged_policy_is_its_base_and_a_changed_one_is_not() -> None:

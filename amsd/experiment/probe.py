@@ -1,0 +1,160 @@
+"""What the unchanged model does, sample by sample, measured in chunks that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amsd.diffusion.guidance import Conditioning
+from amsd.diffusion.noise import normal
+from amsd.diffusion.rollout import Trajectory, rollout
+from amsd.matching import lean_adjoint
+from amsd.recipe import Guidance
+from amsd.training.chunks import chunk_size, in_chunks
+from amsd.training.collect import reward_gradient
+from amsd.training.experience import Sample
+from amsd.training.problem import ControlProblem
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One of the three modes of guidance (docs/method.md section 2)."""
+
+    name: str
+    sampler: float
+    """Guidance scale of the trajectory."""
+    adjoint: float
+    """Guidance scale of the base drift in the adjoint."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Figures of B samples; every tensor on the CPU, the sample first."""
+
+    first: Tensor
+    """Terminal latents as the recipe samples them, (B, ...)."""
+    second: Tensor
+    """The same from the same initial states with other noise afterwards, (B, ...)."""
+    gradient_norm: Tensor
+    """|d r / d x_N| at `first`, (B,)."""
+    adjoint_norms: dict[str, Tensor]
+    """Mode to norms of the lean adjoint at every step, (B, N + 1), float64."""
+    control_norm: Tensor
+    """Sum over steps of |u|^2, (B,), float64: what rounding puts into the control of an unchanged policy."""
+    deviation: Tensor
+    """Largest difference between the policy and its base half way, (B,)."""
+    magnitude: Tensor
+    """Largest value of the base's prediction there, (B,)."""
+
+
+def modes(guidance_scale: float) -> tuple[Mode, Mode, Mode]:
+    """The three modes; a recipe without guidance is shown at the default scale in the guided ones."""
+    strong = Guidance().guidance_scale if guidance_scale == 1 else guidance_scale
+    return (
+        Mode("cfg-trajectories", strong, 1.0),
+        Mode("no-guidance", 1.0, 1.0),
+        Mode("full-cfg", strong, strong),
+    )
+
+
+def probe(problem: ControlProblem, samples: Sequence[Sample], own: Mode) -> Probe:
+    """Measure all modes; `own` is the one whose trajectories the control is evaluated on.
+
+    Raises:
+        RunError: a single sample does not fit into memory.
+    """
+    # Full guidance has two rows in the network per sample, whatever the recipe trains with.
+    guided = problem.recipe.guidance.model_copy(update={"guidance_in_adjoint_computation": True})
+    recipe = problem.recipe.model_copy(update={"guidance": guided})
+    parts = in_chunks(
+        samples, chunk_size(recipe, problem.device.type != "cpu"), lambda part: _probe(problem, part, own)
+    )
+
+    def joined(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([value.cpu() for value in values])
+
+    return Probe(
+        first=joined([part.first for part in parts]),
+        second=joined([part.second for part in parts]),
+        gradient_norm=joined([part.gradient_norm for part in parts]),
+        adjoint_norms={
+            name: joined([part.adjoint_norms[name] for part in parts]) for name in parts[0].adjoint_norms
+        },
+        control_norm=joined([part.control_norm for part in parts]),
+        deviation=joined([part.deviation for part in parts]),
+        magnitude=joined([part.magnitude for part in parts]),
+    )  # fmt: skip
+
+
+def _probe(problem: ControlProblem, samples: Sequence[Sample], own: Mode) -> Probe:
+    conditioning = problem.encode([sample.prompt for sample in samples])
+    scale = problem.recipe.guidance.guidance_scale
+    chosen = modes(scale)
+    paths = {
+        sampler: _rollout(problem, conditioning, samples, 0, sampler)
+        for sampler in {scale, *(mode.sampler for mode in chosen)}
+    }
+    first = paths[scale]
+    deviation, magnitude = _reconstruction(problem, conditioning, first)
+    return Probe(
+        first=first.terminal,
+        second=_rollout(problem, conditioning, samples, 1, scale).terminal,
+        gradient_norm=reward_gradient(problem, first.terminal, samples).gradient.flatten(1).norm(dim=1),
+        adjoint_norms={
+            mode.name: _adjoint_norms(problem, conditioning, paths[mode.sampler], mode.adjoint, samples)
+            for mode in chosen
+        },
+        control_norm=_control_norm(problem, conditioning, paths[own.sampler]),
+        deviation=deviation,
+        magnitude=magnitude,
+    )
+
+
+def _rollout(
+    problem: ControlProblem, conditioning: Conditioning, samples: Sequence[Sample], draw: int, guidance_scale: float
+) -> Trajectory:
+    shape = problem.adapter.latent_shape
+    start = normal([(*s.key, "start") for s in samples], (1, *shape), problem.device, torch.float32)
+    later = normal(
+        [(*s.key, "later", draw) for s in samples], (len(problem.steps), *shape), problem.device, torch.float32
+    )
+    return rollout(problem.base(conditioning, guidance_scale), problem.steps, torch.cat([start, later], 1))
+
+
+def _adjoint_norms(
+    problem: ControlProblem, conditioning: Conditioning, path: Trajectory, guidance_scale: float,
+    samples: Sequence[Sample],
+) -> Tensor:  # fmt: skip
+    gradient = reward_gradient(problem, path.terminal, samples).gradient
+    base, steps = problem.base(conditioning, guidance_scale), problem.steps
+    with problem.policy.only_base():
+        found = lean_adjoint(
+            -problem.recipe.method.reward_multiplier * gradient, path.states, steps.A, steps.B,
+            lambda x, k, rows: base.rows(rows)(x, k), torch.zeros(len(samples), dtype=torch.long),
+        )  # fmt: skip
+    norms: Tensor = found.adjoints.double().flatten(2).norm(dim=2)
+    return norms
+
+
+@torch.no_grad()
+def _control_norm(problem: ControlProblem, conditioning: Conditioning, path: Trajectory) -> Tensor:
+    steps, scale = problem.steps, problem.control_guidance
+    tuned, base = problem.finetuned(conditioning, scale), problem.base(conditioning, scale)
+    total = torch.zeros(len(path.states), dtype=torch.float64, device=problem.device)
+    for k in steps.controlled.tolist():
+        x = path.states[:, k]
+        u = float(steps.control_scale[k]) * (tuned(x, k) - base(x, k)).double()
+        total += u.flatten(1).square().sum(1)
+    return total
+
+
+@torch.no_grad()
+def _reconstruction(problem: ControlProblem, conditioning: Conditioning, path: Trajectory) -> tuple[Tensor, Tensor]:
+    """Largest difference between the policy and its base by sample, and largest prediction."""
+    k = len(problem.steps) // 2
+    x = path.states[:, k]
+    tuned, base = problem.finetuned(conditioning, 1.0)(x, k), problem.base(conditioning, 1.0)(x, k)
+    return (tuned - base).abs().flatten(1).amax(1), base.abs().flatten(1).amax(1)
