@@ -2,25 +2,25 @@
 
 For a small lambda the target p(x) exp(lambda r(x)) / Z can be measured without training: self-normalised importance
 weights exp(lambda r) on samples of the base model give its mean reward. A model fine-tuned to convergence at that
-lambda must have the same mean reward within the standard error of both, if its loss was minimised and if the steps are
-short enough: a policy shifts the mean of each step, which is an exact tilt only for short steps (benchmarks/reach.py
-says how far that goes).
+lambda must have the same mean reward within the standard error of that estimate, if its loss was minimised and if the
+steps are short enough: a policy shifts the mean of each step, which is an exact tilt only for short steps
+(benchmarks/reach.py says how far that goes).
 
-The area of big objects fulfils both: it is decided late, where steps are short, and varies continuously. Where objects
-are (`--reward shapes:right --multiplier 3`) is decided early, so N = 10 is too few; where small ones are (`--word
-small`) is a choice between separate places, of which a lean adjoint sees little (docs/method.md, section 8).
+Both models are sampled by the recipe's own sampler, on the prompts that are trained on and from the same noise. So
+neither guidance nor generalisation to new prompts enters, and most of the samples' scatter cancels in the difference
+of the two figures, which shows shortfalls far below their own standard errors.
 
-Base and fine-tuned model are sampled by the recipe's own sampler, on the prompts that are trained on, so neither
-guidance nor generalisation to new prompts enters. OUT/importance.json and importance.md hold the figures; a finished
-training is not repeated.
+The area of big objects varies continuously. Where small objects are (`--reward shapes:right --word small`) is a choice
+between separate places, of which a lean adjoint sees little (docs/method.md, section 8).
+
+OUT/importance.json and importance.md hold the figures of every seed measured there; what is done is not repeated, so
+seeds can be shared among processes.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +33,7 @@ from amsd.diffusion.noise import normal
 from amsd.diffusion.rollout import rollout
 from amsd.experiment.setup import build_accelerator, build_problem, load_policy
 from amsd.experiment.train import train
+from amsd.files import write_json, write_text
 from amsd.matching import effective_sample_size, self_normalized_weights
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, load_recipe
@@ -53,76 +54,87 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One fine-tuned model against what the importance weights say."""
+class Figure:
+    """A figure and its standard error."""
 
-    seed: int
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A fine-tuned model against what the importance weights say."""
+
     base: Estimate
     importance: Estimate
     ess: float
     """Effective sample size of the weights, normalised, mean over prompts."""
     finetuned: Estimate
-    difference: float
-    """Fine-tuned minus importance-weighted mean reward."""
-    difference_error: float
-    reached: float
+    difference: Figure
+    """Fine-tuned minus importance-weighted mean reward; both models start from the same noise, so much cancels."""
+    reached: Figure
     """Share of the shift from the base to the target that fine-tuning made."""
-    by_prompt_chi2: float
-    """Sum over prompts of squared differences in standard errors; its expectation is the number of prompts."""
-    seconds: float
+    z_by_prompt: tuple[float, ...]
+    """Each prompt's difference in standard errors of its importance-sampling estimate."""
 
     @property
     def z(self) -> float:
-        """Difference in standard errors."""
-        return self.difference / self.difference_error
+        """Difference in standard errors of the importance-sampling estimate."""
+        return self.difference.value / self.importance.standard_error
 
 
-def plain(rewards: Tensor) -> Estimate:
-    """Estimate from samples (P, n) as they are."""
-    return _estimate(rewards.mean(1), rewards.var(1) / rewards.shape[1])
+def compare(base: Tensor, finetuned: Tensor, multiplier: float) -> Comparison:
+    """Figures from rewards (P, n) of the base model and of the fine-tuned one, sample i of both from the same noise.
 
-
-def weighted(rewards: Tensor, multiplier: float) -> tuple[Estimate, float]:
-    """Self-normalised importance-sampling estimate of the tilted mean from base samples (P, n), and ESS/n.
-
-    Variance of a prompt's estimate: sum of w^2 (r - mean)^2 over normalised weights w (delta method).
+    The target is the self-normalised importance-sampling estimate sum_i w_i r_i of the tilted mean, with normalised
+    w_i proportional to exp(lambda r_i). All errors are of the delta method, from each sample's influence.
     """
-    logarithms = multiplier * rewards
-    weights = self_normalized_weights(logarithms) / rewards.shape[1]
-    means = (weights * rewards).sum(1)
-    variances = (weights.square() * (rewards - means[:, None]).square()).sum(1)
-    return _estimate(means, variances), float(effective_sample_size(logarithms).mean() / rewards.shape[1])
-
-
-def _estimate(means: Tensor, variances: Tensor) -> Estimate:
-    return Estimate(float(means.mean()), float(variances.sum().sqrt()) / len(means), tuple(means.tolist()))
-
-
-def compare(seed: int, base: Tensor, finetuned: Tensor, multiplier: float, seconds: float) -> Comparison:
-    """Figures from rewards (P, n) of the base model and of the fine-tuned one, on independent noise."""
-    target, ess = weighted(base, multiplier)
-    before, after = plain(base), plain(finetuned)
-    difference = after.mean - target.mean
-    # Per prompt, so that a shortfall on one and an excess on another do not cancel.
-    chi2 = 0.0
-    for one, other in zip(base[:, None], finetuned[:, None], strict=True):
-        expected, found = weighted(one, multiplier)[0], plain(other)
-        chi2 += (found.mean - expected.mean) ** 2 / (found.standard_error**2 + expected.standard_error**2)
+    logarithms = multiplier * base
+    weights = self_normalized_weights(logarithms)  # mean 1 within a prompt
+    target = (weights * base).mean(1, keepdim=True)
+    of_base, of_finetuned = (values - values.mean(1, keepdim=True) for values in (base, finetuned))
+    of_target = weights * (base - target)
+    target, tuned, before = target[:, 0], finetuned.mean(1), base.mean(1)
+    difference = _figure(tuned - target, of_finetuned - of_target)
+    shift = float((target - before).mean())
+    share = float((tuned - before).mean()) / shift
+    influence = ((of_finetuned - of_base) - share * (of_target - of_base)) / shift
     return Comparison(
-        seed, before, target, ess, after, difference, math.hypot(target.standard_error, after.standard_error),
-        (after.mean - before.mean) / (target.mean - before.mean), chi2, seconds,
-    )  # fmt: skip
+        base=_estimate(before, of_base),
+        importance=_estimate(target, of_target),
+        ess=float(effective_sample_size(logarithms).mean() / base.shape[1]),
+        finetuned=_estimate(tuned, of_finetuned),
+        difference=difference,
+        reached=Figure(share, _figure(before, influence).standard_error),
+        z_by_prompt=tuple(((tuned - target) / _errors(of_target)).tolist()),
+    )
+
+
+def _errors(influences: Tensor) -> Tensor:
+    """Standard error of each prompt's figure (P,), from influences (P, n) of its samples."""
+    count = influences.shape[1]
+    return (influences.square().sum(1) / (count - 1) / count).sqrt()
+
+
+def _figure(values: Tensor, influences: Tensor) -> Figure:
+    errors = _errors(influences)
+    return Figure(float(values.mean()), float(errors.square().sum().sqrt()) / len(errors))
+
+
+def _estimate(means: Tensor, influences: Tensor) -> Estimate:
+    found = _figure(means, influences)
+    return Estimate(found.value, found.standard_error, tuple(means.tolist()))
 
 
 @torch.no_grad()
-def rewards(problem: ControlProblem, prompts: Sequence[str], count: int, name: str) -> Tensor:
-    """Rewards (P, count), float64, of the policy's samples as the recipe samples them; noise keyed by `name`."""
-    keys = [(problem.recipe.training.seed, name, p, i) for p in range(len(prompts)) for i in range(count)]
+def rewards(problem: ControlProblem, prompts: Sequence[str], count: int) -> Tensor:
+    """Rewards (P, count), float64, of the policy's samples as the recipe samples them, on the same noise every time."""
+    keys = [("importance", p, i) for p in range(len(prompts)) for i in range(count)]
     shape = (len(problem.steps) + 1, *problem.adapter.latent_shape)
     scores = []
     for start in range(0, len(keys), BATCH):
         part = keys[start : start + BATCH]
-        texts = [prompts[int(key[2])] for key in part]
+        texts = [prompts[int(key[1])] for key in part]
         predict = problem.finetuned(problem.encode(texts), problem.recipe.guidance.guidance_scale)
         terminal = rollout(predict, problem.steps, normal(part, shape, problem.device, torch.float32)).terminal
         scores.append(problem.reward(problem.adapter.decode(terminal).clamp(0, 1), texts).total.double().cpu())
@@ -156,8 +168,10 @@ class Setting:
                 f"prompts.evaluation={prompts}",
                 "method.name=buffer-am",
                 "method.buffer.size=128",
-                "method.buffer.passes=4",
-                "optimizer.learning_rate=2e-4",
+                "method.buffer.passes=2",
+                "optimizer.learning_rate=5e-5",
+                "optimizer.prompts_per_step=32",
+                "optimizer.micro_batch=32",
                 "optimizer.betas=[0.9, 0.99]",
                 "optimizer.gradient_clip=0.0",
                 "optimizer.schedule=cosine",
@@ -166,7 +180,7 @@ class Setting:
                 "evaluation.every=0",
                 "tracking.mode=disabled",
                 f"training.steps={self.steps}",
-                f"training.checkpoint_every={min(self.steps, 120)}",
+                f"training.checkpoint_every={min(self.steps, 40)}",
                 f"training.seed={seed}",
                 *self.assignments,
             ],
@@ -181,75 +195,75 @@ def prompts_with(word: str, count: int) -> list[str]:
     return [every[index * len(every) // count] for index in range(count)]
 
 
-def fit(recipe: Recipe, run: RunDirectory) -> float:
-    """Train unless that was done; seconds of training."""
-    if recipe.training.steps not in run.steps():
-        train(recipe, run.path, resume=run.recipe.is_file())
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    return float(sum(line.get("seconds/total", 0.0) for line in lines))
-
-
-def sampled(recipe: Recipe, checkpoint: Path | None, count: int, name: str) -> Tensor:
-    """Rewards of the base model (no checkpoint: an unchanged policy) or of a fine-tuned one."""
+def measured(file: Path, recipe: Recipe, checkpoint: Path | None, count: int) -> Tensor:
+    """Rewards of the base model (no checkpoint: an unchanged policy) or of a fine-tuned one; kept in `file`."""
+    described = {"recipe": recipe.model_dump(mode="json"), "samples": count}
+    if file.is_file():
+        if json.loads(file.read_text(encoding="utf-8"))["of"] != described:
+            raise typer.BadParameter(f"{file} is of another setting; choose another folder")
+        return _rewards(file)
     accelerator = build_accelerator(recipe)
     prompts = load_prompts(recipe.prompts.train, "train").texts
     problem = build_problem(recipe, accelerator, load_policy(recipe, accelerator.device, checkpoint), prompts)
-    return rewards(problem, prompts, count, name)
+    found = rewards(problem, prompts, count)
+    write_json(file, {"of": described, "rewards": found.tolist()})
+    return found
 
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for runs and figures.")],
     reward: Annotated[str, typer.Option(help="Name of the reward.")] = "shapes:area",
-    multiplier: Annotated[float, typer.Option(help="Lambda.")] = 30.0,
+    multiplier: Annotated[float, typer.Option(help="Lambda.")] = 10.0,
     word: Annotated[str, typer.Option(help="Word that the prompts contain; empty: any prompt.")] = "big",
     prompts: Annotated[int, typer.Option(help="Prompts, trained and evaluated on.")] = 8,
-    inference_steps: Annotated[int, typer.Option(help="Steps N of the sampler.")] = 10,
-    samples: Annotated[int, typer.Option(help="Samples per prompt of each model.")] = 256,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 480,
-    seeds: Annotated[int, typer.Option(min=1)] = 1,
+    inference_steps: Annotated[int, typer.Option(help="Steps N of the sampler.")] = 50,
+    samples: Annotated[int, typer.Option(help="Samples per prompt of each model.")] = 512,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 160,
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
     first_seed: Annotated[int, typer.Option(min=0, help="To share seeds among processes.")] = 0,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe.")] = None,
 ) -> None:
-    """Measure, train, measure again, compare."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Measure, train, measure again, compare; what was done is not repeated."""
     setting = Setting(reward, multiplier, word, prompts, inference_steps, steps, tuple(assignments or ()))
-    first = setting.recipe(first_seed)
-    start = time.monotonic()
-    base = sampled(first, None, samples, "base")
-    target, ess = weighted(base, multiplier)
-    typer.echo(
-        f"base {plain(base).mean:.4f} ± {plain(base).standard_error:.4f}, target {target.mean:.4f} ± "
-        f"{target.standard_error:.4f}, ESS/n {ess:.2f} ({time.monotonic() - start:.0f} s)"
-    )
-    found = []
+    base = measured(out / "base.json", setting.recipe(0), None, samples)
     for seed in range(first_seed, first_seed + seeds):
-        recipe = setting.recipe(seed)
-        run = RunDirectory(out / f"seed-{seed}")
-        seconds = fit(recipe, run)
-        tuned = sampled(recipe, run.checkpoint(recipe.training.steps), samples, "finetuned")
-        found.append(compare(seed, base, tuned, multiplier, seconds))
-        _write(out, multiplier, first, found)
-        typer.echo((out / "importance.md").read_text(encoding="utf-8"))
+        recipe, run = setting.recipe(seed), RunDirectory(out / f"seed-{seed}")
+        if steps not in run.steps():
+            train(recipe, run.path, resume=run.recipe.is_file())
+        measured(out / f"seed-{seed}.json", recipe, run.checkpoint(steps), samples)
+        found = comparisons(out, base, multiplier)
+        write_json(out / "importance.json", {name: asdict(one) for name, one in found.items()})
+        table = _table(found)
+        write_text(out / "importance.md", table)
+        typer.echo(table)
 
 
-def _write(out: Path, multiplier: float, recipe: Recipe, found: Sequence[Comparison]) -> None:
-    data = {
-        "multiplier": multiplier,
-        "recipe": recipe.model_dump(mode="json"),
-        "comparisons": [asdict(comparison) | {"z": comparison.z} for comparison in found],
-    }
-    (out / "importance.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+def _rewards(file: Path) -> Tensor:
+    return torch.tensor(json.loads(file.read_text(encoding="utf-8"))["rewards"], dtype=torch.float64)
+
+
+def comparisons(out: Path, base: Tensor, multiplier: float) -> dict[str, Comparison]:
+    """Every seed measured in the folder so far, and the mean over them."""
+    tuned = {file.stem.removeprefix("seed-"): _rewards(file) for file in sorted(out.glob("seed-*.json"))}
+    every = {name: compare(base, values, multiplier) for name, values in tuned.items()}
+    if len(tuned) == 1:
+        return every
+    return every | {"all": compare(base, torch.stack(list(tuned.values())).mean(0), multiplier)}
+
+
+def _table(found: Mapping[str, Comparison]) -> str:
     rows = [
-        "| λ | seed | base | importance sampling | ESS/n | fine-tuned | difference | z | shift made | χ² by prompt |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| seed | base | importance sampling | ESS/n | fine-tuned | difference | in s.e. of importance sampling "
+        "| largest by prompt | shift made |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     rows += [
-        f"| {multiplier:g} | {c.seed} | {_shown(c.base)} | {_shown(c.importance)} | {c.ess:.2f} "
-        f"| {_shown(c.finetuned)} | {c.difference:+.4f} ± {c.difference_error:.4f} | {c.z:+.1f} | {c.reached:.1%} "
-        f"| {c.by_prompt_chi2:.1f} of {len(c.base.by_prompt)} |"
-        for c in found
+        f"| {name} | {_shown(c.base)} | {_shown(c.importance)} | {c.ess:.2f} | {_shown(c.finetuned)} "
+        f"| {c.difference.value:+.4f} ± {c.difference.standard_error:.4f} | {c.z:+.1f} "
+        f"| {max(c.z_by_prompt, key=abs):+.1f} | {c.reached.value:.1%} ± {c.reached.standard_error:.1%} |"
+        for name, c in found.items()
     ]
-    (out / "importance.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return "\n".join(rows) + "\n"
 
 
 def _shown(estimate: Estimate) -> str:
