@@ -157,7 +157,7 @@ class Setting:
     def recipe(self, seed: int) -> Recipe:
         """The recipe `shapes`, made to converge: every trajectory used once, no mask (it is a bias), a decaying rate.
 
-        The gradient is clipped at about three times its median, which holds back single freak batches only.
+        The gradient is clipped at about three times its median, which holds back fewer than one batch in ten.
         """
         prompts = json.dumps(prompts_with(self.word, self.prompts), ensure_ascii=False)
         return load_recipe(
