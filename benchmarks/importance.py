@@ -46,17 +46,8 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over prompts of a mean over each prompt's samples; the prompts are fixed, so only samples vary."""
-
-    mean: float
-    standard_error: float
-    by_prompt: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class Figure:
-    """A figure and its standard error."""
+    """A mean over prompts and its standard error; the prompts are fixed, so only samples vary."""
 
     value: float
     standard_error: float
@@ -66,11 +57,11 @@ class Figure:
 class Comparison:
     """A fine-tuned model against what the importance weights say."""
 
-    base: Estimate
-    importance: Estimate
+    base: Figure
+    importance: Figure
     ess: float
     """Effective sample size of the weights, normalised, mean over prompts."""
-    finetuned: Estimate
+    finetuned: Figure
     difference: Figure
     """Fine-tuned minus importance-weighted mean reward; both models start from the same noise, so much cancels."""
     reached: Figure
@@ -101,10 +92,10 @@ def compare(base: Tensor, finetuned: Tensor, multiplier: float) -> Comparison:
     share = float((tuned - before).mean()) / shift
     influence = ((of_finetuned - of_base) - share * (of_target - of_base)) / shift
     return Comparison(
-        base=_estimate(before, of_base),
-        importance=_estimate(target, of_target),
+        base=_figure(before, of_base),
+        importance=_figure(target, of_target),
         ess=float(effective_sample_size(logarithms).mean() / base.shape[1]),
-        finetuned=_estimate(tuned, of_finetuned),
+        finetuned=_figure(tuned, of_finetuned),
         difference=difference,
         reached=Figure(share, _figure(before, influence).standard_error),
         z_by_prompt=tuple(((tuned - target) / _errors(of_target)).tolist()),
@@ -120,11 +111,6 @@ def _errors(influences: Tensor) -> Tensor:
 def _figure(values: Tensor, influences: Tensor) -> Figure:
     errors = _errors(influences)
     return Figure(float(values.mean()), float(errors.square().sum().sqrt()) / len(errors))
-
-
-def _estimate(means: Tensor, influences: Tensor) -> Estimate:
-    found = _figure(means, influences)
-    return Estimate(found.value, found.standard_error, tuple(means.tolist()))
 
 
 @torch.no_grad()
@@ -263,15 +249,15 @@ def _table(found: Mapping[str, Comparison]) -> str:
     ]
     rows += [
         f"| {name} | {_shown(c.base)} | {_shown(c.importance)} | {c.ess:.2f} | {_shown(c.finetuned)} "
-        f"| {measured(c.difference.value, c.difference.standard_error, '+')} | {c.z:+.2f} "
+        f"| {_shown(c.difference, '+')} | {c.z:+.2f} "
         f"| {max(c.z_by_prompt, key=abs):+.2f} | {c.reached.value:.1%} ± {c.reached.standard_error:.1%} |"
         for name, c in found.items()
     ]
     return "\n".join(rows) + "\n"
 
 
-def _shown(estimate: Estimate) -> str:
-    return measured(estimate.mean, estimate.standard_error)
+def _shown(figure: Figure, sign: str = "") -> str:
+    return measured(figure.value, figure.standard_error, sign)
 
 
 if __name__ == "__main__":

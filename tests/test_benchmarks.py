@@ -91,9 +91,8 @@ def test_importance_weights_on_a_gaussian(benchmark: Callable[[str], Any]) -> No
         base = torch.randn(4, 512, generator=generator, dtype=torch.float64)
         noisy = base + 0.5 + 0.1 * torch.randn(base.shape, generator=generator, dtype=torch.float64)
         found.append(module.compare(base, noisy, 0.5))
-    for name, expected in (("base", 0.0), ("importance", 0.5), ("finetuned", 0.5)):
-        _calibrated([(getattr(one, name).mean, getattr(one, name).standard_error) for one in found], expected)
-    for name, expected in (("difference", 0.0), ("reached", 1.0)):
+    expectations = {"base": 0.0, "importance": 0.5, "finetuned": 0.5, "difference": 0.0, "reached": 1.0}
+    for name, expected in expectations.items():
         _calibrated([(getattr(one, name).value, getattr(one, name).standard_error) for one in found], expected)
     assert found[0].ess == pytest.approx(math.exp(-0.25), abs=0.03)
     by_prompt = torch.tensor([one.z_by_prompt for one in found])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amsd.diffusion.guidance import Conditioning
+from amsd.diffusion.guidance import Conditioning, NoisePredictor
 from amsd.diffusion.noise import normal
 from amsd.diffusion.rollout import Trajectory, rollout
 from amsd.matching import lean_adjoint
@@ -97,14 +97,17 @@ def _probe(problem: ControlProblem, samples: Sequence[Sample], own: Mode) -> Pro
         sampler: _rollout(problem, conditioning, samples, 0, sampler)
         for sampler in {scale, *(mode.sampler for mode in chosen)}
     }
+    gradients = {sampler: reward_gradient(problem, path.terminal, samples).gradient for sampler, path in paths.items()}
     first = paths[scale]
     deviation, magnitude = _reconstruction(problem, conditioning, first)
     return Probe(
         first=first.terminal,
         second=_rollout(problem, conditioning, samples, 1, scale).terminal,
-        gradient_norm=reward_gradient(problem, first.terminal, samples).gradient.flatten(1).norm(dim=1),
+        gradient_norm=gradients[scale].flatten(1).norm(dim=1),
         adjoint_norms={
-            mode.name: _adjoint_norms(problem, conditioning, paths[mode.sampler], mode.adjoint, samples)
+            mode.name: _adjoint_norms(
+                problem, problem.base(conditioning, mode.adjoint), paths[mode.sampler], gradients[mode.sampler]
+            )
             for mode in chosen
         },
         control_norm=_control_norm(problem, conditioning, paths[own.sampler]),
@@ -124,16 +127,12 @@ def _rollout(
     return rollout(problem.base(conditioning, guidance_scale), problem.steps, torch.cat([start, later], 1))
 
 
-def _adjoint_norms(
-    problem: ControlProblem, conditioning: Conditioning, path: Trajectory, guidance_scale: float,
-    samples: Sequence[Sample],
-) -> Tensor:  # fmt: skip
-    gradient = reward_gradient(problem, path.terminal, samples).gradient
-    base, steps = problem.base(conditioning, guidance_scale), problem.steps
+def _adjoint_norms(problem: ControlProblem, base: NoisePredictor, path: Trajectory, gradient: Tensor) -> Tensor:
+    steps = problem.steps
     with problem.policy.only_base():
         found = lean_adjoint(
             -problem.recipe.method.reward_multiplier * gradient, path.states, steps.A, steps.B,
-            lambda x, k, rows: base.rows(rows)(x, k), torch.zeros(len(samples), dtype=torch.long),
+            lambda x, k, rows: base.rows(rows)(x, k), torch.zeros(len(gradient), dtype=torch.long),
         )  # fmt: skip
     norms: Tensor = found.adjoints.double().flatten(2).norm(dim=2)
     return norms
