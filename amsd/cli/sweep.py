@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +12,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from amsd.sweep.load import Plan
+    from amsd.sweep.plan import Plan
+    from amsd.sweep.study import StudyHandle
 
 app = typer.Typer(name="sweep", help="Search over recipes with Optuna or W&B.", no_args_is_help=True)
 
@@ -39,54 +42,52 @@ def run(
     from rich.console import Console
 
     from amsd.errors import UsageError
-    from amsd.sweep.load import load_plan
+    from amsd.sweep.plan import load_plan
 
     budget = [] if trials is None else [f"budget.trials={trials}"]
     plan = load_plan(sweep, [*(assignments or []), *budget])
     folder = output or Path("runs") / f"sweep-{plan.sweep.name}"
     console = Console()
     if dry_run:
-        from amsd.sweep.outline import outline
+        from amsd.sweep.display import outline
 
         for line in outline(plan):
             typer.echo(line)
         return
-    match backend, launcher:
-        case "wandb", _:
-            from amsd.sweep.wandb_backend import run_wandb
+    if backend == "wandb" and launcher == "local":
+        from amsd.sweep.wandb_backend import run_wandb
 
-            run_wandb(plan, folder, workers)
-        case "optuna", "slurm":
-            from amsd.sweep.slurm import submit
-
-            jobs = submit(plan, folder, storage, workers)
-            console.print(f"Submitted {', '.join(jobs)}. Watch with: amsd sweep show {folder}")
-        case "optuna", "local":
-            _run_here(plan, folder, storage, workers, console)
-        case _:
-            raise UsageError(f"--backend {backend} --launcher {launcher}: backends are optuna and wandb, launchers "
-                             "local and slurm (slurm with optuna only)")  # fmt: skip
+        run_wandb(plan, folder, workers)
+    elif backend == "optuna":
+        _run(launcher, plan, folder, storage, workers, console)
+    else:
+        raise UsageError(f"--backend {backend} --launcher {launcher}: backends are optuna and wandb (wandb on this "
+                         "machine only)")  # fmt: skip
 
 
-def _run_here(plan: Plan, folder: Path, storage: str | None, workers: int, console: Console) -> None:
-    from amsd.sweep.display import following
-    from amsd.sweep.launch import run_workers
+def _run(name: str, plan: Plan, folder: Path, storage: str | None, workers: int, console: Console) -> None:
+    from amsd.sweep.display import following, overview
+    from amsd.sweep.launchers import Launch, launcher
     from amsd.sweep.results import results_of
-    from amsd.sweep.study import create
-    from amsd.sweep.table import overview
 
-    handle = create(plan, folder, storage)
-    before = [(trial.number, trial.state) for trial in results_of(handle).trials]
-    with following(console, lambda: results_of(handle)) as tick:
-        report = run_workers(handle, workers, tick)
-    results = results_of(handle)
+    before: list[tuple[int, str]] = []
+
+    def view(handle: StudyHandle) -> AbstractContextManager[Callable[[], None]]:
+        before.extend((trial.number, trial.state) for trial in results_of(handle).trials)
+        return following(console, lambda: results_of(handle))
+
+    done = launcher(name).launch(Launch(plan, folder, storage, workers, view))
+    if done.jobs:
+        console.print(f"Submitted {', '.join(done.jobs)}. Watch with: amsd sweep show {folder}")
+        return
+    results = results_of(done.handle)
     console.print(overview(results))
-    if before and before == [(trial.number, trial.state) for trial in results.trials] and not report.interrupted:
+    if before and before == [(trial.number, trial.state) for trial in results.trials] and not done.interrupted:
         typer.echo("Nothing was left to do: the budget is used up. A larger one, such as --trials, goes on.")
     if results.best is not None:
         next_steps = f"Page: amsd report {folder}\nWinning recipe: amsd sweep best {folder} -o best.toml"
         console.print(next_steps, highlight=False, soft_wrap=True, markup=False)
-    if report.interrupted:
+    if done.interrupted:
         typer.secho("Interrupted; unfinished trials are queued again. The same command goes on.", err=True)
         raise typer.Exit(INTERRUPTED)
 
@@ -102,10 +103,13 @@ def worker(
     """Join a sweep from this or any machine, until nothing is left to do."""
     import logging
 
-    from amsd.sweep.launch import work
+    from amsd.sweep.launchers.local import work
+    from amsd.sweep.wandb_backend import SCHEME, join
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    if work(storage, study, directory).interrupted:
+    if storage.startswith(SCHEME):
+        join(storage, directory or Path())
+    elif work(storage, study, directory).interrupted:
         raise typer.Exit(INTERRUPTED)
 
 
@@ -119,8 +123,8 @@ def show(
     """Trials, best, Pareto front and parameter importance."""
     from rich.console import Console
 
+    from amsd.sweep.display import overview
     from amsd.sweep.results import load_sweep, results_of
-    from amsd.sweep.table import overview
 
     console = Console()
     if as_json:
@@ -174,9 +178,10 @@ def export(
 ) -> None:
     """A sweep file as a W&B sweep configuration (YAML), or the trials of a sweep as a table (CSV)."""
     from amsd.files import write_text
-    from amsd.sweep.export import as_csv, as_wandb_yaml
-    from amsd.sweep.load import load_plan
+    from amsd.sweep.export import as_csv
+    from amsd.sweep.plan import load_plan
     from amsd.sweep.results import load_sweep
+    from amsd.sweep.wandb_backend import as_wandb_yaml
 
     stored = ":" in sweep or Path(sweep).is_dir()
     text = as_csv(load_sweep(sweep)) if stored else as_wandb_yaml(load_plan(sweep))

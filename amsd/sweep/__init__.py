@@ -1,6 +1,6 @@
 """Sweeps: a search over recipes, run by workers that lose nothing and run nothing twice."""
 
-from amsd.sweep.load import Plan, load_plan
+from amsd.sweep.plan import Plan, load_plan
 from amsd.sweep.results import SeedRun, SweepResults, TrialResult, load_sweep
 from amsd.sweep.schema import Sweep
 

@@ -12,10 +12,8 @@ from amsd.errors import UsageError
 from amsd.evaluation.statistics import measured
 from amsd.recipe import dump_toml
 from amsd.recipe.schema import Tracking
-from amsd.sweep.load import Plan
+from amsd.sweep.plan import Plan
 from amsd.sweep.results import SweepResults
-from amsd.sweep.schema import TRAINING, Dimension, Objective
-from amsd.sweep.space import values
 
 
 def winning_recipe(results: SweepResults, number: int | None = None) -> str:
@@ -75,68 +73,6 @@ def as_csv(results: SweepResults) -> str:
         last = [trial.duration, trial.copy_of, trial.error]
         writer.writerow([trial.number, trial.state, trial.cfg_mode, *params, *found, *limits, *last])
     return stream.getvalue()
-
-
-def wandb_configuration(plan: Plan) -> dict[str, Any]:
-    """The same search as a W&B sweep.
-
-    Raises:
-        UsageError: it uses what W&B sweeps do not have (several objectives, constraints).
-    """
-    sweep = plan.sweep
-    if len(sweep.objective) > 1 or sweep.constraint:
-        raise UsageError(
-            f"sweep {sweep.name}: W&B sweeps have one objective and no constraints, but this one has "
-            f"{len(sweep.objective)} and {len(sweep.constraint)}. Use --backend optuna."
-        )
-    if sweep.budget.seconds is not None or sweep.budget.unet_evaluations is not None:
-        raise UsageError(f"sweep {sweep.name}: W&B sweeps know only budget.trials. Use --backend optuna.")
-    objective = sweep.objective[0]
-    method = {"grid": "grid", "random": "random", "qmc": "random"}.get(sweep.sampler.name, "bayes")
-    configuration: dict[str, Any] = {
-        "name": sweep.name,
-        "description": sweep.description,
-        "method": method,
-        "metric": {"name": metric_name(objective), "goal": objective.direction},
-        "parameters": {name: _parameter(dim, method) for name, dim in sweep.search.items()},
-    }
-    if len(sweep.seeds) > 1:  # every seed is a run of its own; W&B's grouping shows their mean
-        configuration["parameters"]["training.seed"] = {"values": list(sweep.seeds)}
-    if sweep.budget.trials is not None:
-        configuration["run_cap"] = sweep.budget.trials
-    if sweep.pruner.name != "none":
-        configuration["early_terminate"] = {"type": "hyperband", "min_iter": max(1, sweep.pruner.startup_trials)}
-    return configuration
-
-
-def metric_name(objective: Objective) -> str:
-    """Name under which W&B finds the objective in a run's summary."""
-    if objective.metric.startswith(TRAINING):
-        return objective.metric.removeprefix(TRAINING)
-    return f"eval/{objective.metric}" + ("" if objective.value == "mean" else f"/{objective.value}")
-
-
-def as_wandb_yaml(plan: Plan) -> str:
-    """`wandb_configuration` as YAML, for `wandb sweep FILE`."""
-    import yaml
-
-    text: str = yaml.safe_dump(wandb_configuration(plan), sort_keys=False, allow_unicode=True)
-    return text
-
-
-def _parameter(dimension: Dimension, method: str) -> dict[str, Any]:
-    if dimension.low is None or dimension.high is None or method == "grid":
-        return {"values": values(dimension)}
-    low, high = dimension.low, dimension.high
-    if dimension.is_int:
-        name = "q_log_uniform_values" if dimension.log else "int_uniform"
-        return {"distribution": name, "min": int(low), "max": int(high)} if not dimension.step else {
-            "values": values(dimension)
-        }  # fmt: skip
-    if dimension.step is not None:
-        return {"distribution": "q_uniform", "min": float(low), "max": float(high), "q": float(dimension.step)}
-    name = "log_uniform_values" if dimension.log else "uniform"
-    return {"distribution": name, "min": float(low), "max": float(high)}
 
 
 def _plain(value: Any) -> Any:

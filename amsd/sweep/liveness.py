@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from amsd.sweep import attributes as names
+from amsd.sweep import optuna_access as names
 from amsd.sweep.study import StudyHandle
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Liveness:
     """Beats for the trial that this worker runs, and watches the others. One thread, started by `with`."""
 
     def __init__(self, handle: StudyHandle, worker: str) -> None:
-        self._handle = handle
+        self._trials = handle.trials
         self._worker = worker
         self._execution = handle.plan.sweep.execution
         self._seen: dict[int, tuple[Any, float]] = {}
@@ -54,18 +54,10 @@ class Liveness:
 
     def claim(self) -> Claim | None:
         """Take the first waiting trial, if there is one; exactly one worker gets it."""
-        from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
-
-        storage = self._handle.storage
-        waiting = storage.get_all_trials(self._handle.study_id, deepcopy=False, states=(TrialState.WAITING,))
-        for trial in waiting:
-            try:
-                taken = storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-            except UpdateFinishedTrialError:
-                continue
-            if taken:
-                return self.own(trial._trial_id, trial.number, trial.user_attrs.get(names.OWNER, {}))
+        for trial in self._trials.waiting():
+            trial_id = self._trials.id_of(trial)
+            if self._trials.start(trial_id):
+                return self.own(trial_id, trial.number, trial.user_attrs.get(names.OWNER, {}))
         return None
 
     def own(self, trial_id: int, number: int, earlier: dict[str, Any]) -> Claim:
@@ -77,7 +69,7 @@ class Liveness:
             "attempt": earlier.get("attempt", 0) + 1,
             "lost": earlier.get("lost", 0),
         }
-        self._handle.storage.set_trial_user_attr(trial_id, names.OWNER, owner)
+        self._trials.note(trial_id, names.OWNER, owner)
         self._lost.clear()
         self._claim = claim
         return claim
@@ -116,60 +108,55 @@ class Liveness:
         claim = self._claim
         if claim is None:
             return
-        storage = self._handle.storage
-        owner = storage.get_trial(claim.trial_id).user_attrs.get(names.OWNER, {})
+        owner = self._trials.get(claim.trial_id).user_attrs.get(names.OWNER, {})
         if owner.get("token") != claim.token:
             if self._claim is claim:
                 self._lost.set()
             return
         try:
-            storage.set_trial_user_attr(claim.trial_id, names.BEAT, f"{claim.token}:{count}")
+            self._trials.note(claim.trial_id, names.BEAT, f"{claim.token}:{count}")
         except UpdateFinishedTrialError:  # it has just ended
             return
 
     def recover(self) -> None:
         """Queue again (or fail, after too many attempts) every running trial whose beat has stood still too long."""
-        from optuna.trial import TrialState
-
         with self._watching:
-            running = self._handle.storage.get_all_trials(
-                self._handle.study_id, deepcopy=False, states=(TrialState.RUNNING,)
-            )
+            running = self._trials.running()
             now = time.monotonic()
             claim = self._claim
             seen: dict[int, tuple[Any, float]] = {}
             for trial in running:
-                if claim is not None and trial._trial_id == claim.trial_id:
+                trial_id = self._trials.id_of(trial)
+                if claim is not None and trial_id == claim.trial_id:
                     continue
                 owner = trial.user_attrs.get(names.OWNER, {})
                 sign = (owner.get("token"), owner.get("attempt"), trial.user_attrs.get(names.BEAT))
-                before = self._seen.get(trial._trial_id)
+                before = self._seen.get(trial_id)
                 since = before[1] if before is not None and before[0] == sign else now
                 if now - since > self._execution.lost_after_seconds:
-                    self._requeue(trial._trial_id, trial.number, owner)
+                    self._requeue(trial_id, trial.number, owner)
                 else:
-                    seen[trial._trial_id] = (sign, since)
+                    seen[trial_id] = (sign, since)
             self._seen = seen
 
     def _requeue(self, trial_id: int, number: int, owner: dict[str, Any]) -> None:
         from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
 
-        storage, lost = self._handle.storage, owner.get("lost", 0) + 1
+        lost = owner.get("lost", 0) + 1
         who = owner.get("worker", "a worker")
-        current = storage.get_trial(trial_id)
-        if current.state != TrialState.RUNNING or current.user_attrs.get(names.OWNER, {}) != owner:
+        current = self._trials.get(trial_id)
+        if current.state.name != "RUNNING" or current.user_attrs.get(names.OWNER, {}) != owner:
             return  # another observer was faster
         try:
             # Without its token, the lost owner lets go should it wake up.
-            storage.set_trial_user_attr(trial_id, names.OWNER, {**owner, "token": None, "lost": lost})
+            self._trials.note(trial_id, names.OWNER, {**owner, "token": None, "lost": lost})
             if lost >= self._execution.attempts:
                 error = f"its worker was lost {lost} times, last {who}"
-                storage.set_trial_user_attr(trial_id, names.OUTCOME, {"error": error})
-                storage.set_trial_state_values(trial_id, TrialState.FAIL)
+                self._trials.note(trial_id, names.OUTCOME, {"error": error})
+                self._trials.fail(trial_id)
                 logger.warning("Trial %d: %s; it is not tried again.", number, error)
             else:
-                storage.set_trial_state_values(trial_id, TrialState.WAITING)
+                self._trials.put_back(trial_id)
                 logger.warning("Trial %d: %s is silent; the trial is queued again.", number, who)
         except UpdateFinishedTrialError:
             logger.info("Trial %d ended just before it was taken for lost.", number)

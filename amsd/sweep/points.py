@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amsd.recipe import Recipe, identity
 from amsd.recipe.cost import training_cost
+from amsd.sweep import optuna_access as names
 from amsd.sweep.executor import Job
-from amsd.sweep.load import Plan
-from amsd.sweep.results import cfg_mode
-from amsd.sweep.space import settings_of
+from amsd.sweep.plan import Plan
+from amsd.sweep.space import grid, settings_of
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial, Trial
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,3 +83,79 @@ def _bookkeeping(plan: Plan, label: str, seed: int, params: Mapping[str, Any]) -
 
 def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def cfg_mode(recipe: Recipe) -> str:
+    """Name of the guidance mode of a recipe (docs/method.md section 2)."""
+    guidance = recipe.guidance
+    flags = (guidance.guidance_in_adjoint_computation, guidance.guidance_in_control_computation)
+    if guidance.guidance_scale == 1:
+        return "no guidance"
+    return {(False, False): "CFG trajectories", (True, True): "full CFG"}.get(flags, "mixed")
+
+
+def points_to_queue(plan: Plan) -> list[dict[str, Any]]:
+    """First points, then the grid, up to the budget of trials; every other point is made when a worker is free for it.
+
+    (Hundreds of waiting trials would be read again at every step: finished ones are cached, these are not.)
+    """
+    sweep = plan.sweep
+    points = [dict(point) for point in sweep.first]
+    if sweep.sampler.name == "grid":
+        points += [point for point in grid(sweep) if point not in points]
+    return points[: sweep.budget.trials]
+
+
+class Twins:
+    """Finds the trials with a given key; looks at each trial only until its point is known, however many there are."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._places: dict[str, list[int]] = {}
+        """Key -> places in the study's list of trials, which only grows."""
+        self._unknown: list[int] = []
+        self._seen = 0
+
+    def of(self, number: int, key: str) -> list[FrozenTrial]:
+        """The other trials with this key, as they are now."""
+        trials = self._study.get_trials(deepcopy=False)
+        places, self._unknown = [*self._unknown, *range(self._seen, len(trials))], []
+        self._seen = len(trials)
+        for place in places:
+            point = trials[place].user_attrs.get(names.POINT)
+            if point is not None:
+                self._places.setdefault(point["key"], []).append(place)
+            elif not trials[place].state.is_finished():  # one that failed before it had a point never gets one
+                self._unknown.append(place)
+        return [trials[place] for place in self._places.get(key, ()) if trials[place].number != number]
+
+    def wait_for(
+        self, trial: Trial, key: str, every: float, released: Callable[[], bool], wait: Callable[[float], None]
+    ) -> FrozenTrial | None:
+        """A finished trial with the same runs, if need be after waiting for it; looked for `every` so many seconds.
+
+        Every worker first writes its key and then looks around, so of two twins at least one sees the other. It
+        waits, unless the other is waiting too and has the higher number: exactly one of them runs.
+        """
+        from optuna.trial import TrialState
+
+        waiting = False
+        if trial.user_attrs.get(names.WAITS_FOR):  # left by a lost worker
+            trial.set_user_attr(names.WAITS_FOR, False)
+        while not released():
+            others = self.of(trial.number, key)
+            ended = [other for other in others if other.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+            if ended:
+                return min(ended, key=lambda other: (other.state != TrialState.COMPLETE, other.number))
+            running = [other for other in others if other.state == TrialState.RUNNING]
+            if all(other.number > trial.number and other.user_attrs.get(names.WAITS_FOR) for other in running):
+                break
+            if not waiting:
+                number = running[0].number
+                logger.info("Trial %d equals trial %d, which is running; waiting for it.", trial.number, number)
+                trial.set_user_attr(names.WAITS_FOR, True)
+                waiting = True
+            wait(every)
+        if waiting:
+            trial.set_user_attr(names.WAITS_FOR, False)
+        return None

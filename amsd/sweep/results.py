@@ -11,12 +11,13 @@ from statistics import stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 from amsd.recipe import Recipe
+from amsd.sweep import optuna_access as names
 from amsd.sweep.schema import Objective, Sweep
+from amsd.sweep.space import settings_of
+from amsd.sweep.study import StudyHandle, counted, locate
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-
-    from amsd.sweep.study import StudyHandle
 
 State = Literal["queued", "running", "complete", "pruned", "failed"]
 
@@ -143,30 +144,17 @@ def _losses(trial: TrialResult, objectives: Sequence[Objective]) -> tuple[float,
     )
 
 
-def cfg_mode(recipe: Recipe) -> str:
-    """Name of the guidance mode of a recipe (docs/method.md section 2)."""
-    guidance = recipe.guidance
-    flags = (guidance.guidance_in_adjoint_computation, guidance.guidance_in_control_computation)
-    if guidance.guidance_scale == 1:
-        return "no guidance"
-    return {(False, False): "CFG trajectories", (True, True): "full CFG"}.get(flags, "mixed")
-
-
 def load_sweep(source: str | Path, study: str | None = None) -> SweepResults:
     """Read a sweep from its directory, or from a storage URL (with the study's name if the storage has several).
 
     Raises:
         UsageError: there is no sweep there, or no study of this name.
     """
-    from amsd.sweep.study import locate
-
     return results_of(locate(str(source), study))
 
 
 def results_of(handle: StudyHandle) -> SweepResults:
     """Read every trial of an open study."""
-    from amsd.sweep.study import counted
-
     trials = counted(handle.study)
     return SweepResults(
         name=handle.study.study_name,
@@ -181,11 +169,8 @@ def results_of(handle: StudyHandle) -> SweepResults:
 
 
 def _trial(trial: FrozenTrial, handle: StudyHandle) -> TrialResult:
-    from amsd.sweep import attributes as names
-    from amsd.sweep.space import settings_of
-
     # A waiting trial of the queued first points has its values only as fixed parameters yet.
-    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    params = {**names.queued_params(trial), **trial.params}
     point, outcome = trial.user_attrs.get(names.POINT, {}), trial.user_attrs.get(names.OUTCOME, {})
     owner = trial.user_attrs.get(names.OWNER, {})
     constraints: dict[str, float] = outcome.get("constraints", {})
@@ -219,8 +204,6 @@ def seconds_spent(trial: FrozenTrial) -> float | None:
 
     A trial that was handed back and is queued again keeps its seconds: the budget counts them.
     """
-    from amsd.sweep import attributes as names
-
     earlier: float | None = trial.user_attrs.get(names.OUTCOME, {}).get("seconds")
     if trial.state.name != "RUNNING" or trial.datetime_start is None:
         return earlier

@@ -1,34 +1,33 @@
-"""The search space: which values a dimension may take, and what a point means for the recipe."""
+"""The search space, what a point means for the recipe, and which of Optuna's samplers and pruners search it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amsd.sweep.schema import Dimension, Sweep
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
     from optuna.trial import Trial
+
+    from amsd.sweep.plan import Plan
 
 #: Values of a float range without `step` and `points` that a grid tries.
 GRID_POINTS = 5
 
 
-def distribution(dimension: Dimension) -> BaseDistribution:
-    """The same axis as Optuna sees it; variants are chosen by name."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if dimension.choices is not None:
-        return CategoricalDistribution(dimension.choices)
-    if dimension.variants is not None:
-        return CategoricalDistribution(tuple(dimension.variants))
-    assert dimension.low is not None
-    assert dimension.high is not None
+def _suggested(trial: Trial, name: str, dimension: Dimension) -> Any:
+    """The value that the sampler chooses; variants are chosen by name."""
+    if dimension.low is None or dimension.high is None:
+        return trial.suggest_categorical(name, list(dimension.choices or dimension.variants or ()))
+    low, high = dimension.low, dimension.high
     if dimension.is_int:
-        return IntDistribution(int(dimension.low), int(dimension.high), dimension.log, int(dimension.step or 1))
-    return FloatDistribution(float(dimension.low), float(dimension.high), dimension.log, dimension.step)
+        return trial.suggest_int(name, int(low), int(high), step=int(dimension.step or 1), log=dimension.log)
+    return trial.suggest_float(name, float(low), float(high), step=dimension.step, log=dimension.log)
 
 
 def active(dimension: Dimension, params: Mapping[str, Any]) -> bool:
@@ -42,7 +41,7 @@ def suggest(sweep: Sweep, trial: Trial) -> dict[str, Any]:
     for name in ordered(sweep.search):
         dimension = sweep.search[name]
         if active(dimension, params):
-            params[name] = trial._suggest(name, distribution(dimension))
+            params[name] = _suggested(trial, name, dimension)
     return params
 
 
@@ -133,3 +132,67 @@ def satisfying(sweep: Sweep, name: str) -> dict[str, Any]:
             raise ValueError(f"no value of {parent} fulfils the condition, so this dimension is never searched")
         chosen |= {**satisfying(sweep, parent), parent: fitting}
     return chosen
+
+
+def sampler(plan: Plan, salt: str) -> BaseSampler:
+    """Optuna's sampler of this name; `salt` varies its seed (not that of QMC, whose workers share one sequence).
+
+    A grid is queued point by point, so its sampler is never asked.
+    """
+    import optuna
+
+    chosen = plan.sweep.sampler
+    seed = None if chosen.seed is None else zlib.crc32(f"{chosen.seed}:{salt}".encode())
+    match chosen.name:
+        case "tpe":
+            # constant_liar: parallel workers keep away from what is being tried.
+            return _sampler(
+                optuna.samplers.TPESampler,
+                seed=seed, n_startup_trials=chosen.startup_trials, multivariate=True, group=True,
+                constant_liar=True,
+            )  # fmt: skip
+        case "gp":
+            return _sampler(optuna.samplers.GPSampler, seed=seed, n_startup_trials=chosen.startup_trials)
+        case "qmc":
+            return _sampler(
+                optuna.samplers.QMCSampler, seed=chosen.seed, scramble=True, warn_independent_sampling=False
+            )
+        case "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed)
+        case "random" | "grid":
+            return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _sampler(kind: Callable[..., BaseSampler], **options: Any) -> BaseSampler:
+    built: BaseSampler = experimental(kind, **options)
+    return built
+
+
+def experimental(call: Any, *args: Any, **options: Any) -> Any:
+    """Call something of Optuna without its notice that the interface may change."""
+    import warnings
+
+    from optuna.exceptions import ExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return call(*args, **options)
+
+
+def pruner(plan: Plan) -> BasePruner:
+    """Optuna's pruner of this name; steps are optimizer steps, the seeds of a point one after the other."""
+    import optuna
+
+    chosen, training = plan.sweep.pruner, plan.recipe.training
+    options = {"n_startup_trials": chosen.startup_trials, "n_warmup_steps": chosen.warmup_steps}
+    match chosen.name:
+        case "none":
+            return optuna.pruners.NopPruner()
+        case "median":
+            return optuna.pruners.MedianPruner(**options)
+        case "percentile":
+            return optuna.pruners.PercentilePruner(chosen.percentile, **options)
+        case "hyperband":
+            longest = training.steps * len(plan.sweep.seeds)
+            shortest = min(max(training.checkpoint_every, chosen.warmup_steps, 1), longest)
+            return optuna.pruners.HyperbandPruner(min_resource=shortest, max_resource=longest)

@@ -15,13 +15,13 @@ from typing import Any
 
 from amsd.errors import RunError, UsageError
 from amsd.files import write_json
-from amsd.sweep.executor import RunLog, TrialExecutor, Verdict
-from amsd.sweep.export import wandb_configuration
-from amsd.sweep.load import Plan, restore_plan
+from amsd.sweep.executor import RunLog, Stop, TrialExecutor, Verdict
+from amsd.sweep.launchers.processes import ProcessExecutor
+from amsd.sweep.plan import Plan, restore_plan
 from amsd.sweep.points import make_point
-from amsd.sweep.process import ProcessExecutor
-from amsd.sweep.space import active, ordered
-from amsd.sweep.trial import Stop, measure
+from amsd.sweep.schema import TRAINING, Dimension, Objective
+from amsd.sweep.space import active, ordered, values
+from amsd.sweep.trial import measure
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def run_wandb(plan: Plan, folder: Path, workers: int) -> None:
     if workers == 1:
         run_agent(path, plan, folder, ProcessExecutor(plan.sweep.execution))
         return
-    from amsd.sweep.launch import run_agents
+    from amsd.sweep.launchers.local import run_agents
 
     run_agents(f"{SCHEME}{path}", folder.resolve(), workers, plan.sweep.execution.processes)
 
@@ -166,3 +166,65 @@ def require_key() -> None:
     if not wandb.login(prompt=False, verify=False):
         raise UsageError("--backend wandb needs a W&B key: set WANDB_API_KEY or run `wandb login` "
                          "(WANDB_BASE_URL for an own server), or use --backend optuna, which needs none.")  # fmt: skip
+
+
+def wandb_configuration(plan: Plan) -> dict[str, Any]:
+    """The same search as a W&B sweep.
+
+    Raises:
+        UsageError: it uses what W&B sweeps do not have (several objectives, constraints).
+    """
+    sweep = plan.sweep
+    if len(sweep.objective) > 1 or sweep.constraint:
+        raise UsageError(
+            f"sweep {sweep.name}: W&B sweeps have one objective and no constraints, but this one has "
+            f"{len(sweep.objective)} and {len(sweep.constraint)}. Use --backend optuna."
+        )
+    if sweep.budget.seconds is not None or sweep.budget.unet_evaluations is not None:
+        raise UsageError(f"sweep {sweep.name}: W&B sweeps know only budget.trials. Use --backend optuna.")
+    objective = sweep.objective[0]
+    method = {"grid": "grid", "random": "random", "qmc": "random"}.get(sweep.sampler.name, "bayes")
+    configuration: dict[str, Any] = {
+        "name": sweep.name,
+        "description": sweep.description,
+        "method": method,
+        "metric": {"name": metric_name(objective), "goal": objective.direction},
+        "parameters": {name: _parameter(dim, method) for name, dim in sweep.search.items()},
+    }
+    if len(sweep.seeds) > 1:  # every seed is a run of its own; W&B's grouping shows their mean
+        configuration["parameters"]["training.seed"] = {"values": list(sweep.seeds)}
+    if sweep.budget.trials is not None:
+        configuration["run_cap"] = sweep.budget.trials
+    if sweep.pruner.name != "none":
+        configuration["early_terminate"] = {"type": "hyperband", "min_iter": max(1, sweep.pruner.startup_trials)}
+    return configuration
+
+
+def metric_name(objective: Objective) -> str:
+    """Name under which W&B finds the objective in a run's summary."""
+    if objective.metric.startswith(TRAINING):
+        return objective.metric.removeprefix(TRAINING)
+    return f"eval/{objective.metric}" + ("" if objective.value == "mean" else f"/{objective.value}")
+
+
+def as_wandb_yaml(plan: Plan) -> str:
+    """`wandb_configuration` as YAML, for `wandb sweep FILE`."""
+    import yaml
+
+    text: str = yaml.safe_dump(wandb_configuration(plan), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _parameter(dimension: Dimension, method: str) -> dict[str, Any]:
+    if dimension.low is None or dimension.high is None or method == "grid":
+        return {"values": values(dimension)}
+    low, high = dimension.low, dimension.high
+    if dimension.is_int:
+        name = "q_log_uniform_values" if dimension.log else "int_uniform"
+        return {"distribution": name, "min": int(low), "max": int(high)} if not dimension.step else {
+            "values": values(dimension)
+        }  # fmt: skip
+    if dimension.step is not None:
+        return {"distribution": "q_uniform", "min": float(low), "max": float(high), "q": float(dimension.step)}
+    name = "log_uniform_values" if dimension.log else "uniform"
+    return {"distribution": name, "min": float(low), "max": float(high)}

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from amsd.errors import AmsdError, RunError
 from amsd.recipe import identity
-from amsd.sweep import attributes as names
-from amsd.sweep.executor import TrialExecutor
+from amsd.sweep import optuna_access as names
+from amsd.sweep.executor import Stop, TrialExecutor
 from amsd.sweep.liveness import Claim, Liveness
-from amsd.sweep.points import Point, make_point
+from amsd.sweep.points import Point, Twins, make_point
 from amsd.sweep.results import seconds_spent
 from amsd.sweep.space import suggest
 from amsd.sweep.study import StudyHandle, counted
-from amsd.sweep.trial import Outcome, Stop, run_point
-from amsd.sweep.twins import Twins
+from amsd.sweep.trial import Outcome, run_point
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -43,6 +42,7 @@ class Worker:
 
     def __init__(self, handle: StudyHandle, executor: TrialExecutor, stop: Stop | None = None) -> None:
         self._handle = handle
+        self._trials = handle.trials
         self._executor = executor
         self._stop = stop or Stop()
         self._sweep = handle.plan.sweep
@@ -83,7 +83,7 @@ class Worker:
         limit = self._sweep.budget.trials
         if self._sweep.sampler.name == "grid":
             return False
-        if limit is None or self._handle.storage.get_n_trials(self._handle.study_id) < limit:
+        if limit is None or self._trials.count() < limit:
             return True
         return len(counted(self._handle.study)) < limit
 
@@ -93,10 +93,10 @@ class Worker:
 
         trial = self._handle.study.ask()
         if not self._has_place(trial.number):
-            self._handle.storage.set_trial_user_attr(trial._trial_id, names.SURPLUS, True)
+            trial.set_user_attr(names.SURPLUS, True)
             self._handle.study.tell(trial, state=TrialState.FAIL)
             return None
-        return self._liveness.own(trial._trial_id, trial.number, trial.user_attrs.get(names.OWNER, {}))
+        return self._liveness.own(self._trials.id_of(trial), trial.number, trial.user_attrs.get(names.OWNER, {}))
 
     def _has_place(self, number: int) -> bool:
         """Whether fewer trials than the budget names came before this one."""
@@ -115,16 +115,11 @@ class Worker:
         return seconds < (budget.seconds or float("inf")) and cost < (budget.unet_evaluations or float("inf"))
 
     def _others_run(self) -> bool:
-        from optuna.trial import TrialState
-
-        states = (TrialState.RUNNING, TrialState.WAITING) if self._budget_left() else (TrialState.RUNNING,)
-        return self._handle.storage.get_n_trials(self._handle.study_id, state=states) > 0
+        return self._trials.count("RUNNING", *(["WAITING"] if self._budget_left() else [])) > 0
 
     def _try(self, claim: Claim) -> int:
         """Run one claimed trial to an end; 1 if it ended, 0 if it went back into the queue."""
-        from optuna.trial import Trial
-
-        trial = Trial(self._handle.study, claim.trial_id)
+        trial = self._trials.open(claim.trial_id)
         started, earlier = time.monotonic(), trial.user_attrs.get(names.OUTCOME, {}).get("seconds", 0.0)
         try:
             point = make_point(self._handle.plan, self._handle.directory, claim.number, suggest(self._sweep, trial))
@@ -140,16 +135,17 @@ class Worker:
             self._liveness.drop()
 
     def _outcome(self, trial: Trial, point: Point) -> Outcome:
-        storage = self._handle.storage
         if names.POINT not in trial.user_attrs:
-            storage.set_trial_user_attr(trial._trial_id, names.POINT, point.facts())
+            trial.set_user_attr(names.POINT, point.facts())
             runs = [
                 {"seed": job.seed, "identity": identity(job.recipe), "directory": self._relative(job.run)}
                 for job in point.jobs
             ]
-            storage.set_trial_user_attr(trial._trial_id, names.RUNS, runs)
-        twin = self._twin(trial._trial_id, trial.number, point.key)
-        if self._stop.requested or self._liveness.fenced:
+            trial.set_user_attr(names.RUNS, runs)
+        twin = self._twins.wait_for(
+            trial, point.key, self._sweep.execution.poll_seconds, self._released, self._stop.wait
+        )
+        if self._released():
             return Outcome("released")
         if twin is not None:
             return _copied(twin, trial)
@@ -158,50 +154,22 @@ class Worker:
     def _relative(self, path: Any) -> str:
         return str(path.relative_to(self._handle.directory))
 
-    def _twin(self, trial_id: int, number: int, key: str) -> FrozenTrial | None:
-        """A finished trial with the same runs, if need be after waiting for it.
-
-        Every worker first writes its key and then looks around, so of two twins at least one sees the other. It
-        waits, unless the other is waiting too and has the higher number: exactly one of them runs.
-        """
-        from optuna.trial import TrialState
-
-        storage, waiting = self._handle.storage, False
-        if storage.get_trial(trial_id).user_attrs.get(names.WAITS_FOR):  # left by a lost worker
-            storage.set_trial_user_attr(trial_id, names.WAITS_FOR, False)
-        while not (self._stop.requested or self._liveness.fenced):
-            others = self._twins.of(number, key)
-            ended = [other for other in others if other.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-            if ended:
-                return min(ended, key=lambda other: (other.state != TrialState.COMPLETE, other.number))
-            running = [other for other in others if other.state == TrialState.RUNNING]
-            if all(other.number > number and other.user_attrs.get(names.WAITS_FOR) for other in running):
-                break
-            if not waiting:
-                logger.info("Trial %d equals trial %d, which is running; waiting for it.", number, running[0].number)
-                storage.set_trial_user_attr(trial_id, names.WAITS_FOR, True)
-                waiting = True
-            self._stop.wait(self._sweep.execution.poll_seconds)
-        if waiting:
-            storage.set_trial_user_attr(trial_id, names.WAITS_FOR, False)
-        return None
+    def _released(self) -> bool:
+        return self._stop.requested or self._liveness.fenced
 
     def _close(self, trial: Trial, claim: Claim, outcome: Outcome, seconds: float) -> int:
         """Write how the trial ended, unless it was given to another worker in the meantime."""
-        from optuna.trial import TrialState
-
-        storage, trial_id = self._handle.storage, claim.trial_id
-        current = storage.get_trial(trial_id)
+        current = self._trials.get(claim.trial_id)
         owner = current.user_attrs.get(names.OWNER, {})
-        if current.state != TrialState.RUNNING or owner.get("token") != claim.token:
+        if current.state.name != "RUNNING" or owner.get("token") != claim.token:
             logger.warning("Trial %d was given to another worker; its outcome here is dropped.", claim.number)
             return 0
         facts = {"seconds": round(seconds, 3), "error": outcome.error, "copy_of": outcome.copy_of}
-        storage.set_trial_user_attr(trial_id, names.OUTCOME, {**facts, "constraints": dict(outcome.constraints)})
+        trial.set_user_attr(names.OUTCOME, {**facts, "constraints": dict(outcome.constraints)})
         if outcome.status == "released":
             self._liveness.drop()
-            storage.set_trial_user_attr(trial_id, names.OWNER, {**owner, "token": None})
-            storage.set_trial_state_values(trial_id, TrialState.WAITING)
+            trial.set_user_attr(names.OWNER, {**owner, "token": None})
+            self._trials.put_back(claim.trial_id)
             logger.info("Trial %d goes back into the queue; it will resume from its last checkpoint.", claim.number)
             return 0
         self._tell(trial, outcome)
@@ -255,7 +223,7 @@ def _copied(twin: FrozenTrial, trial: Trial) -> Outcome:
     source = twin.user_attrs.get(names.OUTCOME, {})
     number = source.get("copy_of") if source.get("copy_of") is not None else twin.number
     logger.info("Trial %d equals trial %d; its values are taken over.", trial.number, number)
-    trial.storage.set_trial_user_attr(trial._trial_id, names.RUNS, twin.user_attrs.get(names.RUNS, []))
+    trial.set_user_attr(names.RUNS, twin.user_attrs.get(names.RUNS, []))
     status = "complete" if twin.state.name == "COMPLETE" else "pruned"
     values: Sequence[float] = twin.values if status == "complete" else ()
     for step, value in twin.intermediate_values.items() if len(trial.study.directions) == 1 else ():

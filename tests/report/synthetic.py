@@ -11,7 +11,8 @@ from typing import Any
 
 from amsd.recipe import Recipe, dump_toml, from_dict, identity
 from amsd.run_directory import RunDirectory
-from amsd.sweep.results import SeedRun, SweepResults, TrialResult, cfg_mode
+from amsd.sweep.points import cfg_mode
+from amsd.sweep.results import SeedRun, SweepResults, TrialResult
 from amsd.sweep.schema import Sweep
 
 PROMPTS = ("a small red circle", "two blue triangles", "a big green square", "a small yellow triangle",

@@ -12,7 +12,7 @@ import pytest
 
 from amsd.recipe.catalogue import folder
 from amsd.recipe.load import read_toml
-from amsd.sweep.load import Plan, plan_from
+from amsd.sweep.plan import Plan, plan_from
 
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
 MakePlan = Callable[..., Plan]

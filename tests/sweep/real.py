@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from amsd.sweep.load import Plan
+from amsd.sweep.plan import Plan
 from tests.sweep.conftest import MakePlan
 
 QUICK = {

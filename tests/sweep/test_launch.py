@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from amsd.errors import RunError
-from amsd.sweep.launch import run_workers
+from amsd.sweep.launchers.local import run_workers
 from amsd.sweep.results import load_sweep
 from amsd.sweep.study import create
 from tests.sweep.conftest import MakePlan
@@ -90,7 +90,7 @@ def test_the_workers_of_a_command_that_is_ended_hand_back(
     held.touch()
     create(make_plan(budget={"trials": 1}, execution=PATIENT), tmp_path)
     program = (
-        "import signal, sys; from amsd.sweep.launch import run_workers; from amsd.sweep.study import locate; "
+        "import signal, sys; from amsd.sweep.launchers.local import run_workers; from amsd.sweep.study import locate; "
         "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # the tests may run under nohup
         "run_workers(locate(sys.argv[1]), 1)"
     )

@@ -10,8 +10,8 @@ from amsd.recipe import RecipeError
 from amsd.recipe.catalogue import folder, names
 from amsd.recipe.cost import training_cost
 from amsd.recipe.load import read_toml
-from amsd.sweep.load import Plan, load_plan, plan_from, restore_plan
-from amsd.sweep.outline import outline
+from amsd.sweep.display import outline
+from amsd.sweep.plan import Plan, load_plan, plan_from, restore_plan
 from amsd.sweep.space import grid, settings_of
 
 BASE = read_toml(folder("recipes") / "shapes.toml")

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from amsd.sweep.launch import STORAGE_VARIABLE
-from amsd.sweep.process import MARK, end_processes
+from amsd.sweep.launchers.local import STORAGE_VARIABLE
+from amsd.sweep.launchers.processes import MARK, end_processes
 from amsd.sweep.results import SweepResults, load_sweep
 from amsd.sweep.storage import default_url
 from amsd.sweep.study import create

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from amsd.sweep.load import Plan
+from amsd.sweep.plan import Plan
 from amsd.sweep.results import SweepResults, results_of
 from amsd.sweep.study import create
 from amsd.sweep.worker import Worker

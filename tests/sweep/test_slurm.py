@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from amsd.errors import UsageError
-from amsd.sweep.launch import STORAGE_VARIABLE
+from amsd.sweep.launchers import Launch
+from amsd.sweep.launchers.local import STORAGE_VARIABLE
+from amsd.sweep.launchers.slurm import SlurmLauncher, make_executor, parameters, submit_to
 from amsd.sweep.results import load_sweep
 from amsd.sweep.schema import Slurm
-from amsd.sweep.slurm import make_executor, parameters, submit, submit_to
 from amsd.sweep.storage import default_url
 from amsd.sweep.study import create
 from tests.sweep.conftest import MakePlan
@@ -34,10 +36,13 @@ def test_the_script_asks_for_what_the_sweep_says() -> None:
 
 
 def test_slurm_without_slurm_or_shared_storage_is_refused(make_plan: MakePlan, tmp_path: Path) -> None:
+    def launch(storage: str | None) -> None:
+        SlurmLauncher().launch(Launch(make_plan(), tmp_path, storage, 2, lambda _: nullcontext(lambda: None)))
+
     with pytest.raises(UsageError, match="need --storage postgresql"):
-        submit(make_plan(), tmp_path, None, 2)
+        launch(None)
     with pytest.raises(UsageError, match="cannot submit Slurm jobs"):
-        submit(make_plan(), tmp_path, "postgresql://nobody@127.0.0.1:1/x", 2)
+        launch("postgresql://nobody@127.0.0.1:1/x")
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from amsd.sweep.executor import RunLog, Verdict
+from amsd.sweep.launchers.processes import MARK, ProcessExecutor
 from amsd.sweep.points import make_point
-from amsd.sweep.process import MARK, ProcessExecutor
 from tests.sweep.conftest import MakePlan
 from tests.sweep.real import logged_steps, real_plan
 

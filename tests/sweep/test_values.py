@@ -10,12 +10,13 @@ import pytest
 from amsd.errors import RunError, UsageError
 from amsd.recipe.catalogue import folder
 from amsd.recipe.load import read_toml
-from amsd.sweep.executor import RunLog, objective_value
-from amsd.sweep.follow import Follower, last_step
-from amsd.sweep.launch import gpu_shares
+from amsd.sweep.executor import RunLog
+from amsd.sweep.launchers.local import gpu_shares
+from amsd.sweep.launchers.processes import Follower, last_step
 from amsd.sweep.points import make_point
 from amsd.sweep.results import dominates
 from amsd.sweep.schema import Constraint, Objective
+from amsd.sweep.trial import objective_value
 from tests.sweep.conftest import MakePlan
 
 BASE = read_toml(folder("recipes") / "shapes.toml")

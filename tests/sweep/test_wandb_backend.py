@@ -13,8 +13,8 @@ import yaml
 
 from amsd.errors import UsageError
 from amsd.recipe import load_recipe
-from amsd.sweep.export import as_wandb_yaml, wandb_configuration
-from amsd.sweep.load import load_plan
+from amsd.sweep.plan import load_plan
+from amsd.sweep.wandb_backend import as_wandb_yaml, wandb_configuration
 from tests.sweep.conftest import FAKE_TRAINER, MakePlan
 from tests.sweep.wandb_server import SweepServer
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from amsd.sweep.process import ProcessExecutor
+from amsd.sweep.launchers.processes import ProcessExecutor
 from amsd.sweep.results import load_sweep
 from amsd.sweep.study import create
 from amsd.sweep.worker import Worker

@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from amsd.errors import RunError, UsageError
-from amsd.sweep import attributes as names
-from amsd.sweep.executor import Ended, Job, Monitor, RunLog
+from amsd.sweep import optuna_access as names
+from amsd.sweep.executor import Ended, Job, Monitor, RunLog, Stop
 from amsd.sweep.liveness import Liveness
 from amsd.sweep.results import load_sweep, results_of
 from amsd.sweep.study import StudyHandle, create, locate
-from amsd.sweep.trial import Stop
 from amsd.sweep.worker import Worker
 from tests.sweep.conftest import MakePlan
 from tests.sweep.formula import Formula
@@ -197,7 +196,7 @@ def test_a_stop_hands_the_trial_back(make_plan: MakePlan, tmp_path: Path) -> Non
 def silent_owner(handle: StudyHandle) -> int:
     """Claim a trial and fall silent at once, as a killed worker does."""
     trial = handle.study.ask()
-    return Liveness(handle, "gone:1").own(trial._trial_id, trial.number, {}).number
+    return Liveness(handle, "gone:1").own(handle.trials.id_of(trial), trial.number, {}).number
 
 
 @pytest.mark.parametrize("url", ["sqlite:///{}/s.db", "journal:{}/s.log"])
@@ -224,7 +223,7 @@ def test_an_owner_that_was_taken_for_dead_lets_go(make_plan: MakePlan, tmp_path:
 
     def give_to_another() -> None:
         trial = handle.study.get_trials()[0]
-        handle.storage.set_trial_user_attr(trial._trial_id, names.OWNER, {"token": "another", "attempt": 2})
+        handle.trials.note(handle.trials.id_of(trial), names.OWNER, {"token": "another", "attempt": 2})
         until(lambda: worker._liveness.fenced)
 
     executor = Formula(begun=give_to_another)

@@ -10,27 +10,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 from amsd.errors import UsageError
-from amsd.sweep.launch import STORAGE_VARIABLE
-from amsd.sweep.load import Plan
+from amsd.sweep.launchers import Launch, Launched
+from amsd.sweep.launchers.local import STORAGE_VARIABLE
+from amsd.sweep.plan import Plan
 from amsd.sweep.schema import Slurm
 from amsd.sweep.study import StudyHandle, create
 
 
-def submit(
-    plan: Plan, folder: Path, storage: str | None, workers: int, cluster: Literal["slurm", "local"] = "slurm"
-) -> list[str]:
-    """Create the study and submit `workers` jobs; returns their ids. `cluster="local"` runs them on this machine.
+class SlurmLauncher:
+    """Submits one job per worker and returns; `cluster="local"` runs the jobs on this machine."""
 
-    Raises:
-        UsageError: submitit or Slurm is missing, or the storage cannot be shared between machines.
-    """
-    if cluster == "slurm" and storage is None:
-        raise UsageError("--launcher slurm: jobs on several machines need --storage postgresql://... or grpc://... "
-                         "(or a journal file on a shared file system: journal:FILE)")  # fmt: skip
-    executor = make_executor(plan, folder, cluster)
-    handle = create(plan, folder, storage)
-    with _environment(STORAGE_VARIABLE, handle.url):  # Slurm hands the environment on; nothing is written to disk
-        return [str(job.job_id) for job in submit_to(executor, handle, workers)]
+    def __init__(self, cluster: Literal["slurm", "local"] = "slurm") -> None:
+        self._cluster = cluster
+
+    def launch(self, request: Launch) -> Launched:
+        """Create the study and submit the jobs.
+
+        Raises:
+            UsageError: submitit or Slurm is missing, or the storage cannot be shared between machines.
+        """
+        if self._cluster == "slurm" and request.storage is None:
+            raise UsageError("--launcher slurm: jobs on several machines need --storage postgresql://... or "
+                             "grpc://... (or a journal file on a shared file system: journal:FILE)")  # fmt: skip
+        executor = make_executor(request.plan, request.folder, self._cluster)
+        handle = create(request.plan, request.folder, request.storage)
+        with _environment(STORAGE_VARIABLE, handle.url):  # Slurm hands the environment on; nothing is written to disk
+            jobs = submit_to(executor, handle, request.workers)
+        return Launched(handle, jobs=tuple(str(job.job_id) for job in jobs))
 
 
 def make_executor(plan: Plan, folder: Path, cluster: Literal["slurm", "local"]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import re
 import signal
@@ -12,12 +14,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
+from amsd import leash
 from amsd.files import write_text
 from amsd.recipe import dump_toml
+from amsd.run_directory import RunDirectory
 from amsd.sweep.executor import Ended, Job, Monitor, RunLog, Verdict
-from amsd.sweep.follow import Follower
 from amsd.sweep.schema import Execution
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ logger = logging.getLogger(__name__)
 #: Environment variable that marks every process of a run, launcher and ranks alike; its value is the run's folder.
 MARK = "AMSD_SWEEP_RUN"
 _TAIL_LINES = 25
+#: Bytes at the end of a log that hold its last step: a line has about two thousand.
+_TAIL = 32768
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class ProcessExecutor:
 
 def leashed(command: list[str]) -> list[str]:
     """The command in the same process, which gets SIGTERM should this one die (Linux)."""
-    return [sys.executable, "-I", str(Path(__file__).with_name("leash.py")), str(os.getpid()), *command]
+    return [sys.executable, "-I", leash.__file__, str(os.getpid()), *command]
 
 
 def end_processes(mark: str, grace: float, child: subprocess.Popen[bytes] | None = None) -> None:
@@ -154,3 +159,85 @@ def tail(output: IO[bytes], start: int) -> str:
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", output.read().decode("utf-8", errors="replace"))
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     return "\n".join(lines[-_TAIL_LINES:])
+
+
+class Follower:
+    """Collects what a run has logged; each line is read once, a rewritten file from its start.
+
+    The log, not the checkpoints' own files, is followed: retention may remove a checkpoint before it is looked at.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = RunDirectory(run)
+        self._offset = 0
+        self._evaluations: dict[int, dict[str, dict[str, float]]] = {}
+        self._training: dict[int, dict[str, float]] = {}
+
+    def read(self) -> RunLog:
+        """Everything logged so far; an unfinished last line waits for the next call."""
+        for line in self._new_lines():
+            self._take(line)
+        best = self._run.pointer("best")
+        return RunLog(
+            evaluations={step: dict(settings) for step, settings in self._evaluations.items()},
+            training=dict(self._training),
+            best_step=int(best.name.removeprefix("step-")) if best else None,
+        )
+
+    def _new_lines(self) -> list[bytes]:
+        path = self._run.metrics
+        if not path.is_file():
+            return []
+        if path.stat().st_size < self._offset:  # rewritten by a resumed run
+            self._offset = 0
+            self._evaluations.clear()
+            self._training.clear()
+        with path.open("rb") as stream:
+            stream.seek(self._offset)
+            data = stream.read()
+        whole = data.rfind(b"\n") + 1
+        self._offset += whole
+        return data[:whole].splitlines()
+
+    def _take(self, line: bytes) -> None:
+        try:
+            record = json.loads(line)
+        except ValueError:  # half a line, left where a killed run stopped writing
+            return
+        if not _is_measured(record):
+            return
+        step = record["step"]
+        scalars = {key: number for key, value in record.items() if (number := _number(value)) is not None}
+        if "evaluation" in record:
+            self._evaluations.setdefault(step, {})[str(record["evaluation"])] = scalars
+        else:
+            self._training[step] = scalars
+
+
+def last_step(run: Path) -> int | None:
+    """Last optimizer step in a run's log, from the log's last lines; None where there is none."""
+    file = RunDirectory(run).metrics
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - _TAIL))
+        lines = stream.read().splitlines()
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:  # half a line, at either end of what was read
+            continue
+        if _is_measured(record):
+            return int(record["step"])
+    return None
+
+
+def _is_measured(record: Any) -> bool:
+    """Whether this is a line of a step or an evaluation, and not a notice, which may name any step."""
+    return isinstance(record, dict) and isinstance(record.get("step"), int) and "notice" not in record
+
+
+def _number(value: Any) -> float | None:
+    if value is None:  # how JSON says NaN here
+        return math.nan
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,147 +1,24 @@
-"""Sweep file (or name) -> `Plan`: the sweep and its base recipe, with every problem reported at once."""
+"""What must hold of a sweep before anything runs: names, metrics, machinery, and every value of the search."""
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from amsd.errors import UsageError
 from amsd.evaluation.result import DIVERSITY, FID, KID, is_distance
-from amsd.recipe import Problem, Recipe, RecipeError, from_dict, parse_assignment
-from amsd.recipe.catalogue import find
-from amsd.recipe.errors import problems_from
-from amsd.recipe.load import assign, read_toml
+from amsd.recipe import Problem, RecipeError
 from amsd.sweep.schema import TRAINING, Dimension, Objective, Sweep
 from amsd.sweep.space import ends, ordered, satisfying, settings_of
 
-
-@dataclass(frozen=True)
-class Plan:
-    """A checked sweep with its base recipe; all that a worker needs to know."""
-
-    sweep: Sweep
-    tree: Mapping[str, Any]
-    """Base recipe with the overrides, as plain data."""
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        """The base recipe with the overrides."""
-        return from_dict(self.tree, source=f"base recipe of sweep {self.sweep.name}")
-
-    def resolve(self, settings: Mapping[str, Any]) -> Recipe:
-        """The recipe of a point.
-
-        Raises:
-            RecipeError: these values do not go together.
-        """
-        tree = copy.deepcopy(dict(self.tree))
-        for key, value in settings.items():
-            assign(tree, key, value)
-        shown = ", ".join(f"{key} = {value}" for key, value in settings.items())
-        return from_dict(tree, source=f"sweep {self.sweep.name} at {shown}")
-
-    def dump(self) -> dict[str, Any]:
-        """As JSON data, for the storage."""
-        return {"sweep": self.sweep.model_dump(mode="json", exclude_unset=True), "recipe": dict(self.tree)}
+if TYPE_CHECKING:
+    from amsd.sweep.plan import Plan
 
 
-def load_plan(source: str | Path, assignments: Sequence[str] = ()) -> Plan:
-    """Read a sweep file, or a shipped sweep by name; `key=value` assignments override keys of the sweep.
-
-    Raises:
-        UsageError: the file is absent or not TOML.
-        RecipeError: the sweep or its base recipe has problems; all are named.
-    """
-    path = find(str(source), kind="sweeps")
-    tree = read_toml(path)
-    for assignment in assignments:
-        assign(tree, *parse_assignment(assignment))
-    tree.setdefault("name", path.stem)
-    recipe = tree.get("recipe")
-    beside = path.parent / str(recipe)
-    base = read_toml(beside if beside.is_file() else find(str(recipe), kind="recipes")) if recipe else {}
-    return plan_from(tree, base, source=path.name)
-
-
-def plan_from(tree: Mapping[str, Any], base: Mapping[str, Any], source: str = "sweep") -> Plan:
-    """Check plain data of a sweep (as TOML gives it) against the recipe it is based on.
-
-    Raises:
-        RecipeError: with every problem found.
-    """
-    try:
-        sweep = Sweep.model_validate_json(json.dumps(_flattened(tree), default=str))
-    except ValidationError as error:
-        raise RecipeError(source, problems_from(error, Sweep)) from None
-    recipe = copy.deepcopy(dict(base))
-    for key, value in sweep.override.items():
-        assign(recipe, key, value)
-    plan = Plan(sweep, recipe)
-    try:
-        _ = plan.recipe
-    except RecipeError as error:
-        raise RecipeError(f"{source}: base recipe {sweep.recipe!r} with [override]", error.problems) from None
-    problems = [*_relations(sweep), *_metrics(plan), *_machinery(sweep)]
-    problems = problems or list(_search(plan))
-    if problems:
-        raise RecipeError(source, problems)
-    return plan
-
-
-def restore_plan(data: Mapping[str, Any]) -> Plan:
-    """The plan that `Plan.dump` wrote.
-
-    Raises:
-        UsageError: another version of amsd wrote it and this one cannot read it.
-    """
-    try:
-        return plan_from(data["sweep"], data["recipe"], source="sweep in the storage")
-    except KeyError as error:
-        raise UsageError(f"the study's plan lacks {error}: it was not made by this version of amsd") from None
-
-
-def _flattened(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`search.schedule.eta = {...}` and `search."schedule.eta" = {...}` are the same; so with override and first."""
-    flat = dict(tree)
-    if isinstance(flat.get("search"), dict):
-        flat["search"] = {name: _dimension(entry) for name, entry in _leaves(flat["search"], _is_dimension)}
-    if isinstance(flat.get("override"), dict):
-        flat["override"] = dict(_leaves(flat["override"]))
-    if isinstance(flat.get("first"), list):
-        flat["first"] = [dict(_leaves(point)) if isinstance(point, dict) else point for point in flat["first"]]
-    return flat
-
-
-def _leaves(tree: Mapping[str, Any], is_leaf: Any = lambda _: False, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, entry in tree.items():
-        if isinstance(entry, dict) and entry and not is_leaf(entry):
-            yield from _leaves(entry, is_leaf, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", entry
-
-
-def _is_dimension(entry: Mapping[str, Any]) -> bool:
-    return bool(entry.keys() & Dimension.model_fields.keys()) or not any(isinstance(v, dict) for v in entry.values())
-
-
-def _dimension(entry: Any) -> Any:
-    if not isinstance(entry, dict):
-        return entry
-    entry = dict(entry)
-    if isinstance(entry.get("variants"), dict):
-        variants = entry["variants"].items()
-        entry["variants"] = {k: dict(_leaves(v)) if isinstance(v, dict) else v for k, v in variants}
-    if isinstance(entry.get("when"), dict):
-        entry["when"] = dict(_leaves(entry["when"], lambda node: bool(node.keys() & {"one_of", "above", "below"})))
-    return entry
+def problems_of(plan: Plan) -> list[Problem]:
+    """Everything that is wrong with a sweep; the values of its search are tried only if the rest is right."""
+    sweep = plan.sweep
+    return [*_relations(sweep), *_metrics(plan), *_machinery(sweep)] or list(_search(plan))
 
 
 def _relations(sweep: Sweep) -> Iterator[Problem]:

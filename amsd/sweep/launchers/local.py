@@ -1,25 +1,23 @@
-"""Starts workers: this process, N processes of this machine with their share of the GPUs."""
+"""This machine: workers as processes of their own, each with its share of the GPUs."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from amsd.errors import AmsdError, RunError, UsageError
-from amsd.sweep.process import ProcessExecutor, leashed, tail
-from amsd.sweep.study import StudyHandle, locate
-from amsd.sweep.trial import Stop
+from amsd.sweep.executor import Stop, on_signals
+from amsd.sweep.launchers import Launch, Launched
+from amsd.sweep.launchers.processes import ProcessExecutor, leashed, tail
+from amsd.sweep.study import StudyHandle, create, locate
 from amsd.sweep.worker import Worker, WorkerReport, last_line
 
 logger = logging.getLogger(__name__)
@@ -44,6 +42,17 @@ class _Launched:
         return text[text.rindex(last_line(text)) :] if text else ""
 
 
+class LocalLauncher:
+    """Worker processes of this machine; this one waits for them and shows the sweep."""
+
+    def launch(self, request: Launch) -> Launched:
+        """Run the sweep to its end, or until it is interrupted."""
+        handle = create(request.plan, request.folder, request.storage)
+        with request.view(handle) as tick:
+            report = run_workers(handle, request.workers, tick)
+        return Launched(handle, report.interrupted)
+
+
 def work(source: str, study: str | None = None, directory: Path | None = None) -> WorkerReport:
     """Join a sweep as one worker until nothing is left to do; SIGINT, SIGTERM or SIGHUP hands the trial back.
 
@@ -51,18 +60,13 @@ def work(source: str, study: str | None = None, directory: Path | None = None) -
         UsageError: there is no such sweep.
         RunError: the storage stayed away, or the first trials all failed alike.
     """
-    from amsd.sweep.wandb_backend import SCHEME, join
-
-    if source.startswith(SCHEME):
-        join(source, directory or Path())
-        return WorkerReport(0, interrupted=False)
     return run_worker(locate(source, study, directory))
 
 
 def run_worker(handle: StudyHandle) -> WorkerReport:
     """Work on an open study in this process."""
     stop = Stop()
-    with _on_signals(stop):
+    with on_signals(stop):
         return Worker(handle, ProcessExecutor(handle.plan.sweep.execution), stop).run()
 
 
@@ -80,7 +84,7 @@ def run_workers(
     study, processes = handle.study.study_name, handle.plan.sweep.execution.processes
     command = ["--study", study, "--directory", str(handle.directory)]
     stop = Stop()
-    with _on_signals(stop), _launched(command, handle.url, handle.directory, count, processes) as workers:
+    with on_signals(stop), _launched(command, handle.url, handle.directory, count, processes) as workers:
         _watch(workers, stop, tick, every)
     if reason := handle.stop_reason():
         raise RunError(reason)
@@ -96,7 +100,7 @@ def run_agents(source: str, directory: Path, count: int, processes: int) -> None
     """
     stop = Stop()
     options = ["--directory", str(directory)]
-    with _on_signals(stop), _launched(options, source, directory, count, processes) as workers:
+    with on_signals(stop), _launched(options, source, directory, count, processes) as workers:
         _watch(workers, stop, lambda: None, every=60)
     _check_dead(workers, stop, directory)
 
@@ -169,30 +173,6 @@ def _spawn(options: list[str], source: str, gpus: str | None, log: Path) -> _Lau
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     return _Launched(process, log, begins)
-
-
-@contextmanager
-def _on_signals(stop: Stop) -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGHUP asks to end in good order, the second one interrupts at once."""
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        logger.warning("%s: ending; running trials go back into the queue.", signal.Signals(number).name)
-        stop.request()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the terminal may close
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
 
 
 def visible_gpus() -> list[str]:

@@ -1,0 +1,76 @@
+"""Where the trials of a sweep run. A launcher is one file here and one row of `LAUNCHERS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from amsd.errors import UsageError
+
+if TYPE_CHECKING:
+    from amsd.sweep.plan import Plan
+    from amsd.sweep.study import StudyHandle
+
+#: Name -> module and class.
+LAUNCHERS: Final = {
+    "local": "amsd.sweep.launchers.local:LocalLauncher",
+    "slurm": "amsd.sweep.launchers.slurm:SlurmLauncher",
+}
+#: Shows a sweep inside a block; what it yields is called whenever there may be something new to show.
+View = Callable[["StudyHandle"], AbstractContextManager[Callable[[], None]]]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the user wants to run."""
+
+    plan: Plan
+    folder: Path
+    """The sweep's folder."""
+    storage: str | None
+    """Storage URL; None: the launcher's own default."""
+    workers: int
+    """How many trials run at once."""
+    view: View
+    """How the sweep is shown while it runs."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What became of it."""
+
+    handle: StudyHandle
+    interrupted: bool = False
+    """Whether the user ended it; unfinished trials are queued again."""
+    jobs: tuple[str, ...] = ()
+    """Jobs that somebody else's queue now runs; empty if the sweep has run to its end."""
+
+
+class Launcher(Protocol):
+    """Creates the study and has its trials run."""
+
+    def launch(self, request: Launch) -> Launched:
+        """Run the sweep to its end, or hand it to a queue.
+
+        Raises:
+            UsageError: the sweep cannot be run here; nothing was started.
+            RunError: it stopped by itself.
+        """
+        ...
+
+
+def launcher(name: str) -> Launcher:
+    """The launcher of this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in LAUNCHERS:
+        raise UsageError(f"--launcher {name}: there is no such launcher. Launchers: {', '.join(LAUNCHERS)}.")
+    module, _, kind = LAUNCHERS[name].partition(":")
+    made: Launcher = getattr(import_module(module), kind)()
+    return made
