@@ -23,3 +23,7 @@ class RunError(AmsdError):
     """A run failed after it had started (non-finite values, lost files, a dead worker)."""
 
     exit_code = 1
+
+
+class Diverged(RunError):
+    """The weights in hand draw samples that are not finite: nothing may be made of them."""

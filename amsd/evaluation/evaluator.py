@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from amsd.diffusion.adapters import Adapter, adapter_for
-from amsd.errors import UsageError
+from amsd.errors import Diverged, UsageError
 from amsd.evaluation import protocol
 from amsd.evaluation.cache import Cache, default_folder
 from amsd.evaluation.identity import identity, library_versions
@@ -253,14 +253,25 @@ class Evaluator:
         return known
 
     def _generate(self, adapter: Adapter, sampler: protocol.Sampler, prompts: int) -> Images:
-        """This process's share of the pictures of the first `prompts` prompts."""
+        """This process's share of the pictures of the first `prompts` prompts.
+
+        Raises:
+            Diverged: on every process, if an image of any of them is not finite.
+        """
         evaluation = self._recipe.evaluation
         share = shard(protocol.batches(prompts, self._samples, evaluation.batch_size))
-        pictures = []
+        pictures, failure = [], ""
         with protocol.sampling(adapter.pipeline, sampler):
             encode = protocol.PromptEncoder(adapter, self._prompts)
-            for batch in share:
-                pictures.append(protocol.generate(adapter, sampler, encode(batch), batch, evaluation.seed))
+            try:
+                for batch in share:
+                    texts = [self._prompts[prompt] for prompt, _ in batch]
+                    pictures.append(protocol.generate(adapter, sampler, encode(batch), batch, evaluation.seed, texts))
+            except Diverged as error:
+                failure = str(error)
+        failures = [text for text in gather([failure]) if text]
+        if failures:
+            raise Diverged(f"{sampler.setting.name}: {failures[0]}")
         return Images(share, pictures, prompts)
 
     def _collect(self, images: Images) -> Tensor:

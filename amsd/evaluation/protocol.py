@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amsd.diffusion.adapters import Adapter
+from amsd.diffusion.finite import require_finite_images
 from amsd.diffusion.guidance import TextCondition
 from amsd.diffusion.noise import generator
 from amsd.errors import UsageError
@@ -106,12 +107,20 @@ class PromptEncoder:
 
 @torch.no_grad()
 def generate(
-    adapter: Adapter, sampler: Sampler, arguments: dict[str, Tensor], batch: Sequence[Index], seed: int
+    adapter: Adapter,
+    sampler: Sampler,
+    arguments: dict[str, Tensor],
+    batch: Sequence[Index],
+    seed: int,
+    prompts: Sequence[str],
 ) -> Tensor:
     """Pictures (B, 3, H, W), uint8 on the CPU, through the pipeline's own `__call__`.
 
     The initial noise is drawn and the latents are decoded in float32, whatever the networks' precision. The pipeline
     must hold the sampler's scheduler (`sampling`).
+
+    Raises:
+        Diverged: an image is not finite; `prompts` (one per image) names it.
     """
     generators = [noise_generator(seed, index) for index in batch]
     noise = torch.stack([torch.randn(adapter.latent_shape, generator=each) for each in generators])
@@ -124,7 +133,9 @@ def generate(
         eta=sampler.setting.eta,
         output_type="latent",
     ).images
-    return quantize(adapter.decode(latents)).cpu()
+    images = adapter.decode(latents)
+    require_finite_images(images, prompts)
+    return quantize(images).cpu()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from amsd.diffusion.finite import require_finite_images
 from amsd.diffusion.inference import inference_scheduler
 from amsd.experiment.setup import build_accelerator, load_policy
 from amsd.recipe import Recipe
@@ -44,12 +45,16 @@ def sample(recipe: Recipe, checkpoint: Path | None, request: SampleRequest, out:
 
 def _draw(pipeline: Any, recipe: Recipe, prompt: str, request: SampleRequest) -> list[Any]:
     scale = recipe.guidance.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    images: list[Any] = pipeline(
+    images = pipeline(
         prompt,
         num_images_per_prompt=request.count,
         num_inference_steps=request.num_inference_steps or recipe.schedule.num_inference_steps,
         guidance_scale=scale,
         eta=request.eta,
         generator=[torch.Generator().manual_seed(request.seed + number) for number in range(request.count)],
+        output_type="pt",
     ).images
-    return images
+    require_finite_images(images, [prompt] * len(images))
+    processor = pipeline.image_processor
+    drawn: list[Any] = processor.numpy_to_pil(processor.pt_to_numpy(images))
+    return drawn

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from amsd.diffusion.adapters import Adapter, image_size
+from amsd.diffusion.finite import require_finite_images
 from amsd.diffusion.loading import EMBEDDED, load_adapter
 from amsd.diffusion.noise import normal
 from amsd.diffusion.parameterizations import build_policy
@@ -131,6 +132,7 @@ def _base_standard_deviations(
         noise = normal(keys, shape, problem.device, torch.float32)
         predict = problem.base(problem.encode(batch), problem.recipe.guidance.guidance_scale)
         images = problem.adapter.decode(rollout(predict, problem.steps, noise).terminal).clamp(0, 1)
+        require_finite_images(images, batch)
         for name, values in scores.items():
             values.append(terms[name](images, batch).cpu())
     return {name: float(torch.cat(values).std()) for name, values in scores.items()}

@@ -10,7 +10,7 @@ from amsd.recipe.schema import Recipe
 
 #: Keys that change speed, bookkeeping or names, not the trained weights.
 _NOT_IDENTITY: dict[str, tuple[str, ...]] = {
-    "optimizer": ("micro_batch",),
+    "optimizer": ("micro_batch", "max_skipped_updates"),
     "training": (
         "checkpoint_every", "keep", "gradient_checkpointing", "compile", "collection_batch", "validate_every",
     ),

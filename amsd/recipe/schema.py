@@ -181,6 +181,8 @@ class Optimizer(Section):
     """Factor of each decay of `schedule = "step"`."""
     gradient_clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 is off."""
+    max_skipped_updates: int = Field(default=0, ge=0)
+    """Updates in a row that may be left out because their loss or gradient is not finite; one more ends the run."""
     prompts_per_step: int = Field(default=125, ge=1)
     """Trajectories per optimizer step, over all processes and micro-batches."""
     micro_batch: int = Field(default=5, ge=1)

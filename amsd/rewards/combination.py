@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from amsd.diffusion.finite import require_finite_images
 from amsd.errors import RunError, UsageError
 from amsd.recipe import RewardTerm
 from amsd.rewards.protocol import Reward
@@ -74,7 +75,9 @@ class WeightedReward:
         Raises:
             UsageError: images carry a gradient and a term loses it (it is a metric only).
             RunError: a term returns another shape than (B,), or its scale is missing.
+            Diverged: an image is not finite.
         """
+        require_finite_images(images, prompts)
         raw = {term.reward.name: _score(term.reward, images, prompts) for term in self.terms}
         total = torch.stack([term.factor * raw[term.reward.name] for term in self.terms]).sum(0)
         return RewardValues(total, raw)

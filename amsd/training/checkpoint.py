@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -93,6 +94,23 @@ def newest_whole(run: RunDirectory) -> Path | None:
     return None
 
 
+def withdraw(run: RunDirectory, step: int) -> bool:
+    """Delete the checkpoint of `step` as if it had never been written; returns whether there was one."""
+    checkpoint = run.checkpoint(step)
+    aside = run.checkpoints / f".withdrawn-{step:06d}"
+    try:
+        checkpoint.rename(aside)
+    except FileNotFoundError:  # none was due at this step, or another process was faster
+        return False
+    shutil.rmtree(aside, ignore_errors=True)
+    left = run.steps()
+    if left:
+        run.point("latest", left[-1])
+    else:
+        (run.checkpoints / "latest").unlink(missing_ok=True)
+    return True
+
+
 def retain(run: RunDirectory, keep: int) -> None:
     """Delete checkpoints other than the newest `keep` and the best; their evaluation files and pictures stay.
 
@@ -161,7 +179,13 @@ class Scores:
         return {int(step): value for step, value in json.loads(self._file.read_text(encoding="utf-8")).items()}
 
     def add(self, step: int, score: float) -> None:
-        """Record a score; the highest one's checkpoint becomes `best` (the earlier of equals)."""
+        """Record a score; the highest one's checkpoint becomes `best` (the earlier of equals).
+
+        Raises:
+            RunError: the score is not finite.
+        """
+        if not math.isfinite(score):
+            raise RunError(f"step {step} has the score {score}, which cannot decide which checkpoint is best")
         scores = self.read() | {step: score}
         self._write(scores)
         self._run.point("best", max(sorted(scores), key=lambda other: scores[other]))

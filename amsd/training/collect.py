@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from amsd.diffusion.adapters import DECODED_PIXELS, image_size
+from amsd.diffusion.finite import DIVERGED
 from amsd.diffusion.guidance import Conditioning
 from amsd.diffusion.noise import generator, normal
 from amsd.diffusion.rollout import Trajectory, rollout
+from amsd.errors import Diverged
 from amsd.matching import LeanAdjoint, lean_adjoint, smooth
 from amsd.training.clock import PhaseClock
 from amsd.training.experience import Diagnostics, Experience, IndexPlan, Sample, plan_indices
@@ -30,6 +32,7 @@ def collect(
         predict = problem.finetuned(conditioning, recipe.guidance.guidance_scale)
         noise = _noise(problem, samples)
         trajectory = rollout(predict, steps, noise)
+        require_finite(trajectory.terminal, "sample", step, "rollout", prompts, DIVERGED, Diverged)
     with clock.phase("reward gradient"):
         terminal = reward_gradient(problem, trajectory.terminal, samples)
         _require_finite_reward(terminal, step, prompts)

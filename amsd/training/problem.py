@@ -62,18 +62,24 @@ _DIVERGED = (
 
 
 def require_finite(
-    value: Tensor, what: str, step: int, phase: str, prompts: Sequence[str], hint: str = _DIVERGED
+    value: Tensor,
+    what: str,
+    step: int,
+    phase: str,
+    prompts: Sequence[str],
+    hint: str = _DIVERGED,
+    error: type[RunError] = RunError,
 ) -> None:
     """Stop the run if a row of `value` (B, ...) is not finite.
 
     Raises:
-        RunError: with the step, the phase and the prompts of the rows concerned.
+        RunError (or `error`): with the step, the phase and the prompts of the rows concerned.
     """
     bad = ~torch.isfinite(value.detach()).flatten(1).all(1) if value.ndim > 1 else ~torch.isfinite(value.detach())
     if bool(bad.any()):
         rows = torch.nonzero(bad).flatten().tolist()
         shown = "; ".join(repr(prompts[row]) for row in rows[:3])
-        raise RunError(
+        raise error(
             f"Step {step}, phase {phase}: the {what} is not finite for {len(rows)} of {len(bad)} rows "
             f"(prompts: {shown}). {hint}"
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from amsd.diffusion.guidance import Conditioning
+from amsd.errors import RunError
 from amsd.prompts import BufferPromptDataModule, PromptDataModule
 from amsd.recipe import Recipe
 from amsd.training import processes
@@ -184,7 +185,22 @@ class Buffered(ExperienceSource):
             on_host = value.cpu()
             return on_host.pin_memory() if pin else on_host
 
-        return experience.map(lambda value: place(value.to(dtype)), place)
+        stored = experience.map(lambda value: place(value.to(dtype)), place)
+        _require_representable(stored, buffer.dtype)
+        return stored
+
+
+def _require_representable(experience: Experience, dtype: str) -> None:
+    """Check what was rounded for the buffer: adjoints beyond 65504 are infinite in fp16.
+
+    Raises:
+        RunError: a stored tensor is not finite.
+    """
+    if dtype != "fp16":  # the others have the range of float32, where everything was checked
+        return
+    for name in ("states", "adjoints", "base_predictions", "noises", "sampler_predictions"):
+        if not bool(getattr(experience, name).isfinite().all()):
+            raise RunError(f"The {name} do not fit into method.buffer.dtype = {dtype!r}; use bf16 or fp32.")
 
 
 def _take(experience: Experience, rows: Tensor) -> Experience:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from amsd.errors import RunError
+from amsd.errors import Diverged, RunError
 from amsd.matching import MatchingLoss, QuantileThreshold, self_normalized_weights
 from amsd.recipe import Recipe, identity
 from amsd.run_directory import RunDirectory
@@ -26,8 +26,9 @@ from amsd.training import checkpoint as checkpoints
 from amsd.training import processes
 from amsd.training.chunks import chunk_size, in_chunks
 from amsd.training.clock import PhaseClock
-from amsd.training.events import CheckpointRecord, Listener, StepRecord
+from amsd.training.events import CheckpointRecord, Listener, Notice, StepRecord
 from amsd.training.experience import Experience, Items, Sample
+from amsd.training.guard import SCALING_PATIENCE, UpdateGuard, optimizer_tensors, require_finite_weights, take_step
 from amsd.training.optimization import WeightAverage, build_optimizer, learning_rate
 from amsd.training.problem import ControlProblem, require_finite
 from amsd.training.record import Outcome, step_values
@@ -68,6 +69,8 @@ class SOCTrainer(ABC):
         self.optimizer = accelerator.prepare(build_optimizer(self.parameters, self.recipe.optimizer))
         decay = self.recipe.training.ema_decay
         self.average = None if decay is None else WeightAverage(self.parameters, decay)
+        scaled = getattr(accelerator, "scaler", None) is not None
+        self.guard = UpdateGuard(max(self.recipe.optimizer.max_skipped_updates, SCALING_PATIENCE if scaled else 0))
         self.threshold = QuantileThreshold()
         self.scores = checkpoints.Scores(run)
         self.step = 0
@@ -98,7 +101,8 @@ class SOCTrainer(ABC):
         """
         self._resume()
         while self.step < self.recipe.training.steps:
-            self._train_step(self.step + 1)
+            with self._withdrawing(self.step):
+                self._train_step(self.step + 1)
             if self._checkpoint_due():
                 self._checkpoint()
 
@@ -110,6 +114,9 @@ class SOCTrainer(ABC):
         values = step_values(self.recipe, batch, outcome, rate, self.clock.take(), len(self.problem.steps.controlled))
         if batch.collected:
             values["collection/batch"] = float(self.collection.largest)
+        if self.guard.in_a_row:
+            values["update_skipped"] = 1.0
+            self._tell_skipped(step)
         self.source.feedback(values.get("ess", 1.0))
         every = self.recipe.training.validate_every
         if every and step % every == 0 and self._validation_prompts:
@@ -128,18 +135,20 @@ class SOCTrainer(ABC):
             # graph is kept; with more, a pass without gradients comes first.
             single = max(processes.gather([len(chunks)]) or [0]) <= 1
             with nullcontext() if single else torch.no_grad():
-                matched = [self._match(chunk, step) for chunk in chunks]
+                matched = [self.match(chunk) for chunk in chunks]
             losses = self._gather_items(_join([part.loss for part in matched]))
             log_weights = self._gather_log_weights(chunks)
-            outliers = self._outlier_weights(losses)
+            usable = self._finite(losses, items, step)
+            outliers = self._outlier_weights(losses) if usable else torch.ones_like(losses, dtype=torch.float64)
             weights = outliers * self._importance(log_weights)
             by_trajectory = weights.view(-1, method.timesteps_per_trajectory)
             own = by_trajectory[processes.rank() :: processes.world_size()].flatten()
-            for index, (chunk, weight) in enumerate(zip(chunks, own.split([len(c) for c in chunks]), strict=True)):
-                part = matched[index] if single else self._match(chunk, step)
+            parts = zip(chunks, own.split([len(c) for c in chunks]), strict=True)
+            for index, (chunk, weight) in enumerate(parts if usable else ()):
+                part = matched[index] if single else self.match(chunk)
                 self.accelerator.backward((part.loss * weight.to(part.loss)).sum() / total)
         with self.clock.phase("optimizer"):
-            norm = self._update(rate)
+            norm = self._update(rate, step, usable)
         return Outcome(
             loss=float((losses * weights).sum() / total),
             items=MatchingLoss(
@@ -154,10 +163,28 @@ class SOCTrainer(ABC):
             gradient_norm=norm,
         )
 
-    def _match(self, chunk: Items, step: int) -> MatchingLoss:
-        matched = self.match(chunk)
-        require_finite(matched.loss, "loss", step, "loss", chunk.prompts())
-        return matched
+    def _finite(self, losses: Tensor, items: Items, step: int) -> bool:
+        """Whether the losses of the global batch (M,) are finite, if not ending the run where none may be left out.
+
+        Every process judges the same values, so that none waits for one that has ended.
+        """
+        if bool(losses.isfinite().all()):
+            return True
+        if self.guard.in_a_row >= self.recipe.optimizer.max_skipped_updates:
+            count = self.recipe.method.timesteps_per_trajectory
+            prompts = [prompt for prompt in processes.gather(items.prompts()[::count]) for _ in range(count)]
+            require_finite(losses, "loss", step, "loss", prompts)
+        return False
+
+    def _tell_skipped(self, step: int) -> None:
+        notice = Notice(
+            "update-skipped",
+            f"The update was left out, because its loss or gradient is not finite ({self.guard.in_a_row} in a row; "
+            f"more than {self.guard.patience} end the run).",
+            step,
+        )
+        for listener in self.listeners:
+            listener.on_notice(notice)
 
     def _gather_items(self, value: Tensor) -> Tensor:
         """Values of all processes' items (M,), trajectory by trajectory, in the order that one process would have."""
@@ -183,15 +210,20 @@ class SOCTrainer(ABC):
             return torch.ones_like(log_weights, dtype=torch.float64)
         return self_normalized_weights(log_weights.double())
 
-    def _update(self, rate: float) -> float:
+    def _update(self, rate: float, step: int, usable: bool) -> float:
+        """Make the update, or leave it out; returns the norm of the gradient. Every process decides alike."""
         processes.sum_gradients(self.parameters)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         limit = self.recipe.optimizer.gradient_clip or float("inf")
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, limit))
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update()
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters, limit)) if usable else float("nan")
+        admitted = self.guard.admits(norm, step)
+        if admitted or (usable and getattr(self.accelerator, "scaler", None) is not None):
+            take_step(self.optimizer, step)  # what is not admitted only lowers fp16's loss scale
+        if admitted:
+            require_finite_weights(self.problem.policy.trainable, step, "weights")
+            if self.average is not None:
+                self.average.update()
         return norm
 
     def _collect(self, samples: Sequence[Sample], passes: int, step: int) -> Experience:
@@ -210,9 +242,10 @@ class SOCTrainer(ABC):
     def _checkpoint(self) -> None:
         self._announce("checkpoint")
         policy = self.problem.policy
+        self._require_finite_state()
 
         def save_weights(folder: Path) -> None:
-            with nullcontext() if self.average is None else self.average.applied():
+            with self._averaged():
                 policy.save(folder)
 
         path = checkpoints.write_checkpoint(self.run, self.step, save_weights, self._save_state, identity(self.recipe))
@@ -221,10 +254,30 @@ class SOCTrainer(ABC):
             listener.on_checkpoint(record)
         self._score(record)
 
+    def _require_finite_state(self) -> None:
+        """Check everything that a checkpoint takes along."""
+        require_finite_weights(self.problem.policy.trainable, self.step, "weights")
+        require_finite_weights(dict(optimizer_tensors(self.optimizer.optimizer)), self.step, "optimizer's moments")
+        if self.average is not None:
+            averaged = dict(zip(self.problem.policy.trainable, self.average.shadow, strict=True))
+            require_finite_weights(averaged, self.step, "averaged weights")
+
+    @contextmanager
+    def _withdrawing(self, step: int) -> Iterator[None]:
+        """Take the checkpoint of `step` back if its weights turn out to draw samples that are not finite."""
+        try:
+            yield
+        except Diverged as error:
+            if not checkpoints.withdraw(self.run, step):
+                raise
+            left = self.run.pointer("latest")
+            kept = "no checkpoint is left" if left is None else f"the newest is now {left.name}"
+            raise Diverged(f"{error}\nThe checkpoint of step {step} was taken back; {kept}.") from error
+
     def _score(self, record: CheckpointRecord) -> None:
         if self._evaluate is not None:
             self._announce("evaluation")
-            with nullcontext() if self.average is None else self.average.applied():
+            with self._withdrawing(record.step), self._averaged():
                 score = self._evaluate(record)
             if score is not None and self.accelerator.is_main_process:
                 self.scores.add(record.step, score)
@@ -242,6 +295,7 @@ class SOCTrainer(ABC):
         state: dict[str, Any] = {
             "step": self.step,
             "threshold": {"average": self.threshold.average, "batches": self.threshold.batches},
+            "skipped_in_a_row": self.guard.in_a_row,
         }
         if self.average is not None:
             # `unet/` or the adapter file holds the average, so the trained values themselves go here.
@@ -267,6 +321,7 @@ class SOCTrainer(ABC):
         state = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
         self.step = state["step"]
         self.threshold = QuantileThreshold(**state["threshold"])
+        self.guard.in_a_row = state.get("skipped_in_a_row", 0)
         self.problem.policy.load(path)
         load_optimizer(self.optimizer.optimizer, folder)
         if self.average is not None:
@@ -293,6 +348,10 @@ class SOCTrainer(ABC):
         for name, parameter in self.problem.policy.trainable.items():
             parameter.data.copy_(trained[name])
         self.average.restore([shadow[name] for name in self.problem.policy.trainable], updates)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The parameters hold the average inside the block, where there is one."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def _announce(self, phase: str) -> None:
         for listener in self.listeners:

@@ -41,7 +41,9 @@ def pictures_of(pipeline: Any, chosen: EvaluationSetting, indices: Sequence[Inde
     encode = PromptEncoder(adapter, PROMPTS)
     with sampling(pipeline, sampler):
         parts = [list(indices[start : start + size]) for start in range(0, len(indices), size)]
-        return torch.cat([generate(adapter, sampler, encode(part), part, seed) for part in parts])
+        return torch.cat(
+            [generate(adapter, sampler, encode(part), part, seed, [PROMPTS[p] for p, _ in part]) for part in parts]
+        )
 
 
 @pytest.fixture(scope="module")
