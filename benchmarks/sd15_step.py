@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from amsd.diffusion.adapters import adapter_for
 from amsd.diffusion.parameterizations import build_policy
@@ -28,7 +28,7 @@ from amsd.experiment.setup import build_accelerator, build_problem
 from amsd.files import write_text
 from amsd.recipe import Recipe, dump_toml, from_dict
 from amsd.run_directory import RunDirectory
-from amsd.shapes.networks import build_tokenizer
+from amsd.shapes import pipeline_path
 from amsd.training.adjoint_matching import TRAINERS
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
 
@@ -56,8 +56,7 @@ class Last:
 
 def random_pipeline() -> StableDiffusionPipeline:
     """The published configuration of every network; the tokenizer alone is a small one."""
-    tokenizer = build_tokenizer()
-    tokenizer.model_max_length = 77
+    tokenizer = CLIPTokenizer.from_pretrained(pipeline_path() / "tokenizer", model_max_length=77)
     text = CLIPTextConfig(
         vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
         max_position_embeddings=77, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,

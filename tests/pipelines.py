@@ -17,7 +17,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from amsd.shapes.networks import build_tokenizer
+from amsd.shapes import pipeline_path
 
 WIDTH = 16
 LATENT = 8
@@ -76,6 +76,11 @@ def stable_diffusion_xl(seed: int = 0, second_width: int = WIDTH, attention: boo
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """The embedded model's tokenizer: CLIP's class, 16 tokens."""
+    return CLIPTokenizer.from_pretrained(pipeline_path() / "tokenizer")
 
 
 def ddim(prediction_type: str = "epsilon") -> DDIMScheduler:

@@ -125,7 +125,7 @@ class _Reading:
     def __init__(self, weights: str | Path | None = None) -> None:
         path = Path(weights) if weights is not None else pipeline_path() / "classifier.safetensors"
         if not path.is_file():
-            raise FileNotFoundError(f"no classifier at {path}; `python -m amsd.shapes.train` writes one")
+            raise FileNotFoundError(f"no classifier at {path}; without `weights` the embedded model's own is read")
         self.version = weights_version(path)
         self.classifier = AttributeClassifier.load(path)
 

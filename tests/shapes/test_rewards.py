@@ -10,7 +10,7 @@ from amsd.shapes import rewards
 from amsd.shapes.captions import FORMS, SHAPES, all_combinations, attributes_of, captions
 from amsd.shapes.rewards import ShapesEmbedder, objectness
 from amsd.shapes.scenes import Scenes, render, sample_scenes
-from amsd.shapes.train_classifier import measure
+from embedded.classifier import measure
 
 COUNT = 24
 REWARDS: dict[str, Any] = {

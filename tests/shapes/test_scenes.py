@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from amsd.shapes.captions import BACKGROUND, COLOURS, FORMS, SHAPES, all_combinations
-from amsd.shapes.quality import objects_in
 from amsd.shapes.scenes import MARGIN, SIZE, Scenes, object_coverage, render, sample_scenes, scenes_of
+from embedded.quality import objects_in
 
 
 def draw(count: int = 200, seed: int = 0) -> Scenes:

@@ -6,8 +6,8 @@ from diffusers import StableDiffusionPipeline
 
 from amsd.shapes import pipeline_path, prompts_path
 from amsd.shapes.captions import vocabulary
-from amsd.shapes.quality import AT_LEAST, AT_MOST, Quality, generate
 from amsd.shapes.rewards import colour_accuracy, form_accuracy
+from embedded.quality import AT_LEAST, AT_MOST, Quality, generate
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from amsd.shapes.captions import vocabulary
@@ -96,6 +96,12 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
+def build_unet_networks() -> dict[str, nn.Module]:
+    """UNet and text encoder, untrained, by their names in the pipeline."""
+    text_encoder = build_text_encoder(build_tokenizer())
+    return {"unet": build_unet(), "text_encoder": text_encoder}
+
+
 def build_scheduler() -> DDIMScheduler:
     """DDIM with Stable Diffusion's betas on the trailing grid; the last step ends at alpha = 1, without noise."""
     return DDIMScheduler(
@@ -117,9 +123,9 @@ def assemble(
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Token ids (B, 16) padded as the pipeline pads them."""
+    """Token ids (B, model_max_length) padded as the pipeline pads them."""
     encoded: dict[str, Any] = tokenizer(
-        captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+        captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
     ids: Tensor = encoded["input_ids"]
     return ids

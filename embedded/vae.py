@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from amsd.shapes.captions import all_combinations, train_combinations
-from amsd.shapes.networks import build_vae
 from amsd.shapes.scenes import Scenes, object_coverage, render, sample_scenes
+from embedded.networks import build_vae
 
 log = logging.getLogger(__name__)
 

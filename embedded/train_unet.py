@@ -1,4 +1,4 @@
-"""The command that trained the embedded model: `python -m amsd.shapes.train OUT_DIR`.
+"""The command that trained the embedded model: `python -m embedded unet OUT_DIR`.
 
 Stages: classifier, vae (with the cache of latents), unet, finish (quality gates and the weights folder). Each stage
 leaves its result in the state folder and is skipped when it is there already: a stopped command goes on where it was.
@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-    from amsd.shapes.train_unet import Student
+    from embedded.student import Student
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Stage(StrEnum):
     FINISH = "finish"
 
 
-def main(
+def unet(
     out: Annotated[Path, typer.Argument(help="Folder for the finished pipeline (about 4 MB).")],
     state: Annotated[Path | None, typer.Option(help="Folder of intermediate results; default OUT-state.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Updates of the UNet.")] = 10_000,
@@ -48,7 +48,6 @@ def main(
     """Train the embedded Stable-Diffusion pipeline on procedural shapes and write its folder."""
     import torch
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)
     state = state or out.with_name(out.name + "-state")
     state.mkdir(parents=True, exist_ok=True)
@@ -74,7 +73,7 @@ def _record(state: Path, stage: Stage, result: dict[str, Any]) -> None:
 
 
 def _classifier(state: Path, steps: int, seed: int, device: str) -> None:
-    from amsd.shapes.train_classifier import train_classifier
+    from embedded.classifier import train_classifier
 
     path = state / "classifier.safetensors"
     if not path.exists():
@@ -82,7 +81,7 @@ def _classifier(state: Path, steps: int, seed: int, device: str) -> None:
 
 
 def _vae(state: Path, steps: int, images: int, batch: int, seed: int, device: str) -> None:
-    from amsd.shapes.train_vae import cache_latents, train_vae
+    from embedded.vae import cache_latents, train_vae
 
     path = state / "vae.safetensors"
     if not path.exists():
@@ -95,7 +94,7 @@ def _vae(state: Path, steps: int, images: int, batch: int, seed: int, device: st
 def _load_vae(state: Path) -> "AutoencoderKL":
     from safetensors.torch import load_file
 
-    from amsd.shapes.networks import build_vae
+    from embedded.networks import build_vae
 
     vae = build_vae()
     vae.load_state_dict(load_file(state / "vae.safetensors"))
@@ -103,7 +102,7 @@ def _load_vae(state: Path) -> "AutoencoderKL":
 
 
 def _unet(state: Path, steps: int, batch: int, peak: float, every: int, seed: int, device: str) -> None:
-    from amsd.shapes.train_unet import train_unet
+    from embedded.unet import train_unet
 
     def snapshot(student: "Student", step: int) -> None:
         _write_pipeline(state, student, state / "snapshot")
@@ -118,11 +117,12 @@ def _unet(state: Path, steps: int, batch: int, peak: float, every: int, seed: in
 
 def _write_pipeline(state: Path, student: "Student", out: Path) -> None:
     """Write a complete pipeline folder with the classifier beside it; complete or absent, never half."""
-    from amsd.shapes.networks import assemble, save_half
+    from embedded.networks import assemble, build_tokenizer, build_unet_networks, save_half
 
     aside = out.with_name(out.name + "-new")
     shutil.rmtree(aside, ignore_errors=True)
-    save_half(assemble(_load_vae(state), student.unet, student.text_encoder, student.tokenizer), aside)
+    networks = student.averaged_into(build_unet_networks())
+    save_half(assemble(_load_vae(state), networks["unet"], networks["text_encoder"], build_tokenizer()), aside)
     if (state / "classifier.safetensors").exists():
         shutil.copy(state / "classifier.safetensors", aside)
     shutil.rmtree(out, ignore_errors=True)
@@ -133,17 +133,17 @@ def _finish(state: Path, out: Path, settings: dict[str, Any]) -> bool:
     """Copy the last snapshot to `out`, measure it there as a user would load it, and write what was found."""
     import torch
 
-    from amsd.shapes.quality import library_versions, load, measure, save_samples
+    from embedded.quality import library_versions, load, measure, save_samples
 
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(state / "snapshot", out)
     # The state beside the snapshot, read at once: a snapshot can be finished while the training goes on.
-    unet = torch.load(state / "unet.pt", weights_only=True, map_location="cpu")
+    trained = torch.load(state / "unet.pt", weights_only=True, map_location="cpu")
     pipeline, classifier = load(out)
     quality = measure(pipeline, classifier, seed=settings["seed"] + 3)
     save_samples(pipeline, out / "samples.png", seed=settings["seed"] + 4)
     curves = {stage: json.loads((state / f"{stage}.json").read_text()) for stage in (Stage.CLASSIFIER, Stage.VAE)}
-    curves[Stage.UNET] = {"steps": unet["step"], "curve": unet["curve"]}
+    curves[Stage.UNET] = {"steps": trained["step"], "curve": trained["curve"]}
     record = {"settings": settings, "libraries": library_versions(), "quality": quality.to_json(), "log": curves}
     (out / "training.json").write_text(json.dumps(record) + "\n")
     for name, value in quality.measured.items():
@@ -151,7 +151,3 @@ def _finish(state: Path, out: Path, settings: dict[str, Any]) -> bool:
     for name in quality.failures():
         log.error("gate missed: %s", name)
     return quality.passed
-
-
-if __name__ == "__main__":
-    typer.run(main)

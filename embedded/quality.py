@@ -17,8 +17,8 @@ from amsd.shapes import prompts_path
 from amsd.shapes.captions import COLOURS, FORMS, SHAPES, parse_caption
 from amsd.shapes.classifier import AttributeClassifier, accuracy
 from amsd.shapes.rewards import objectness
-from amsd.shapes.train_classifier import measure as classifier_accuracy
-from amsd.shapes.train_vae import psnr_of
+from embedded.classifier import measure as classifier_accuracy
+from embedded.vae import psnr_of
 
 GUIDANCE = 5.0
 STEPS = 50
