@@ -111,12 +111,12 @@ class StableDiffusionXLAdapter(UNetFamily):
 
     def _condition(self, embeddings: Tensor, pooled: Tensor) -> TextCondition:
         # Original size, crop corner and target size, as the pipeline sets them by default.
-        size = float(self.latent_shape[-1] * self.pipeline.vae_scale_factor)
-        ids = torch.tensor([[size, size, 0.0, 0.0, size, size]], device=embeddings.device)
+        height, width = map(float, image_size(self))
+        ids = torch.tensor([[height, width, 0.0, 0.0, height, width]], device=embeddings.device)
         return TextCondition(embeddings, {"text_embeds": pooled, "time_ids": ids.expand(len(embeddings), -1)})
 
 
-_FAMILIES: dict[str, type[StableDiffusionAdapter] | type[StableDiffusionXLAdapter]] = {
+FAMILIES: dict[str, type[StableDiffusionAdapter] | type[StableDiffusionXLAdapter]] = {
     "StableDiffusionPipeline": StableDiffusionAdapter,
     "StableDiffusionXLPipeline": StableDiffusionXLAdapter,
 }
@@ -129,9 +129,9 @@ def adapter_for(pipeline: Any) -> Adapter:
         UsageError: the family is not supported yet.
     """
     name = type(pipeline).__name__
-    if name not in _FAMILIES:
-        raise UsageError(f"{name} is not supported; supported are {', '.join(sorted(_FAMILIES))}.")
-    return _FAMILIES[name](pipeline)
+    if name not in FAMILIES:
+        raise UsageError(f"{name} is not supported; supported are {', '.join(sorted(FAMILIES))}.")
+    return FAMILIES[name](pipeline)
 
 
 def _unet_latent_shape(config: Any) -> tuple[int, ...]:
@@ -153,13 +153,24 @@ def _unet_network(unet: nn.Module) -> Network:
 
 def _decode(vae: Any, latents: Tensor) -> Tensor:
     """In slices of `DECODED_PIXELS`: a decoder needs far more memory per image than the UNet does."""
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
     rows = max(1, DECODED_PIXELS // (latents.shape[-2] * latents.shape[-1] * scale**2))
     with torch.autocast(latents.device.type, enabled=False):
-        scaled = latents.float() / vae.config.scaling_factor + shift
+        scaled = _unscaled(vae.config, latents.float())
         images = [vae.decode(part, return_dict=False)[0] for part in scaled.split(rows)]
     return torch.cat(images) / 2 + 0.5
+
+
+def _unscaled(config: Any, latents: Tensor) -> Tensor:
+    """Latents (B, C, h, w) as the decoder takes them: by the statistics per channel where its configuration has them.
+
+    Source: `StableDiffusionXLPipeline.__call__` of diffusers (Playground 2.5 has such statistics).
+    """
+    mean, deviation = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is None or deviation is None:
+        return latents / float(config.scaling_factor)
+    mean, deviation = (latents.new_tensor(value).view(1, -1, 1, 1) for value in (mean, deviation))
+    return latents * deviation / float(config.scaling_factor) + mean
 
 
 def _device(pipeline: Any) -> torch.device:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from amsd.diffusion.adapters import Adapter, adapter_for
+from amsd.diffusion.adapters import FAMILIES, Adapter, adapter_for
+from amsd.diffusion.folder import inspect, require_pipeline
+from amsd.diffusion.parts import load_pipeline, require_fit
 from amsd.diffusion.single_file import default_configuration, load_single_file
 from amsd.errors import UsageError
+from amsd.reading import reading
 from amsd.recipe import Model
 from amsd.recipe.schema import only_path
 
@@ -24,30 +26,49 @@ def load_adapter(model: Model) -> Adapter:
     """Load the pipeline that a recipe names, on the CPU in float32, without safety checker.
 
     Raises:
-        UsageError: it is absent, unreachable or of an unsupported family; the text says what to do.
+        UsageError: it is absent, unreachable, damaged or of an unsupported family, or its parts and configurations do
+            not fit together; the text names the file and says what to do.
     """
-    import torch
-    from diffusers import DiffusionPipeline
-
     _hide_loading_bars()
-    source = locate(model)
+    what = f"model.pretrained = {model.pretrained!r}"
     if model.is_single_file:
-        pipeline = load_single_file(Path(source), locate_configuration(model))
+        pipeline = load_single_file(Path(locate(model)), locate_configuration(model))
     else:
-        options: dict[str, Any] = {"dtype": torch.float32, "variant": model.variant}
-        if not Path(source).is_dir():
-            options["revision"] = model.revision
-        if _has_safety_checker(source, model):
-            options |= {"safety_checker": None, "requires_safety_checker": False}
-        try:
-            pipeline = DiffusionPipeline.from_pretrained(source, **options)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"model.pretrained = {model.pretrained!r} cannot be loaded: {error}") from error
+        pipeline = load_pipeline(inspect(local_folder(model), what, FAMILIES, model.variant), what)
     pipeline.set_progress_bar_config(disable=True)
+    _require_fit(pipeline, what)
     adapter = adapter_for(pipeline)
     if model.vae_tiling:
         _tile(adapter)
     return adapter
+
+
+def local_folder(model: Model) -> Path:
+    """The folder of a pipeline, downloaded if it has to be.
+
+    Raises:
+        UsageError: it is absent or cannot be downloaded.
+    """
+    from diffusers import DiffusionPipeline
+
+    source = locate(model)
+    if Path(source).is_dir():
+        return Path(source)
+    what = f"model.pretrained = {source!r}"
+    with reading(what, "its download", f"Try again, or download it once: `hf download {source}`."):
+        found = DiffusionPipeline.download(
+            source, revision=model.revision, variant=model.variant, safety_checker=None, requires_safety_checker=False
+        )
+    return Path(found)
+
+
+def _require_fit(pipeline: Any, what: str) -> None:
+    configs = {name: part.config for name, part in pipeline.components.items() if hasattr(part, "config")}
+    plain = {name: config.to_dict() if hasattr(config, "to_dict") else config for name, config in configs.items()}
+    tokenizers = {
+        name: len(part) for name, part in pipeline.components.items() if name.startswith("tokenizer") and part
+    }
+    require_fit(plain, tokenizers, what)
 
 
 def _tile(adapter: Adapter) -> None:
@@ -128,10 +149,7 @@ def _local(key: str, name: str) -> Path | None:
         return _embedded(key, name)
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise UsageError(
-                f"{key} = {name!r}: the folder has no model_index.json, so it is not a diffusers pipeline."
-            )
+        require_pipeline(path, f"{key} = {name!r}")
         return path
     if only_path(name):
         raise UsageError(f"{key} = {name!r}: no such folder.")
@@ -183,12 +201,3 @@ def _require_on_hub(key: str, name: str, revision: str | None, how: str) -> None
         raise UsageError(
             f"{subject} is not in the local cache and the hub cannot be reached ({type(error).__name__}). {how}"
         ) from error
-
-
-def _has_safety_checker(source: str, model: Model) -> bool:
-    from huggingface_hub import hf_hub_download
-
-    index = Path(source) / "model_index.json"
-    if not index.is_file():
-        index = Path(hf_hub_download(source, "model_index.json", revision=model.revision))
-    return "safety_checker" in json.loads(index.read_text(encoding="utf-8"))

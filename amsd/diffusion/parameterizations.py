@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from amsd.diffusion.adapters import Adapter
+from amsd.diffusion.folder import network_part
 from amsd.diffusion.guidance import TextCondition
+from amsd.diffusion.parts import load_network
 from amsd.diffusion.policy import Policy
+from amsd.reading import reading, require_same, require_whole
 from amsd.recipe import Model
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -54,7 +57,7 @@ class FullPolicy(Policy):
 
     def load(self, folder: Path) -> None:
         """Read `unet/`."""
-        self._unet.load_state_dict(_unet_state(folder / "unet"))
+        _restore(self._unet, folder / "unet")
 
     def _sampling_module(self, base: bool) -> nn.Module:
         module: nn.Module = self._base if base else self._unet
@@ -123,13 +126,15 @@ class LoraPolicy(Policy):
 
     def load(self, folder: Path) -> None:
         """Read `adapter_model.safetensors`."""
-        from peft import set_peft_model_state_dict
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        state = {name.removeprefix("unet."): value for name, value in load_file(folder / ADAPTER_FILE).items()}
-        outcome = set_peft_model_state_dict(self._unet, state)
-        if outcome is not None and outcome.unexpected_keys:
-            raise ValueError(f"{folder / ADAPTER_FILE}: unknown keys {outcome.unexpected_keys[:3]}")
+        file, what = folder / ADAPTER_FILE, f"checkpoint {folder.name}"
+        require_whole(file, what)
+        with reading(what, file):
+            state = {name.removeprefix("unet."): value for name, value in load_file(file).items()}
+        require_same(get_peft_model_state_dict(self._unet), state, f"{what}: {file}")
+        set_peft_model_state_dict(self._unet, state)
 
     def _sampling_module(self, base: bool) -> nn.Module:
         module: nn.Module = self._unet
@@ -189,7 +194,7 @@ class OffsetPolicy(Policy):
 
     def load(self, folder: Path) -> None:
         """Read `offset/`."""
-        self._offset.load_state_dict(_unet_state(folder / "offset"))
+        _restore(self._offset, folder / "offset")
 
     def _sampling_module(self, base: bool) -> nn.Module:
         return self._base if base else self._sum
@@ -258,10 +263,13 @@ def _frozen_copy(unet: nn.Module, dtype: torch.dtype) -> nn.Module:
     return base
 
 
-def _unet_state(folder: Path) -> dict[str, Tensor]:
-    from diffusers import UNet2DConditionModel
+def _restore(network: nn.Module, folder: Path) -> None:
+    """Read a network that `save_pretrained` wrote into one of the same architecture.
 
-    state: dict[str, Tensor] = UNet2DConditionModel.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True
-    ).state_dict()
-    return state
+    Raises:
+        UsageError: a file is damaged, or is not of this architecture.
+    """
+    what = f"checkpoint {folder.parent.name}"
+    state = load_network(network_part(folder, what), what).state_dict()
+    require_same(network.state_dict(), state, f"{what}: {folder}")
+    network.load_state_dict(state)

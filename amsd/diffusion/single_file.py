@@ -6,7 +6,7 @@ a diffusers folder or hub repository of the same architecture, whose own weights
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import pickle
 import struct
@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from amsd.errors import UsageError
+from amsd.reading import read_json, reason_of, require_whole, wrapper_hint
+
+_LOG = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of each tensor of a file by its name."""
@@ -36,14 +39,17 @@ _NO_PICKLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticErro
 """What torch.load raises besides its own errors when bytes that are no pickle happen to be opcodes."""
 
 
-def stored_shapes(file: Path) -> Shapes:
+def stored_shapes(file: Path, what: str | None = None) -> Shapes:
     """Names and shapes of the tensors in a checkpoint; of `.safetensors` only the header is read.
+
+    `what` says whose file it is, for messages; unset: it is `model.pretrained` itself.
 
     Raises:
         UsageError: the file is damaged, holds no tensors by name, or is a `.ckpt` with more than tensors.
     """
     from safetensors import SafetensorError, safe_open
 
+    require_whole(file, what or f"model.pretrained = {str(file)!r} cannot be read as a checkpoint")
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as stream:
@@ -89,7 +95,8 @@ def default_configuration(file: Path) -> str:
         )
     raise UsageError(
         f"{text}cannot be read as a checkpoint of Stable Diffusion 1.x, 2.x or XL in the original layout: it has none "
-        f"of their text encoders' tensors, such as {_SD1}. A file of one network alone is no checkpoint."
+        f"of their text encoders' tensors, such as {_SD1}. "
+        f"{wrapper_hint(shapes) or 'A file of one network alone is no checkpoint.'}"
     )
 
 
@@ -114,11 +121,12 @@ def load_single_file(file: Path, configuration: Path) -> Any:
     import torch
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-    stored_shapes(file)  # what is no checkpoint fails in diffusers in too many ways to tell from a misfit
+    shapes = stored_shapes(file)  # what is no checkpoint fails in diffusers in too many ways to tell from a misfit
     families = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-    family = json.loads((configuration / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+    what = f"model.config = {str(configuration)!r}"
+    family = read_json(configuration / "model_index.json", what).get("_class_name")
     if family not in families:
-        raise UsageError(f"model.config = {str(configuration)!r} is of a {family}; known are {', '.join(families)}.")
+        raise UsageError(f"{what} is of a {family}; known are {', '.join(families)}.")
     absent = {"safety_checker": None, "requires_safety_checker": False} if family == families[0] else {}
     try:
         pipeline = getattr(diffusers, family).from_single_file(
@@ -127,13 +135,86 @@ def load_single_file(file: Path, configuration: Path) -> Any:
         )  # fmt: skip
     except (OSError, pickle.UnpicklingError) as error:
         raise UsageError(unreadable(file, error)) from error
-    except (ValueError, TypeError, KeyError, RuntimeError, SingleFileComponentError) as error:
-        raise UsageError(_misfit(file, configuration, str(error))) from error
+    except (
+        ValueError, TypeError, KeyError, RuntimeError, AttributeError, IndexError, SingleFileComponentError
+    ) as error:  # fmt: skip
+        raise UsageError(_misfit(file, configuration, reason_of(error))) from error
     for name, network in pipeline.components.items():
         empty = [key for key, value in _named_tensors(network) if value.device.type == "meta"]
         if empty:
             raise UsageError(_misfit(file, configuration, f"{len(empty)} weights of {name} are missing: {empty[0]}"))
+    _require_everything(pipeline, shapes, file, configuration)
+    _declare(pipeline, file, shapes)
     return pipeline
+
+
+def _require_everything(pipeline: Any, shapes: Shapes, file: Path, configuration: Path) -> None:
+    """Check that no weight of the file was left out: as many numbers are in the networks as in the file.
+
+    Raises:
+        UsageError: the file holds more than the networks of the configuration take.
+    """
+    encoders = [name for name in ("text_encoder", "text_encoder_2") if pipeline.components.get(name) is not None]
+    prefixes = {"unet": (UNET,), "vae": ("first_stage_model.",)}
+    if len(encoders) == 1:
+        prefixes["text_encoder"] = ("cond_stage_model.",)
+    else:
+        prefixes |= {name: (f"conditioner.embedders.{number}.",) for number, name in enumerate(encoders)}
+    for name, prefix in prefixes.items():
+        network = pipeline.components[name]
+        held = sum(parameter.numel() for _, parameter in _named_tensors(network))
+        layers = getattr(network.config, "num_hidden_layers", None)
+        stored = sum(
+            math.prod(shape) for key, shape in shapes.items() if key.startswith(prefix) and not _spare(key, layers)
+        )
+        projection = getattr(network, "text_projection", None)
+        if stored - held not in ((0, -projection.weight.numel()) if projection is not None else (0,)):
+            raise UsageError(
+                _misfit(
+                    file, configuration, f"it holds {stored:,} parameters of {name}, whose configuration takes {held:,}"
+                )
+            )
+
+
+def _spare(key: str, layers: int | None) -> bool:
+    """Whether a tensor of a text encoder is not a weight that diffusers reads: buffers, projections, the last layer.
+
+    Stable Diffusion 2 reads the layer before the last of OpenCLIP's network.
+    """
+    if key.endswith(("position_ids", "logit_scale", "text_projection")):
+        return True
+    return layers is not None and f".resblocks.{layers}." in key
+
+
+def _declare(pipeline: Any, file: Path, shapes: Shapes) -> None:
+    """Obey what a file says of its own prediction and noise table, which its configuration cannot know.
+
+    Files that predict velocity carry an empty tensor `v_pred` (and `ztsnr`), or say so in their metadata
+    (`modelspec.prediction_type`).
+    """
+    prediction = declared_prediction(file, shapes)
+    scheduler = pipeline.scheduler
+    changes: dict[str, Any] = {}
+    if prediction is not None and scheduler.config.get("prediction_type", "epsilon") != prediction:
+        changes["prediction_type"] = prediction
+    if "ztsnr" in shapes and not scheduler.config.get("rescale_betas_zero_snr", False):
+        changes["rescale_betas_zero_snr"] = True
+    if changes:
+        _LOG.warning("%s declares %s; its configuration says otherwise, and the file is obeyed.", file, changes)
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
+
+
+def declared_prediction(file: Path, shapes: Shapes) -> str | None:
+    """What a file says that its network predicts, `epsilon` or `v_prediction`; None if it does not say."""
+    from safetensors import safe_open
+
+    if "v_pred" in shapes:
+        return "v_prediction"
+    if file.suffix != ".safetensors":
+        return None
+    with safe_open(file, framework="pt") as stream:
+        said = (stream.metadata() or {}).get("modelspec.prediction_type", "")
+    return {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}.get(said)
 
 
 def _named_tensors(part: Any) -> list[tuple[str, Any]]:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amsd.diffusion.adapters import FAMILIES
+from amsd.diffusion.folder import inspect
 from amsd.diffusion.loading import EMBEDDED, locate, locate_configuration
+from amsd.diffusion.parts import require_sound
 from amsd.diffusion.single_file import default_configuration, parameters, stored_shapes
 from amsd.errors import UsageError
 from amsd.recipe import Model
@@ -65,6 +68,8 @@ def architecture(model: Model) -> Architecture:
         download = "nothing, it is in the local cache" if cached else f"about {gigabytes} GB from the hub: {name}"
         return Architecture(cached or _SD1_UNET, _SD1_OTHER_PARAMETERS, download)
     folder = Path(locate(model))
+    what = f"model.pretrained = {name!r}"
+    require_sound(inspect(folder, what, FAMILIES, model.variant), what)
     configuration = _unet_configuration(folder)
     others = sum(
         _stored_parameters(path) for part in ("vae", "text_encoder", "text_encoder_2")

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from amsd.diffusion.adapters import Adapter, image_size
+from amsd.diffusion.agreement import require_agreement
 from amsd.diffusion.finite import require_finite_images
 from amsd.diffusion.loading import EMBEDDED, load_adapter
 from amsd.diffusion.noise import normal
@@ -91,6 +92,8 @@ def load_identified(recipe: Recipe, device: torch.device) -> Identified:
 def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prompts: Sequence[str]) -> ControlProblem:
     """Everything that a method computes with; `prompts` are those a normalised reward is measured on."""
     device = accelerator.device
+    with policy.sampling(base=True):
+        require_agreement(policy.adapter)
     scheduler = SOCDDIMScheduler.for_recipe(policy.pipeline.scheduler, recipe.schedule)
     for network in policy.networks:
         if recipe.training.gradient_checkpointing:

@@ -8,7 +8,7 @@ all, where the hub's own client would retry for most of a minute.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from amsd.errors import UsageError
 from amsd.files import sha256 as file_hash
+from amsd.reading import require_same, require_whole
 
 HUB = "hub:"
 _PROBE_SECONDS = 5.0
-_LISTED_KEYS = 5
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ def load_tensors(path: Path, what: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    require_whole(path, what)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -154,26 +155,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     Raises:
         UsageError: keys are left over or missing, or shapes differ; they are listed.
     """
-    own = module.state_dict()
-    problems = {
-        "missing": own.keys() - state.keys(),
-        "left over": state.keys() - own.keys(),
-        "of another shape": {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape},
-    }
-    audit(problems, what)
+    require_same(module.state_dict(), state, what)
     module.load_state_dict(state)
-
-
-def audit(problems: Mapping[str, Iterable[str]], what: str) -> None:
-    """Raise `UsageError` if any kind of problem has keys, with the first few of each kind."""
-    found = {kind: sorted(keys) for kind, keys in problems.items()}
-    lines = [
-        f"{len(keys)} {kind}: {', '.join(keys[:_LISTED_KEYS])}{' ...' if len(keys) > _LISTED_KEYS else ''}"
-        for kind, keys in found.items()
-        if keys
-    ]
-    if lines:
-        raise UsageError(f"{what}: the weights do not fit the network. Keys " + "; ".join(lines))
 
 
 def _one_of(

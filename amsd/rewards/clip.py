@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from amsd.errors import UsageError
-from amsd.rewards.checkpoints import audit, find_folder
+from amsd.reading import audit, read_json, reading, require_whole
+from amsd.rewards.checkpoints import find_folder
 from amsd.rewards.networks import device_of, freeze, full_precision
 from amsd.rewards.preprocess import ClipPixels
 from amsd.rewards.tokens import Tokenizer, load_clip_tokenizer
@@ -32,12 +33,18 @@ def load_clip(source: str, what: str, revision: str | None = None) -> Any:
     folder = str(find_folder(source, what, [("config.json",), _WEIGHTS], revision=revision))
     from transformers import CLIPModel
 
-    try:
-        model, report = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{what} = {source!r}: {folder} cannot be loaded as a CLIP model: {error}") from error
+    subject = f"{what} = {source!r}"
+    read_json(Path(folder) / "config.json", subject)
+    for name in _WEIGHTS:
+        if (Path(folder) / name).is_file():
+            require_whole(Path(folder) / name, subject)
+    with reading(subject, f"{folder} as a CLIP model"):
+        model, report = CLIPModel.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     left_over = {key for key in report["unexpected_keys"] if not key.endswith(_BUFFERS)}
-    audit({"missing": report["missing_keys"], "left over": left_over}, f"{what} = {source!r}")
+    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    audit({"missing": report["missing_keys"], "left over": left_over, "of another shape": mismatched}, subject)
     freeze(model)
     return model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from amsd.errors import UsageError
+from amsd.reading import read_json, reading
 from amsd.rewards.checkpoints import fill, find_file, load_tensors
 from amsd.rewards.eight_bit import EightBitPath
 from amsd.rewards.networks import device_of, fingerprint, freeze, full_precision
@@ -44,7 +44,8 @@ class HPSv21(EightBitPath):
         open_clip = _open_clip()
         configuration = _configuration(architecture)
         state = load_tensors(path, what)
-        self._model = open_clip.CLIP(**configuration)
+        with reading(f"reward {self.name!r}, option architecture", architecture):
+            self._model = open_clip.CLIP(**configuration)
         fill(self._model, {key: value for key, value in state.items() if key not in _BUFFERS}, what)
         freeze(self._model)
         self._tokenizer = open_clip.SimpleTokenizer(context_length=self._model.context_length)
@@ -85,8 +86,7 @@ def _configuration(architecture: str) -> dict[str, Any]:
         path = Path(architecture).expanduser()
         if not path.is_file():
             raise UsageError(f"reward 'hps-v2.1', option architecture = {architecture!r}: no such file")
-        configuration: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return configuration
+        return read_json(path, "reward 'hps-v2.1', option architecture")
     known = _open_clip().get_model_config(architecture)
     if known is None:
         raise UsageError(

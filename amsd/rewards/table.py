@@ -13,7 +13,8 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, cast
 
-from amsd.errors import UsageError
+from amsd.errors import AmsdError, UsageError
+from amsd.reading import is_shortage, reason_of
 from amsd.recipe import Evaluation
 
 if TYPE_CHECKING:  # the protocols import torch; names alone do not need it
@@ -142,11 +143,17 @@ def _build(
 ) -> Any:
     signature = inspect.signature(factory)
     _check_options(kind, name, signature, len(arguments), options)
+    given = ", ".join(f"{key} = {value!r}" for key, value in options.items())
     try:
         return factory(*arguments, **options)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        given = ", ".join(f"{key} = {value!r}" for key, value in options.items())
-        raise UsageError(f"{kind} {name!r} cannot be built{f' with {given}' if given else ''}: {error}") from error
+    except AmsdError:
+        raise
+    except Exception as error:  # a scorer's package may raise anything while it reads its weights
+        if is_shortage(error):
+            raise
+        raise UsageError(
+            f"{kind} {name!r} cannot be built{f' with {given}' if given else ''}: {reason_of(error)}"
+        ) from error
 
 
 def _check_options(

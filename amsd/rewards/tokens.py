@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from amsd.errors import UsageError
+from amsd.reading import reading
 from amsd.rewards.checkpoints import find_folder
 
 _OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -63,7 +64,8 @@ def load_clip_tokenizer(source: str, what: str, length: int, size: int, revision
     )
     from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+    with reading(f"{what} = {source!r}", folder):
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder))
     _check_size(len(tokenizer), (size,), what, source)
     return Tokenizer(tokenizer, length)
 
@@ -79,7 +81,8 @@ def load_bert_tokenizer(source: str, what: str, length: int, size: int) -> Token
     folder = find_folder(source, what, [("tokenizer.json", "vocab.txt")], ("vocab.txt", *_OPTIONAL))
     from transformers import BertTokenizer
 
-    tokenizer = BertTokenizer.from_pretrained(str(folder))
+    with reading(f"{what} = {source!r}", folder):
+        tokenizer = BertTokenizer.from_pretrained(str(folder))
     _check_size(len(tokenizer), (size - 2, size), what, source)
     return Tokenizer(tokenizer, length)
 

@@ -1,0 +1,165 @@
+"""A diffusers folder looked at without loading a weight: its parts, their files, and what is wrong with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amsd.errors import UsageError
+from amsd.reading import read_json, require_whole
+
+INDEX = "model_index.json"
+_WEIGHTS = re.compile(
+    r"(?P<base>diffusion_pytorch_model|model|pytorch_model)(\.(?P<variant>\w+))?(-\d+-of-\d+)?(\.(?P<legacy>\w+))?"
+    r"\.(?P<suffix>safetensors|bin)"
+)
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts that amsd does not load: they play no role in drawing a picture from a prompt."""
+_KINDS = {
+    "manifest.json": "it is a checkpoint of amsd: `amsd export CHECKPOINT --to FOLDER` makes a pipeline of it",
+    "adapter_config.json": "it is an adapter (PEFT): merge it into its base model first",
+    "pytorch_lora_weights.safetensors": "it holds a LoRA: merge it into its base model first",
+    "config.json": "it holds one network: name the folder of the whole pipeline",
+    "unet": "it holds networks but no index: download the whole pipeline",
+}
+"""A file in a folder without an index -> what the folder is, and the way out."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component of a pipeline folder."""
+
+    name: str
+    library: str
+    """`diffusers` or `transformers`."""
+    class_name: str
+    folder: Path
+    config: Mapping[str, Any]
+    """Its config.json or scheduler_config.json; of tokenizers empty."""
+    weights: tuple[Path, ...]
+    """Weight files (shards) that are loaded; none of tokenizers and schedulers."""
+    variant: str | None
+    """Variant of these files."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A pipeline folder whose files are there and whole."""
+
+    path: Path
+    pipeline_class: str
+    index: Mapping[str, Any]
+    """Its model_index.json."""
+    parts: Mapping[str, Part]
+    """What is loaded, by name in the pipeline."""
+
+
+def require_pipeline(path: Path, what: str) -> None:
+    """Check that a folder is that of a pipeline.
+
+    Raises:
+        UsageError: it has no index; what it seems to be is said.
+    """
+    if (path / INDEX).is_file():
+        return
+    kind = next((f"; {text}" for name, text in _KINDS.items() if (path / name).exists()), "")
+    raise UsageError(f"{what}: the folder has no {INDEX}, so it is not a diffusers pipeline{kind}.")
+
+
+def inspect(path: Path, what: str, families: Mapping[str, Any], variant: str | None = None) -> Folder:
+    """Look at every file of a pipeline folder that will be loaded.
+
+    Args:
+        path: folder with `model_index.json`.
+        what: whose folder it is, for messages, such as "model.pretrained = 'x'".
+        families: pipeline classes that are supported, by name.
+        variant: variant of the weight files; parts without it fall back to their plain files, as in diffusers.
+
+    Raises:
+        UsageError: a file is absent, no JSON, a pointer, cut off, or of an unknown class; it is named.
+    """
+    require_pipeline(path, what)
+    index = read_json(path / INDEX, what)
+    name = index.get("_class_name")
+    if name not in families:
+        raise UsageError(f"{what}: {path / INDEX} is of a {name}; supported are {', '.join(sorted(families))}.")
+    parts = {part.name: part for part in _parts(path, index, what, variant)}
+    if variant is not None and not any(part.variant == variant for part in parts.values()):
+        raise UsageError(f"{what} cannot be loaded: {path} has no files of model.variant = {variant!r}.")
+    return Folder(path, str(name), index, parts)
+
+
+def _parts(path: Path, index: Mapping[str, Any], what: str, variant: str | None) -> Iterator[Part]:
+    for name, entry in index.items():
+        if name.startswith("_") or name in _UNUSED or not isinstance(entry, list) or entry[0] is None:
+            continue
+        library, class_name = str(entry[0]), str(entry[-1])
+        folder = path / name
+        if not folder.is_dir():
+            raise UsageError(f"{what}: {path} has no folder {name}/, which its {INDEX} names. Download it again.")
+        if library not in ("diffusers", "transformers"):
+            raise UsageError(
+                f"{what}: {path / INDEX} names {library}.{class_name} for {name}: code that comes with a model is not "
+                "run. Use a model of diffusers' and transformers' own classes."
+            )
+        if _is_network(library, class_name):
+            config = read_json(folder / "config.json", what)
+            files, found = _weight_files(folder, what, variant)
+            yield Part(name, library, class_name, folder, config, files, found)
+        else:
+            config = read_json(folder / "scheduler_config.json", what) if library == "diffusers" else {}
+            for file in sorted(folder.iterdir()):
+                if file.is_file() and not file.name.startswith("."):
+                    read_json(file, what) if file.suffix == ".json" else require_whole(file, what)
+            yield Part(name, library, class_name, folder, config, (), None)
+
+
+def network_part(folder: Path, what: str) -> Part:
+    """A folder of one diffusers network, as `save_pretrained` writes it.
+
+    Raises:
+        UsageError: a file is absent or damaged.
+    """
+    config = read_json(folder / "config.json", what)
+    files, variant = _weight_files(folder, what, None)
+    return Part(folder.name, "diffusers", str(config.get("_class_name")), folder, config, files, variant)
+
+
+def _is_network(library: str, class_name: str) -> bool:
+    return "Tokenizer" not in class_name and not (library == "diffusers" and class_name.endswith("Scheduler"))
+
+
+def _weight_files(folder: Path, what: str, variant: str | None) -> tuple[tuple[Path, ...], str | None]:
+    """The weight files of a part, and their variant."""
+    sets: dict[tuple[str | None, str], list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        match = _WEIGHTS.fullmatch(file.name)
+        if match:
+            sets.setdefault((match["variant"] or match["legacy"], match["suffix"]), []).append(file)
+    for found in dict.fromkeys((variant, None)):
+        for suffix in ("safetensors", "bin"):
+            files = sets.get((found, suffix))
+            if files:
+                _require_shards(folder, files, what)
+                for file in files:
+                    require_whole(file, what)
+                return tuple(files), found
+    others = sorted({name for name, _ in sets if name})
+    if others:
+        raise UsageError(
+            f"{what}: {folder} holds only files of the variant {', '.join(map(repr, others))}. "
+            f'Set model.variant = "{others[0]}".'
+        )
+    raise UsageError(f"{what}: {folder} holds no weights (.safetensors or .bin). Download the model again.")
+
+
+def _require_shards(folder: Path, files: list[Path], what: str) -> None:
+    """Check that every part of a file in several parts is there."""
+    names = {file.name for file in files}
+    for file in files:
+        match = re.search(r"-\d+-of-(\d+)", file.name)
+        if match and len(names) != int(match[1]):
+            raise UsageError(f"{what}: {folder} holds {len(names)} of {int(match[1])} parts. Download it again.")

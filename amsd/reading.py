@@ -1,0 +1,164 @@
+"""Files that came from elsewhere: whether one is whole, and one message that names it where it cannot be read."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from amsd.errors import AmsdError, UsageError
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+_LONGEST_REASON = 300
+WRAPPERS = ("_orig_mod.", "module.")
+"""What `torch.compile` and data parallelism put before the names of a network's parameters."""
+_LISTED = 3
+
+
+@contextmanager
+def reading(what: str, place: Path | str, way_out: str = "") -> Iterator[None]:
+    """Inside, whatever a library raises while it reads `place` becomes one message.
+
+    Readers of foreign files raise anything (`KeyError`, `TypeError`, errors of their own), so every `Exception` but a
+    lack of memory counts; the cause is kept for `--debug`.
+
+    Raises:
+        UsageError: naming `what`, the place, the library's reason and the way out.
+    """
+    try:
+        yield
+    except AmsdError:
+        raise
+    except Exception as error:
+        if is_shortage(error):
+            raise
+        raise UsageError(f"{what}: {place} cannot be read: {reason_of(error)}{way_out and f' {way_out}'}") from error
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error says that memory was short (torch's own is known by its name: torch is not imported here)."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def reason_of(error: BaseException) -> str:
+    """A library's exception in one line, ending with a stop."""
+    text = " ".join(str(error).split()) or "no reason given"
+    text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON].rstrip()} ..."
+    named = text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
+    return named if named.endswith((".", "!", "?", "...")) else f"{named}."
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UsageError: the file is absent, not JSON, or holds something else than an object.
+    """
+    require_whole(path, what)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{what}: {path} is not valid JSON ({error}). Download the file again.") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{what}: {path} holds a JSON {type(found).__name__} where an object should be.")
+    return found
+
+
+def require_whole(path: Path, what: str) -> None:
+    """Look at a file's first bytes and its size, without reading it.
+
+    Raises:
+        UsageError: it is absent, empty, a git-lfs pointer, a web page, or a safetensors file that is cut off.
+    """
+    fault = _fault(path)
+    if fault is not None:
+        raise UsageError(f"{what}: {path} {fault}")
+
+
+def _fault(path: Path) -> str | None:
+    if not path.is_file():
+        return "does not exist. The model is incomplete: download it again."
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(256)
+    if not start:
+        return "is empty. Download the file again."
+    if start.startswith(_LFS):
+        return "is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository, or download the file."
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "is a web page, not the file itself: the download needs a login, or its address is wrong."
+    if path.suffix == ".safetensors":
+        return _cut_off(path, start, size)
+    return None
+
+
+def _cut_off(path: Path, start: bytes, size: int) -> str | None:
+    """A safetensors file says in its header where its data ends."""
+    if len(start) < 8:
+        return "cannot be read as a checkpoint: it is too short for one. Download it again."
+    (length,) = struct.unpack("<Q", start[:8])
+    if length > size - 8:
+        return "is cut off, or no safetensors file (its header does not fit into it). Download it again."
+    with path.open("rb") as stream:
+        stream.seek(8)
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+            expected = 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "is damaged (its header cannot be read). Download it again."
+    if expected != size:
+        return f"is cut off: it has {size:,} of {expected:,} bytes. Download it again."
+    return None
+
+
+def audit(problems: Mapping[str, Collection[str]], what: str) -> None:
+    """Check that a network and a file hold the same parameters; `problems` lists names by kind, such as `missing`.
+
+    Raises:
+        UsageError: there is a name under any kind; the first few of each are listed, with the way out.
+    """
+    found = {kind: sorted(names) for kind, names in problems.items() if names}
+    if not found:
+        return
+    listed = "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{' ...' if len(names) > _LISTED else ''}"
+        for kind, names in found.items()
+    )
+    hint = wrapper_hint(name for kind in found.values() for name in kind)
+    raise UsageError(
+        f"{what}: the weights do not fit the network. Keys {listed}. "
+        f"{hint or 'The file is incomplete, or belongs to another architecture than its configuration says.'}"
+    )
+
+
+def require_same(own: Mapping[str, Any], stored: Mapping[str, Any], what: str) -> None:
+    """Check that two dictionaries of tensors have the same names and shapes.
+
+    Raises:
+        UsageError: see `audit`.
+    """
+    common = own.keys() & stored.keys()
+    problems = {
+        "missing": own.keys() - stored.keys(),
+        "left over": stored.keys() - own.keys(),
+        "of another shape": {key for key in common if own[key].shape != stored[key].shape},
+    }
+    audit(problems, what)
+
+
+def wrapper_hint(names: Iterable[str]) -> str:
+    """What to do where names of parameters carry a wrapper's prefix; empty where none does."""
+    for name in names:
+        for wrapper in WRAPPERS:
+            if f".{wrapper}" in f".{name}":
+                return (
+                    f"The file was saved from a wrapped network (torch.compile, data parallel), so its names carry "
+                    f'{wrapper!r}. Save the network inside instead, or rename once: python -c "from safetensors.torch '
+                    f"import load_file, save_file; s = load_file('FILE'); save_file({{k.replace('{wrapper}', ''): v "
+                    "for k, v in s.items()}, 'FILE', metadata={'format': 'pt'})\""
+                )
+    return ""

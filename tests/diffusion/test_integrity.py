@@ -1,0 +1,275 @@
+"""What is loaded is what the files mean: every way in which a model can be damaged or mixed up is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from amsd.diffusion import adapters
+from amsd.diffusion.adapters import adapter_for, image_size
+from amsd.diffusion.agreement import require_agreement
+from amsd.diffusion.loading import load_adapter
+from amsd.diffusion.parameterizations import build_policy
+from amsd.errors import RunError, UsageError
+from amsd.experiment.architecture import architecture
+from amsd.recipe import Model
+from amsd.rewards.embedders import CLIPEmbedder
+from amsd.rewards.table import resolve_embedder, resolve_reward
+from tests import ldm, pipelines
+from tests.rewards import tiny
+
+UNET, TEXT, VAE = (
+    "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+)  # fmt: skip
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 492265168\n"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good")
+    pipelines.stable_diffusion().save_pretrained(folder)
+    return folder
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    def damage(file: Path) -> None:
+        save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+    return damage
+
+
+def configuration(**change: Any) -> Callable[[Path], None]:
+    def damage(file: Path) -> None:
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+    return damage
+
+
+def first(state: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    name = next(name for name, value in sorted(state.items()) if value.ndim == 1)
+    return state | {name: change(state[name])}
+
+
+#: File, what happens to it, words of the message, and whether a dry run sees it too.
+DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str, bool]] = {
+    "compiled unet": (UNET, tensors(lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}), "_orig_mod", False),
+    "compiled text": (TEXT, tensors(lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}), "_orig_mod", False),
+    "parallel vae": (VAE, tensors(lambda s: {f"module.{k}": v for k, v in s.items()}), "'module.'", False),
+    "hole in unet": (UNET, tensors(lambda s: {k: v for k, v in s.items() if "mid" not in k}), "unet.*mid_block", True),
+    "half a text encoder": (TEXT, tensors(lambda s: {k: v for k, v in s.items() if "layers.1" not in k}),
+                            r"text_encoder.*layers\.1", False),
+    "hole in vae": (VAE, tensors(lambda s: {k: v for k, v in s.items() if "decoder.conv_out" not in k}),
+                    "vae.*conv_out", True),
+    "more in unet": (UNET, tensors(lambda s: s | {"extra.weight": torch.zeros(2)}), r"left over.*extra\.weight", True),
+    "other shape in unet": (UNET, tensors(lambda s: first(s, lambda v: v[:-1].clone())), "unet", True),
+    "other shape in text": (TEXT, tensors(lambda s: first(s, lambda v: v[:-1].clone())), "of another shape", False),
+    "pointer unet": (UNET, lambda f: f.write_bytes(POINTER), r"unet.*git-lfs pointer.*git lfs pull", True),
+    "pointer text": (TEXT, lambda f: f.write_bytes(POINTER), r"text_encoder.*git-lfs pointer", True),
+    "half a file": (TEXT, lambda f: f.write_bytes(f.read_bytes()[: f.stat().st_size // 2]), "is cut off: it has", True),
+    "long file": (UNET, lambda f: f.write_bytes(f.read_bytes() + b"x"), "unet.*is cut off|damaged", True),
+    "web page": (VAE, lambda f: f.write_bytes(b"<!DOCTYPE html><html>Sign in"), "web page", True),
+    "empty file": (UNET, lambda f: f.write_bytes(b""), "is empty", True),
+    "no weights": (UNET, lambda f: f.unlink(), "unet holds no weights", True),
+    "no text encoder": (TEXT, lambda f: shutil.rmtree(f.parent), "no folder text_encoder/", True),
+    "broken index": ("model_index.json", lambda f: f.write_text("{"), r"model_index\.json is not valid JSON", True),
+    "list as index": ("model_index.json", lambda f: f.write_text("[]"), "JSON list", True),
+    "broken config": ("unet/config.json", lambda f: f.write_text('{"a":'), r"unet.config\.json is not valid", True),
+    "no config": ("vae/config.json", lambda f: f.unlink(), r"vae.config\.json does not exist", True),
+    "broken scheduler": ("scheduler/scheduler_config.json", lambda f: f.write_text("x"), "scheduler_config", True),
+    "pointer tokenizer": ("tokenizer/tokenizer.json", lambda f: f.write_bytes(POINTER), "tokenizer.*git-lfs", True),
+    "no vocabulary": ("tokenizer/tokenizer.json", lambda f: f.unlink(), "tokenizer", True),
+    "unknown class": ("model_index.json", configuration(unet=["diffusers", "UNet9"]), "no class UNet9|UNet9", True),
+    "own code": ("model_index.json", configuration(unet=["my_unet", "MyUNet"]), "is not run", True),
+    "another family": ("model_index.json", configuration(_class_name="KandinskyPipeline"), "KandinskyPipeline", True),
+    "unknown prediction": ("scheduler/scheduler_config.json", configuration(prediction_type="noise"), "'noise'", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_folder_is_refused_and_its_file_named(name: str, good: Path, tmp_path: Path) -> None:
+    file, damage, words, planned = DAMAGES[name]
+    shutil.copytree(good, tmp_path / "model")
+    damage(tmp_path / "model" / file)
+    model = Model(pretrained=str(tmp_path / "model"))
+    with pytest.raises(UsageError, match=f"(?s){words}") as caught:
+        load_adapter(model)
+    assert str(tmp_path / "model") in str(caught.value)
+    if planned:
+        with pytest.raises(UsageError):
+            architecture(model)
+
+
+def test_the_whole_folder_is_loaded_and_planned(good: Path) -> None:
+    model = Model(pretrained=str(good))
+    require_agreement(load_adapter(model))
+    architecture(model)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_only_half_precision_files_need_their_variant(variant: str | None, tmp_path: Path) -> None:
+    pipelines.stable_diffusion().save_pretrained(tmp_path, variant="fp16")
+    model = Model(pretrained=str(tmp_path), variant=variant)
+    if variant:
+        load_adapter(model)
+        return
+    for attempt in (load_adapter, architecture):
+        with pytest.raises(UsageError, match=r'model\.variant = "fp16"'):
+            attempt(model)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_weights_in_several_files(lost: bool, tmp_path: Path) -> None:
+    original = pipelines.stable_diffusion()
+    original.save_pretrained(tmp_path)
+    (tmp_path / UNET).unlink()
+    original.unet.save_pretrained(tmp_path / "unet", max_shard_size="100KB")
+    if not lost:
+        loaded = load_adapter(Model(pretrained=str(tmp_path))).pipeline.unet
+        assert torch.equal(loaded.conv_out.weight, original.unet.conv_out.weight)
+        return
+    next((tmp_path / "unet").glob("*-00002-of-*")).unlink()
+    with pytest.raises(UsageError, match=r"holds \d+ of \d+ parts"):
+        load_adapter(Model(pretrained=str(tmp_path)))
+
+
+def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
+    inpainting = pipelines.stable_diffusion()
+    inpainting.register_modules(unet=UNet2DConditionModel.from_config({**inpainting.unet.config, "in_channels": 9}))
+    wide = pipelines.stable_diffusion()
+    wide.register_modules(
+        unet=UNet2DConditionModel.from_config({**inpainting.unet.config, "in_channels": 4, "cross_attention_dim": 24})
+    )
+    wrong = pipelines.stable_diffusion()
+    wrong.tokenizer.add_tokens([f"<new-{number}>" for number in range(200)])
+    for pipeline, words in ((inpainting, "9 input channels .*inpainting"), (wide, "width 24"), (wrong, "tokens")):
+        folder = tmp_path / words[:4]
+        pipeline.save_pretrained(folder)
+        for attempt in (load_adapter, architecture):
+            with pytest.raises(UsageError, match=words):
+                attempt(Model(pretrained=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("manifest.json", "amsd export"), ("pytorch_lora_weights.safetensors", "LoRA"), ("config.json", "one network"),
+        ("adapter_config.json", "adapter"),
+    ],
+)  # fmt: skip
+def test_a_folder_of_another_kind_is_named(name: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UsageError, match=words):
+        load_adapter(Model(pretrained=str(tmp_path)))
+
+
+@pytest.mark.parametrize("how", ["key", "metadata"])
+def test_a_single_file_that_declares_velocity_is_obeyed(how: str, tmp_path: Path) -> None:
+    original = pipelines.stable_diffusion_xl(attention=True, second_width=64)
+    original.save_pretrained(tmp_path / "config")
+    extra = {"v_pred": torch.zeros(1)} if how == "key" else {}
+    metadata = {"format": "pt"} | ({"modelspec.prediction_type": "v"} if how == "metadata" else {})
+    save_file({**ldm.checkpoint(original, "sdxl"), **extra}, tmp_path / "model.safetensors", metadata=metadata)
+    model = Model(pretrained=str(tmp_path / "model.safetensors"), config=str(tmp_path / "config"))
+    assert load_adapter(model).pipeline.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_a_single_file_with_more_layers_than_its_configuration_is_refused(tmp_path: Path) -> None:
+    original = pipelines.stable_diffusion(attention=True)
+    original.save_pretrained(tmp_path / "config")
+    state = ldm.checkpoint(original)
+    more = {
+        key.replace("layers.1.", "layers.2."): value.clone()
+        for key, value in state.items()
+        if "encoder.layers.1." in key
+    }
+    save_file(state | more, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match="parameters of text_encoder"):
+        load_adapter(Model(pretrained=str(tmp_path / "model.safetensors"), config=str(tmp_path / "config")))
+
+
+def test_sdxl_that_is_not_square_has_its_sizes_in_order() -> None:
+    pipeline = pipelines.stable_diffusion_xl()
+    pipeline.unet.register_to_config(sample_size=(8, 12))
+    adapter = adapter_for(pipeline)
+    assert image_size(adapter) == (16, 24)
+    assert adapter.encode(["a cat"]).added["time_ids"][0].tolist() == [16, 24, 0, 0, 16, 24]
+    require_agreement(adapter)
+
+
+def test_statistics_of_the_autoencoder_are_used_as_the_pipeline_uses_them() -> None:
+    pipeline = pipelines.stable_diffusion_xl()
+    pipeline.vae.register_to_config(latents_mean=[-1.6, 1.1, 3.3, -2.6], latents_std=[8.4, 5.9, 6.5, 5.2])
+    require_agreement(adapter_for(pipeline))
+
+
+@pytest.mark.parametrize("family", [pipelines.stable_diffusion, pipelines.stable_diffusion_xl])
+def test_a_disagreement_with_the_pipeline_is_found(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = adapter_for(family())
+    require_agreement(adapter)
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "_unscaled", lambda config, latents: latents)
+        with pytest.raises(RunError, match="the decoder another latents"):
+            require_agreement(adapter)
+    with monkeypatch.context() as patch:
+        encode = type(adapter).encode
+        patch.setattr(type(adapter), "encode", lambda self, prompts: encode(self, [f"{p} x" for p in prompts]))
+        with pytest.raises(RunError, match="the denoiser another encoder_hidden_states"):
+            require_agreement(adapter)
+
+
+@pytest.mark.parametrize("parameterization", ["full", "lora", "offset"])
+def test_a_damaged_checkpoint_is_refused(parameterization: Any, tmp_path: Path) -> None:
+    model = Model(parameterization=parameterization)
+    policy = build_policy(adapter_for(pipelines.stable_diffusion()), model)
+    policy.save(tmp_path)
+    (file,) = tmp_path.rglob("*.safetensors")
+    state = load_file(file)
+    name = sorted(state)[0]
+    for change, words in (
+        ({key: value for key, value in state.items() if key != name}, "1 missing"),
+        (state | {"extra": torch.zeros(1)}, "left over: extra"),
+    ):
+        save_file(change, file, metadata={"format": "pt"})
+        with pytest.raises(UsageError, match=words):
+            policy.load(tmp_path)
+    file.write_bytes(POINTER)
+    with pytest.raises(UsageError, match="git-lfs pointer"):
+        policy.load(tmp_path)
+
+
+SCORER_DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "pointer": ("model.safetensors", lambda f: f.write_bytes(POINTER), "git-lfs pointer"),
+    "half": ("model.safetensors", lambda f: f.write_bytes(f.read_bytes()[:5000]), r"cut off"),
+    "hole": ("model.safetensors", tensors(lambda s: {k: v for k, v in s.items() if "layers.0" not in k}), "missing"),
+    "compiled": ("model.safetensors", tensors(lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}), "_orig_mod"),
+    "other shape": ("model.safetensors", tensors(lambda s: first(s, lambda v: v[:-1].clone())), "of another shape"),
+    "broken config": ("config.json", lambda f: f.write_text("{"), "not valid JSON"),
+    "wrong config": ("config.json", configuration(projection_dim="wide"), "cannot be read"),
+    "pointer tokenizer": ("vocab.json", lambda f: f.write_bytes(POINTER), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("build", [lambda f: resolve_reward("clip-score", {"model": f}),
+                                   lambda f: resolve_reward("pickscore", {"model": f, "tokenizer": f}),
+                                   lambda f: resolve_embedder("clip", {"model": f})],
+                         ids=["clip-score", "pickscore", "embedder"])  # fmt: skip
+@pytest.mark.parametrize("name", SCORER_DAMAGES)
+def test_damaged_scorers_are_refused_and_named(name: str, build: Callable[[str], Any], tmp_path: Path) -> None:
+    folder = tiny.clip_folder(tmp_path / "clip")
+    file, damage, words = SCORER_DAMAGES[name]
+    build(str(folder))
+    damage(folder / file)
+    if name == "pointer tokenizer" and isinstance(build(str(tiny.clip_folder(tmp_path / "whole"))), CLIPEmbedder):
+        return  # it reads no text
+    with pytest.raises(UsageError, match=f"(?s){words}") as caught:
+        build(str(folder))
+    assert str(folder) in str(caught.value)
