@@ -37,6 +37,12 @@ class FullPolicy(Policy):
         return [self._unet, self._base]
 
     @property
+    def trained_network(self) -> nn.Module:
+        """The network that is not the copy."""
+        network: nn.Module = self._unet
+        return network
+
+    @property
     def trainable(self) -> dict[str, nn.Parameter]:
         """Every parameter of the UNet."""
         return dict(self._unet.named_parameters())
@@ -95,6 +101,12 @@ class LoraPolicy(Policy):
         return [self._unet]
 
     @property
+    def trained_network(self) -> nn.Module:
+        """The one network, which is the base too while the adapters are off."""
+        network: nn.Module = self._unet
+        return network
+
+    @property
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapters' parameters."""
         return {name: value for name, value in self._unet.named_parameters() if "lora_" in name}
@@ -147,12 +159,16 @@ class LoraPolicy(Policy):
             yield
             return
         self._unet.disable_adapters()
+        if self._checkpoints:
+            self._unet.disable_gradient_checkpointing()
         self._without_adapters = True
         try:
             yield
         finally:
             self._without_adapters = False
             self._unet.enable_adapters()
+            if self._checkpoints:
+                self._unet.enable_gradient_checkpointing()
 
 
 class OffsetPolicy(Policy):
@@ -172,6 +188,12 @@ class OffsetPolicy(Policy):
     def networks(self) -> list[nn.Module]:
         """Base and difference."""
         return [self._base, self._offset]
+
+    @property
+    def trained_network(self) -> nn.Module:
+        """The difference."""
+        network: nn.Module = self._offset
+        return network
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class Policy(ABC):
         self.adapter = adapter
         self.model = model
         self.dtype = _DTYPES[model.precision]
+        self._checkpoints = False
         pipeline = adapter.pipeline
         for module in (pipeline.vae, pipeline.unet, *_text_encoders(pipeline)):
             module.requires_grad_(False).eval()
@@ -43,7 +44,20 @@ class Policy(ABC):
     @property
     @abstractmethod
     def networks(self) -> list[nn.Module]:
-        """Every denoising module, for moving, checkpointing and compiling."""
+        """Every denoising module, for moving and compiling."""
+
+    @property
+    @abstractmethod
+    def trained_network(self) -> nn.Module:
+        """The denoising module that is trained."""
+
+    def checkpoint_gradients(self) -> None:
+        """Let passes through the trained network keep few activations and compute the others again.
+
+        The base is left alone: a product with its Jacobian needs no room for the gradients of its parameters.
+        """
+        self._checkpoints = True
+        cast(Any, self.trained_network).enable_gradient_checkpointing()
 
     @property
     @abstractmethod
@@ -97,10 +111,7 @@ class Policy(ABC):
 
     @contextmanager
     def only_base(self) -> Iterator[None]:
-        """Inside the block only the base is used.
-
-        A backward pass through the base belongs inside too: gradient checkpointing runs its forward pass again.
-        """
+        """Inside the block only the base is used, backward passes through it included."""
         yield
 
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -95,12 +94,11 @@ def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prom
     with policy.sampling(base=True):
         require_agreement(policy.adapter)
     scheduler = SOCDDIMScheduler.for_recipe(policy.pipeline.scheduler, recipe.schedule)
-    for network in policy.networks:
-        if recipe.training.gradient_checkpointing:
-            cast(Any, network).enable_gradient_checkpointing()
-        if recipe.training.compile:
+    if recipe.training.compile:
+        for network in policy.networks:
             network.compile()
     if recipe.training.gradient_checkpointing:
+        policy.checkpoint_gradients()
         policy.pipeline.vae.enable_gradient_checkpointing()
     reward = WeightedReward.from_recipe(recipe.reward).to(device)
     _rehearse(reward, policy.adapter, prompts, device)

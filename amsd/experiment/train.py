@@ -22,9 +22,9 @@ from amsd.experiment.setup import Identified, build_accelerator, build_problem, 
 from amsd.files import write_text
 from amsd.prompts import PromptSet, load_prompts
 from amsd.prompts.load import truncated
-from amsd.recipe import Recipe, dump_toml, from_dict, identity
-from amsd.recipe.identity import canonical
-from amsd.recipe.load import read_toml
+from amsd.recipe import Recipe, dump_toml, identity
+from amsd.recipe.identity import as_started, canonical
+from amsd.recipe.load import read_run
 from amsd.recipe.rules import warnings
 from amsd.rewards.combination import WeightedReward
 from amsd.rewards.table import require_known
@@ -56,6 +56,8 @@ def train(recipe: Recipe, output: Path, resume: bool) -> Finished:
         UsageError: `output` holds a run and `resume` is false, or a run of another recipe or of other prompts.
         RunError: the run failed.
     """
+    if resume and output.joinpath("recipe.toml").is_file():
+        recipe = as_started(recipe, read_run(output / "recipe.toml"))
     accelerator = build_accelerator(recipe)
     set_seed(recipe.training.seed)  # rewards and libraries may draw from the process-wide generators
     run = RunDirectory(output)
@@ -123,7 +125,7 @@ def _prepare(
     if not resume:
         run.require_unused()
     if run.recipe.is_file():
-        before = from_dict(read_toml(run.recipe), source=str(run.recipe))
+        before = read_run(run.recipe)
         # A longer run of the same recipe is a continuation; anything else would mix two experiments.
         same_length = before.training.model_copy(update={"steps": recipe.training.steps})
         continued = before.model_copy(update={"training": same_length})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,8 @@ class MatchingLoss:
     """|sigma a|^2, (M,), detached."""
     work: Tensor
     """-u . sigma a, (M,), detached: what the control adds to lambda r, to first order; |u|^2 for u at its target."""
+    log_weights: Tensor
+    """Step-wise log importance weight of stored experience, (M,), detached; 0 where nothing uses it."""
 
 
 def control(prediction: Tensor, base_prediction: Tensor, control_scale: Tensor) -> Tensor:
@@ -32,11 +35,13 @@ def matching_loss(u: Tensor, adjoint: Tensor, sigma: Tensor) -> MatchingLoss:
     With a = a_{k+1} this matches the discrete-time optimality condition u_k = -sigma_k E[grad V_{k+1}(x_{k+1})].
     """
     target = sigma * adjoint
+    loss = _squared_norm(u + target)
     return MatchingLoss(
-        loss=_squared_norm(u + target),
+        loss=loss,
         control_norm=_squared_norm(u.detach()),
         target_norm=_squared_norm(target),
         work=-(u.detach() * target).flatten(1).sum(1),
+        log_weights=torch.zeros_like(loss.detach()),
     )
 
 

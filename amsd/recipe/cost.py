@@ -22,9 +22,9 @@ class Cost:
     """eps_0 at loss steps where the adjoint's own pass has not computed it."""
     loss: float
     mask: float
-    """Loss without gradients first, because the mask needs the whole batch and the batch has several chunks."""
+    """Loss without gradients first, where weights need the whole batch and the batch has several chunks."""
     weights: float
-    """Importance weights of a buffer."""
+    """Predictions for the importance weights of a buffer that the loss does not make."""
 
     @property
     def total(self) -> float:
@@ -55,9 +55,25 @@ def cost_per_trajectory(recipe: Recipe, processes: int = 1) -> Cost:
         adjoint=2 * products * in_adjoint / passes,
         base=missing * in_control / passes,
         loss=3 * count * in_control,
-        mask=count * in_control if _chunks(recipe, processes) > 1 else 0,
-        weights=count * in_sampler if buffered else 0,
+        mask=count * in_control if _weighs_whole_batch(recipe) and _chunks(recipe, processes) > 1 else 0,
+        weights=_weights(recipe) * count * in_sampler,
     )
+
+
+def _weighs_whole_batch(recipe: Recipe) -> bool:
+    """Whether a loss's weight depends on the other losses of its batch."""
+    method = recipe.method
+    outliers = method.per_sample_threshold_quantile >= 0 and method.outlier_threshold == "current"
+    return outliers or (method.name == "buffer-am" and method.buffer.importance_weighting)
+
+
+def _weights(recipe: Recipe) -> float:
+    """Share of the loss steps that need a prediction of their own for importance weights."""
+    buffer, guidance = recipe.method.buffer, recipe.guidance
+    if recipe.method.name != "buffer-am" or not (buffer.min_ess > 0 or buffer.importance_weighting):
+        return 0
+    alike = guidance.guidance_scale == 1 or guidance.guidance_in_control_computation
+    return recipe.prompts.dropout if alike else 1
 
 
 def forwards_per_step(recipe: Recipe, processes: int = 1) -> float:

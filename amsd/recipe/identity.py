@@ -18,9 +18,9 @@ _NOT_IDENTITY: dict[str, tuple[str, ...]] = {
 
 
 #: Keys that came later, at the values that mean what recipes without them meant: older runs keep their identity.
-_AS_BEFORE: dict[str, dict[str, Any]] = {
+AS_BEFORE: dict[str, dict[str, Any]] = {
     "model": {"config": None, "vae_tiling": False},
-    "method": {"outliers": "mask"},
+    "method": {"outliers": "mask", "outlier_threshold": "current"},
 }
 
 
@@ -31,8 +31,8 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
         for key in keys:
             tree[section].pop(key)
     if recipe.method.per_sample_threshold_quantile < 0:
-        tree["method"]["outliers"] = "mask"  # nothing is an outlier
-    for section, neutral in _AS_BEFORE.items():
+        tree["method"] |= {"outliers": "mask", "outlier_threshold": "current"}  # nothing is an outlier
+    for section, neutral in AS_BEFORE.items():
         for key, value in neutral.items():
             if tree[section][key] == value:
                 tree[section].pop(key)
@@ -41,6 +41,15 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
     if recipe.model.parameterization != "lora":
         tree["model"].pop("lora")
     return tree
+
+
+def as_started(recipe: Recipe, run: Recipe) -> Recipe:
+    """`recipe` for going on with a run: keys that came later and that it does not set are as the run has them."""
+    for section, keys in AS_BEFORE.items():
+        wanted, started = getattr(recipe, section), getattr(run, section)
+        unset = {key: getattr(started, key) for key in keys if key not in wanted.model_fields_set}
+        recipe = recipe.model_copy(update={section: wanted.model_copy(update=unset)})
+    return recipe
 
 
 def identity(recipe: Recipe) -> str:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from amsd.errors import UsageError
 from amsd.recipe.catalogue import find
 from amsd.recipe.errors import Problem, RecipeError, problems_from
+from amsd.recipe.identity import AS_BEFORE
 from amsd.recipe.rules import violations
 from amsd.recipe.schema import Recipe
 
@@ -63,6 +64,19 @@ def from_dict(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
     if problems:
         raise RecipeError(source, problems)
     return recipe
+
+
+def read_run(path: Path) -> Recipe:
+    """The `recipe.toml` of a run: a key that it lacks came later, and means what it meant before.
+
+    Raises:
+        RecipeError, UsageError: it is no recipe.
+    """
+    tree = read_toml(path)
+    for section, values in AS_BEFORE.items():
+        if isinstance(tree.get(section, {}), dict):
+            tree[section] = values | tree.get(section, {})
+    return from_dict(tree, source=str(path))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

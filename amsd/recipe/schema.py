@@ -140,6 +140,9 @@ class Method(Section):
     """Samples whose sqrt(loss) lies above the moving quantile are outliers; negative is off (the reference's key)."""
     outliers: Literal["mask", "clip"] = "mask"
     """What becomes of them: `mask` leaves them out (the reference), `clip` bounds their gradient's size instead."""
+    outlier_threshold: Literal["previous", "current"] = "previous"
+    """Batches that the moving threshold averages: those before this one (`previous`), or this one too (`current`, the
+    reference; with several micro-batches in a batch every loss is then computed twice)."""
     buffer: Buffer = Buffer()
     smoothing: Smoothing = Smoothing()
 

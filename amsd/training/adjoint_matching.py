@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from amsd.diffusion.steps import at
@@ -21,23 +23,37 @@ class AMTrainer(SOCTrainer):
         """Rollout, reward gradient and lean adjoint."""
         return collect(self.problem, samples, passes, step, self.clock)
 
-    def match(self, items: Items) -> MatchingLoss:
+    def match(self, items: Items, weigh: bool) -> MatchingLoss:
         """|c (eps_theta - eps_0) + sigma a|^2 of each item."""
         steps, device = self.problem.steps, self.problem.device
         x = items.latent("states", device)
         conditioning = items.conditioning(device).dropped(items.dropped)
-        predict = self.problem.finetuned(conditioning, self.problem.control_guidance)
+        prediction = self.problem.finetuned(conditioning, self.problem.control_guidance)(x, items.indices)
         base = items.latent("base_predictions", device)
-        u = control(predict(x, items.indices), base, at(steps.control_scale, items.indices, x))
-        return matching_loss(u, items.latent("adjoints", device), at(steps.sigma, items.indices, x))
+        u = control(prediction, base, at(steps.control_scale, items.indices, x))
+        matched = matching_loss(u, items.latent("adjoints", device), at(steps.sigma, items.indices, x))
+        if not weigh:
+            return matched
+        return replace(matched, log_weights=self._log_weights(items, x, prediction))
 
-    def log_weights(self, items: Items) -> Tensor:
-        """Both predictions guided as the sampler was, so an unchanged policy has weight one in every mode."""
+    @torch.no_grad()
+    def _log_weights(self, items: Items, x: Tensor, prediction: Tensor) -> Tensor:
+        """Step-wise log importance weights (M,) of the current policy against the one that sampled the items.
+
+        Both predictions are guided as the sampler was, so an unchanged policy has weight one in every mode. That of the
+        loss, `prediction` (M, ...), is one of them where the control is guided alike and the prompt is not dropped.
+        """
         steps, device = self.problem.steps, self.problem.device
-        x = items.latent("states", device)
-        predict = self.problem.finetuned(items.conditioning(device), self.recipe.guidance.guidance_scale)
+        scale = self.recipe.guidance.guidance_scale
+        other = items.dropped if scale == self.problem.control_guidance else torch.ones_like(items.dropped)
+        rows = torch.nonzero(other).flatten()
+        current = prediction.detach().clone()
+        if len(rows):
+            on_device = rows.to(device)
+            predict = self.problem.finetuned(items.conditioning(device).rows(on_device), scale)
+            current[on_device] = predict(x[on_device], items.indices[rows]).to(current.dtype)
         before = items.latent("sampler_predictions", device)
-        difference = control(predict(x, items.indices), before, at(steps.control_scale, items.indices, x))
+        difference = control(current, before, at(steps.control_scale, items.indices, x))
         return stepwise_log_weights(difference, items.latent("noises", device))
 
 

@@ -64,7 +64,8 @@ def chunk_size(recipe: Recipe, on_accelerator: bool) -> ChunkSize:
     `auto` starts from the micro-batch. On an accelerator it grows until memory is full. A CPU that runs out of memory
     gives no error to catch: the system ends the process. So there it never has more rows in the network than the loss,
     which keeps activations for micro_batch x K of them anyway; the adjoint keeps one per trajectory, or two where its
-    base drift is guided. With gradient checkpointing the loss keeps few activations, so there it is the micro-batch.
+    base drift is guided. With gradient checkpointing the loss keeps few activations, but the adjoint keeps all of the
+    base's: there it is one trajectory.
     """
     size = recipe.training.collection_batch
     if size != "auto":
@@ -75,7 +76,7 @@ def chunk_size(recipe: Recipe, on_accelerator: bool) -> ChunkSize:
     rows = 2 if recipe.guidance.guidance_in_adjoint_computation else 1
     limit = max(1, micro_batch * recipe.method.timesteps_per_trajectory // rows)
     if recipe.training.gradient_checkpointing:
-        limit = min(limit, micro_batch)
+        limit = 1
     return ChunkSize(limit, limit)
 
 

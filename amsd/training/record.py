@@ -23,8 +23,8 @@ class Outcome:
     """Step index of each item, (M,)."""
     outlier_weights: Tensor
     """Weight of each item's loss, 1 unless it is an outlier, (M,)."""
-    log_weights: Tensor
-    """Step-wise log importance weights of the items, (M,)."""
+    weighed: bool
+    """Whether the items carry importance weights."""
     gradient_norm: float
 
 
@@ -91,16 +91,19 @@ def _loss(recipe: Recipe, outcome: Outcome, controlled: int) -> dict[str, float]
 def _buffer(recipe: Recipe, batch: Batch, outcome: Outcome) -> dict[str, float]:
     if recipe.method.name != "buffer-am":
         return {}
-    log_weights = outcome.log_weights.double()
-    size = len(log_weights)
-    by_step = [
-        float(effective_sample_size(log_weights[outcome.indices == k]) / int((outcome.indices == k).sum()))
-        for k in torch.unique(outcome.indices)
-    ]
-    return {
-        "ess": float(effective_sample_size(log_weights)) / size,
-        "ess/lowest_step": min(by_step),
+    return _importance(outcome) | {
         "buffer/collected": float(batch.collected),
         "buffer/pass": float(batch.pass_index),
         "buffer/bytes_per_trajectory": batch.experience.bytes_per_trajectory,
     }
+
+
+def _importance(outcome: Outcome) -> dict[str, float]:
+    if not outcome.weighed:
+        return {}
+    log_weights = outcome.items.log_weights.double()
+    by_step = [
+        float(effective_sample_size(log_weights[outcome.indices == k]) / int((outcome.indices == k).sum()))
+        for k in torch.unique(outcome.indices)
+    ]
+    return {"ess": float(effective_sample_size(log_weights)) / len(log_weights), "ess/lowest_step": min(by_step)}

@@ -11,6 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -86,12 +87,21 @@ class SOCTrainer(ABC):
         """
 
     @abstractmethod
-    def match(self, items: Items) -> MatchingLoss:
-        """Loss of a chunk of items, differentiable in the trained parameters."""
+    def match(self, items: Items, weigh: bool) -> MatchingLoss:
+        """Loss of a chunk of items, differentiable in the trained parameters; importance weights if asked for."""
 
-    @abstractmethod
-    def log_weights(self, items: Items) -> Tensor:
-        """Step-wise log importance weights (M,) of the current policy against the one that sampled the items."""
+    @property
+    def needs_log_weights(self) -> bool:
+        """Whether anything uses the importance of stored experience for the current policy."""
+        buffer = self.recipe.method.buffer
+        return self.source.reuses and (buffer.min_ess > 0 or buffer.importance_weighting)
+
+    @property
+    def weighs_whole_batch(self) -> bool:
+        """Whether a loss's weight depends on the whole global batch: then no gradient can be taken before."""
+        method = self.recipe.method
+        outliers = method.per_sample_threshold_quantile >= 0 and method.outlier_threshold == "current"
+        return outliers or (self.source.reuses and method.buffer.importance_weighting)
 
     def fit(self) -> None:
         """Train up to the recipe's number of steps, from the newest whole checkpoint of the run if there is one.
@@ -117,7 +127,8 @@ class SOCTrainer(ABC):
         if self.guard.in_a_row:
             values["update_skipped"] = 1.0
             self._tell_skipped(step)
-        self.source.feedback(values.get("ess", 1.0))
+        if self.needs_log_weights:
+            self.source.feedback(values["ess"])
         every = self.recipe.training.validate_every
         if every and step % every == 0 and self._validation_prompts:
             values |= validation_values(self.problem, self._validation_prompts)
@@ -127,41 +138,62 @@ class SOCTrainer(ABC):
     def _optimize(self, batch: Batch, step: int, rate: float) -> Outcome:
         method, settings = self.recipe.method, self.recipe.optimizer
         items = batch.experience.items(batch.rows, batch.pass_index)
-        total = settings.prompts_per_step * method.timesteps_per_trajectory
         chunks = items.split(settings.micro_batch * method.timesteps_per_trajectory) if len(items) else []
         with self.clock.phase("loss"):
             self.optimizer.zero_grad()
-            # Outliers are told by the losses of the whole global batch, before the first gradient. With one chunk its
-            # graph is kept; with more, a pass without gradients comes first.
-            single = max(processes.gather([len(chunks)]) or [0]) <= 1
-            with nullcontext() if single else torch.no_grad():
-                matched = [self.match(chunk) for chunk in chunks]
-            losses = self._gather_items(_join([part.loss for part in matched]))
-            log_weights = self._gather_log_weights(chunks)
-            usable = self._finite(losses, items, step)
-            outliers = self._outlier_weights(losses) if usable else torch.ones_like(losses, dtype=torch.float64)
-            weights = outliers * self._importance(log_weights)
-            by_trajectory = weights.view(-1, method.timesteps_per_trajectory)
-            own = by_trajectory[processes.rank() :: processes.world_size()].flatten()
-            parts = zip(chunks, own.split([len(c) for c in chunks]), strict=True)
-            for index, (chunk, weight) in enumerate(parts if usable else ()):
-                part = matched[index] if single else self.match(chunk)
-                self.accelerator.backward((part.loss * weight.to(part.loss)).sum() / total)
+            prepare = self._whole_batch if self.weighs_whole_batch else self._chunk_by_chunk
+            matched, outliers, usable = prepare(chunks, items, step)
         with self.clock.phase("optimizer"):
             norm = self._update(rate, step, usable)
+        weights = outliers * self._importance(matched.log_weights)
         return Outcome(
-            loss=float((losses * weights).sum() / total),
-            items=MatchingLoss(
-                losses,
-                self._gather_items(_join([part.control_norm for part in matched])),
-                self._gather_items(_join([part.target_norm for part in matched])),
-                self._gather_items(_join([part.work for part in matched])),
-            ),
+            loss=float((matched.loss * weights).sum() / len(weights)),
+            items=matched,
             indices=self._gather_items(items.indices),
             outlier_weights=outliers,
-            log_weights=log_weights,
+            weighed=self.needs_log_weights,
             gradient_norm=norm,
         )
+
+    def _chunk_by_chunk(self, chunks: Sequence[Items], items: Items, step: int) -> tuple[MatchingLoss, Tensor, bool]:
+        """Gradients in one pass; the losses of the global batch, their weights as outliers, whether all are finite."""
+        parts = []
+        for chunk in chunks:
+            part = self.match(chunk, self.needs_log_weights)
+            self._backward(part.loss, self._outlier_weights(_joined([part.loss])))
+            parts.append(replace(part, loss=part.loss.detach()))
+        matched = self._gather_losses(parts)
+        usable = self._finite(matched.loss, items, step)
+        if not usable:
+            return matched, torch.ones_like(matched.loss, dtype=torch.float64), False
+        outliers = self._outlier_weights(matched.loss)
+        self._move_threshold(matched.loss)
+        return matched, outliers, True
+
+    def _whole_batch(self, chunks: Sequence[Items], items: Items, step: int) -> tuple[MatchingLoss, Tensor, bool]:
+        """The same where weights depend on the whole batch.
+
+        With one chunk its graph is kept; with more, a pass without gradients comes first.
+        """
+        single = max(processes.gather([len(chunks)]) or [0]) <= 1
+        with nullcontext() if single else torch.no_grad():
+            parts = [self.match(chunk, self.needs_log_weights) for chunk in chunks]
+        matched = self._gather_losses(parts)
+        before = self._outlier_weights(matched.loss)
+        if not self._finite(matched.loss, items, step):
+            return matched, torch.ones_like(before), False
+        self._move_threshold(matched.loss)
+        outliers = before if self.recipe.method.outlier_threshold == "previous" else self._outlier_weights(matched.loss)
+        weights = outliers * self._importance(matched.log_weights)
+        by_trajectory = weights.view(-1, self.recipe.method.timesteps_per_trajectory)
+        own = by_trajectory[processes.rank() :: processes.world_size()].flatten()
+        for part, chunk, weight in zip(parts, chunks, own.split([len(c) for c in chunks]), strict=True):
+            self._backward(part.loss if single else self.match(chunk, False).loss, weight)
+        return matched, outliers, True
+
+    def _backward(self, losses: Tensor, weights: Tensor) -> None:
+        total = self.recipe.optimizer.prompts_per_step * self.recipe.method.timesteps_per_trajectory
+        self.accelerator.backward((losses * weights.to(losses)).sum() / total)
 
     def _finite(self, losses: Tensor, items: Items, step: int) -> bool:
         """Whether the losses of the global batch (M,) are finite, if not ending the run where none may be left out.
@@ -191,19 +223,26 @@ class SOCTrainer(ABC):
         count = self.recipe.method.timesteps_per_trajectory
         return processes.gather_rows(value.view(len(value) // count, count)).flatten()
 
+    def _gather_losses(self, parts: Sequence[MatchingLoss]) -> MatchingLoss:
+        """Losses of the global batch, on the CPU and without graph."""
+        names = [field.name for field in fields(MatchingLoss)]
+        return MatchingLoss(
+            **{name: self._gather_items(_joined([getattr(part, name) for part in parts])) for name in names}
+        )
+
     def _outlier_weights(self, losses: Tensor) -> Tensor:
+        """Weight of each loss (M,) under the threshold as it is."""
         method = self.recipe.method
         roots = losses.double().sqrt()
         if method.per_sample_threshold_quantile < 0:
             return torch.ones_like(roots)
-        self.threshold = self.threshold.updated(roots, method.per_sample_threshold_quantile)
         return self.threshold.mask(roots) if method.outliers == "mask" else self.threshold.clip(roots)
 
-    def _gather_log_weights(self, chunks: Sequence[Items]) -> Tensor:
-        if not self.source.reuses:  # nothing has changed since these trajectories were sampled
-            return torch.zeros(self.recipe.optimizer.prompts_per_step * self.recipe.method.timesteps_per_trajectory)
-        with torch.no_grad():
-            return self._gather_items(_join([self.log_weights(chunk) for chunk in chunks]))
+    def _move_threshold(self, losses: Tensor) -> None:
+        """Take the losses of a global batch into the moving threshold."""
+        quantile = self.recipe.method.per_sample_threshold_quantile
+        if quantile >= 0:
+            self.threshold = self.threshold.updated(losses.double().sqrt(), quantile)
 
     def _importance(self, log_weights: Tensor) -> Tensor:
         if not self.recipe.method.buffer.importance_weighting:
@@ -361,5 +400,5 @@ class SOCTrainer(ABC):
         self.accelerator.wait_for_everyone()
 
 
-def _join(parts: Sequence[Tensor]) -> Tensor:
+def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.detach().float().cpu() for part in parts]) if parts else torch.zeros(0)

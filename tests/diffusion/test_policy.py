@@ -254,3 +254,31 @@ def test_an_unknown_family_is_an_error() -> None:
 
     with pytest.raises(UsageError, match="PixelPipeline is not supported"):
         adapter_for(PixelPipeline())
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_gradient_checkpointing_spares_the_base(parameterization: str) -> None:
+    """A product with the base's Jacobian calls each block once; the trained network's blocks run again."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    policy = policy_of(parameterization)
+    blocks = sum(isinstance(module, ResnetBlock2D) for module in policy.trained_network.modules())
+    disturb(policy)
+    policy.checkpoint_gradients()
+    calls = []
+    for network in policy.networks:
+        for module in network.modules():
+            if isinstance(module, ResnetBlock2D):
+                module.register_forward_hook(lambda *_: calls.append(1))
+    timesteps, condition = torch.tensor([999, 19]), conditioning(policy.adapter).prompt
+
+    def called(predict: Callable[..., Tensor]) -> int:
+        calls.clear()
+        x = latents().requires_grad_(True)
+        torch.autograd.grad(predict(x, timesteps, condition).sum(), x)
+        return len(calls)
+
+    with policy.only_base():
+        assert called(policy.base) == blocks
+    both = blocks if parameterization == "offset" else 0  # the base is part of the sum
+    assert called(policy.finetuned) > 1.5 * blocks + both

@@ -130,14 +130,16 @@ def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(model: Path, tmp_path
         train(chosen, tmp_path / "run", resume=True)
 
 
-def test_micro_batch_changes_speed_not_results(model: Path, tmp_path: Path) -> None:
-    """Also with a quantile mask, which needs the whole batch before its first gradient."""
+@pytest.mark.parametrize("rule", ["current", "previous"])
+def test_micro_batch_changes_speed_not_results(model: Path, tmp_path: Path, rule: str) -> None:
+    """Also with a quantile mask that needs the whole batch before its first gradient."""
     results = []
     for size in (4, 2, 1):
         settings = {"learning_rate": 1e-3, "prompts_per_step": 4, "micro_batch": size, "warmup_steps": 1}
         chosen = recipe(
-            model, optimizer=settings, evaluation={"every": 0}, training={"steps": 3, "checkpoint_every": 3}
-        )
+            model, optimizer=settings, evaluation={"every": 0}, training={"steps": 3, "checkpoint_every": 3},
+            method={"outlier_threshold": rule},
+        )  # fmt: skip
         train(chosen, tmp_path / str(size), resume=False)
         results.append([line for line in lines(tmp_path / str(size)) if "loss" in line])
     for other in results[1:]:
@@ -145,6 +147,8 @@ def test_micro_batch_changes_speed_not_results(model: Path, tmp_path: Path) -> N
             assert line.keys() == reference.keys()
             for key, value in reference.items():
                 assert line[key] == pytest.approx(value, rel=2e-3, abs=2e-4), key
+    # A threshold of the batches before knows nothing in the first one.
+    assert (results[0][0]["masked_share"] == 0) == (rule == "previous")
 
 
 @pytest.mark.parametrize("parameterization", ["full", "lora", "offset"])
@@ -154,7 +158,9 @@ def test_gradient_checkpointing_changes_memory_not_results(model: Path, tmp_path
     for checkpointing in (False, True):
         chosen = recipe(
             model, model={"pretrained": str(model), "parameterization": parameterization}, evaluation={"every": 0},
-            training={"steps": 3, "checkpoint_every": 3, "gradient_checkpointing": checkpointing},
+            training={
+                "steps": 3, "checkpoint_every": 3, "gradient_checkpointing": checkpointing, "collection_batch": 4,
+            },
         )  # fmt: skip
         train(chosen, tmp_path / str(checkpointing), resume=False)
         curves.append([line for line in lines(tmp_path / str(checkpointing)) if "loss" in line])

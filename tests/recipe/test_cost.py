@@ -48,7 +48,19 @@ def test_the_numbers_of_the_method() -> None:
     method = {"name": "buffer-am", "timesteps_per_trajectory": 4, "buffer": {"passes": 10, "size": 96}}
     buffered = cost_per_trajectory(shapes(schedule=schedule, guidance=GUIDED, method=method))
     assert buffered.sampling + buffered.adjoint + buffered.loss == pytest.approx(32, abs=0.3)
-    assert buffered.weights == 2 * 4  # predictions for the importance weights, guided as the sampler
+    assert buffered.weights == 0  # nothing uses them
+    assert buffered.total <= 32.0
+
+
+@pytest.mark.parametrize(("guided_control", "dropout", "expected"), [(False, 0.0, 8), (True, 0.0, 0), (True, 0.25, 2)])
+def test_importance_weights_cost_what_the_loss_does_not_compute(
+    guided_control: bool, dropout: float, expected: float
+) -> None:
+    method = {"name": "buffer-am", "timesteps_per_trajectory": 4, "buffer": {"size": 96, "min_ess": 0.3}}
+    guidance = {**GUIDED, "guidance_in_control_computation": guided_control}
+    assert (
+        cost_per_trajectory(shapes(guidance=guidance, method=method, prompts={"dropout": dropout})).weights == expected
+    )
 
 
 def test_noiseless_last_step_is_no_loss_step() -> None:
@@ -60,7 +72,10 @@ def test_noiseless_last_step_is_no_loss_step() -> None:
 
 
 def test_steps_prompts_and_processes() -> None:
-    recipe = shapes(optimizer={"prompts_per_step": 16, "micro_batch": 8}, training={"steps": 40})
+    method = {"name": "am", "outlier_threshold": "current"}
+    recipe = shapes(method=method, optimizer={"prompts_per_step": 16, "micro_batch": 8}, training={"steps": 40})
     assert cost_per_trajectory(recipe).mask == 4  # two chunks: the mask needs all losses before the first gradient
     assert cost_per_trajectory(recipe, processes=2).mask == 0
+    previous = recipe.model_copy(update={"method": recipe.method.model_copy(update={"outlier_threshold": "previous"})})
+    assert cost_per_trajectory(previous).mask == 0
     assert training_cost(recipe) == 40 * forwards_per_step(recipe) == 640 * cost_per_trajectory(recipe).total

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from amsd.recipe import identity, load_recipe
+from amsd.recipe import dump_toml, identity, load_recipe
+from amsd.recipe.identity import as_started
+from amsd.recipe.load import read_run
 
 
 def changed(*assignments: str, recipe: str = "shapes") -> bool:
@@ -18,8 +21,20 @@ def test_form() -> None:
 
 
 def test_keys_that_came_later_leave_older_runs_their_identity() -> None:
-    # Of a run of recipes/shapes.toml made before model.config, model.vae_tiling and method.outliers existed.
-    assert identity(load_recipe("shapes", ["method.reward_multiplier=50.0"])) == "4b7e23fb73c8"
+    # Of a run of recipes/shapes.toml made before model.config, model.vae_tiling, method.outliers and
+    # method.outlier_threshold existed.
+    assert identity(load_recipe("shapes", ["method.outlier_threshold=current"])) == "4b7e23fb73c8"
+
+
+def test_a_run_that_lacks_a_key_is_read_and_continued_as_it_was_meant(tmp_path: Path) -> None:
+    tree = load_recipe("shapes", ["method.outlier_threshold=current"])
+    lines = [line for line in dump_toml(tree).splitlines() if not line.startswith("outlier_threshold")]
+    (tmp_path / "recipe.toml").write_text("\n".join(lines), encoding="utf-8")
+    run = read_run(tmp_path / "recipe.toml")
+    assert identity(run) == "4b7e23fb73c8"
+    assert identity(as_started(load_recipe("shapes"), run)) == "4b7e23fb73c8"
+    explicit = load_recipe("shapes", ["method.outlier_threshold=previous"])
+    assert identity(as_started(explicit, run)) == identity(explicit) != "4b7e23fb73c8"
 
 
 def test_what_becomes_of_outliers_is_inert_where_nothing_is_one() -> None:
@@ -70,6 +85,7 @@ def test_unchanged_by(assignment: str) -> None:
         "method.reward_multiplier=26.0",
         "method.adjoint_at=current",
         "method.outliers=clip",
+        "method.outlier_threshold=current",
         "method.smoothing.noise_std=0.1",
         "reward[0].weight=2.0",
         "reward[0].name=shapes:area",

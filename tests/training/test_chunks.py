@@ -84,6 +84,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         (["training.collection_batch=3"], True, 3),
         ([], True, 16),  # where the search starts
         ([], False, 64),  # the loss has 16 x 4 rows in the network
+        (["training.gradient_checkpointing=true"], False, 1),  # the base's activations are all kept
         (["guidance.guidance_scale=5.0", "guidance.guidance_in_adjoint_computation=true"], False, 32),
     ],
 )

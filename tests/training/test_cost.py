@@ -17,8 +17,14 @@ from amsd.recipe.cost import training_cost
 from amsd.recipe.load import read_toml
 
 PROMPTS = 2
+CHUNKS = {"prompts_per_step": PROMPTS, "micro_batch": 1, "warmup_steps": 1}
 FULL = {"guidance_in_adjoint_computation": True, "guidance_in_control_computation": True}
-BUFFER = {"name": "buffer-am", "timesteps_per_trajectory": 2, "buffer": {"size": 2 * PROMPTS, "passes": 2}}
+GUIDED = {"guidance_scale": 5.0, **FULL}
+BUFFER: dict[str, Any] = {
+    "name": "buffer-am",
+    "timesteps_per_trajectory": 2,
+    "buffer": {"size": 2 * PROMPTS, "passes": 2},
+}
 
 
 class Counter:
@@ -60,13 +66,19 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
         {"guidance": {"guidance_scale": 5.0, "guidance_in_adjoint_computation": True}},
         {"guidance": {"guidance_scale": 5.0, "guidance_in_control_computation": True}},
         {"method": {"name": "am", "timesteps_per_trajectory": 4, "adjoint_at": "current"}},
-        {"optimizer": {"prompts_per_step": PROMPTS, "micro_batch": 1, "warmup_steps": 1}},
+        {"optimizer": CHUNKS},
+        {"optimizer": CHUNKS, "method": {"name": "am", "outlier_threshold": "previous"}},
         {"method": BUFFER},
+        {"method": {**BUFFER, "buffer": {**BUFFER["buffer"], "min_ess": 0.1}}},
+        {"method": {**BUFFER, "buffer": {**BUFFER["buffer"], "min_ess": 0.1}}, "guidance": {"guidance_scale": 5.0}},
+        {"method": {**BUFFER, "buffer": {**BUFFER["buffer"], "min_ess": 0.1}}, "guidance": GUIDED},
+        {"optimizer": CHUNKS, "method": {**BUFFER, "outlier_threshold": "previous",
+                                         "buffer": {**BUFFER["buffer"], "importance_weighting": True}}},
         {"method": BUFFER, "guidance": {"guidance_scale": 5.0, **FULL}},
         {"model": {"pretrained": "embedded:shapes", "parameterization": "lora"}},
     ],
-    ids=["unguided", "CFG trajectories", "full CFG", "adjoint only", "control only", "current", "two chunks", "buffer",
-         "buffer, full CFG", "lora"],
+    ids=["unguided", "CFG trajectories", "full CFG", "adjoint only", "control only", "current", "chunks", "one pass",
+         "buffer", "ESS", "ESS, CFG trajectories", "ESS, full CFG", "weighted", "buffer, full CFG", "lora"],
 )  # fmt: skip
 def test_real_steps_cost_what_the_model_says(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,3 +111,35 @@ def test_random_indices_cost_what_the_model_expects(tmp_path: Path, monkeypatch:
     # 32 trajectories; the smallest of 2 out of 6 has a standard deviation of 1.25 and costs two each.
     error = 2 * 1.25 * 32**0.5
     assert abs(counter.forward + counter.backward - training_cost(recipe)) < 4 * error
+
+
+@pytest.mark.parametrize(
+    ("method", "prompts", "steps", "at_most"),
+    [
+        ({"name": "am"}, 12, 1, 198.0),
+        ({"name": "buffer-am", "buffer": {"size": 2, "passes": 10}}, 2, 10, 32.0),
+    ],
+    ids=["on-policy", "buffer"],
+)
+def test_no_call_is_unneeded(
+    method: dict[str, Any], prompts: int, steps: int, at_most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """N = 50, guidance 7.5, K = 4, several micro-batches, counted by hooks; the reference needs 212.0 and 32.0."""
+    recipe = from_dict(
+        {
+            **read_toml(folder("recipes") / "shapes.toml"),
+            "schedule": {"num_inference_steps": 50, "final_step": "midpoint"},
+            "guidance": {"guidance_scale": 7.5},
+            "method": {"timesteps_per_trajectory": 4, "outlier_threshold": "previous", **method},
+            "optimizer": {"prompts_per_step": prompts, "micro_batch": prompts // 2},
+            "training": {"steps": steps, "checkpoint_every": steps},
+            "evaluation": {"every": 0},
+            "tracking": {"mode": "disabled"},
+        }
+    )
+    with counted(monkeypatch) as counter:
+        train(recipe, tmp_path / "run", resume=False)
+    trajectories = prompts * steps
+    assert (counter.forward + counter.backward) / trajectories <= at_most
+    assert training_cost(recipe) / trajectories <= at_most
+    assert counter.forward + counter.backward == pytest.approx(training_cost(recipe), rel=0.04)

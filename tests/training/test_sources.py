@@ -233,7 +233,8 @@ def test_an_unchanged_policy_has_its_full_sample_size(mode: str, dropout: float)
     experience = trainer.compute_experience(samples, 1, 1)
     items = experience.items(torch.arange(4), 0)
     with torch.no_grad():
-        weights, matched = trainer.log_weights(items), trainer.match(items)
+        matched = trainer.match(items, weigh=True)
+    weights = matched.log_weights
     assert effective_sample_size(weights.double()) / len(items) == pytest.approx(1, abs=1e-6)
     assert weights.abs().max() < 1e-3  # rounding: the rollout predicted other rows in one call
     assert float(matched.control_norm.max()) < 1e-6
@@ -242,7 +243,7 @@ def test_an_unchanged_policy_has_its_full_sample_size(mode: str, dropout: float)
     with torch.no_grad():
         for value in trainer.problem.policy.trainable.values():
             value.mul_(1.05)
-        changed = trainer.log_weights(items)
+        changed = trainer.match(items, weigh=True).log_weights
     assert effective_sample_size(changed.double()) / len(items) < 0.99
 
 
