@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from amsd.prompts.prompt_set import PromptError, PromptSet
 from amsd.prompts.readers import READERS, read_file
 
 EMBEDDED = "embedded:"
+#: Prompts that ship with amsd, as folders of the package with `train.txt` and `evaluation.txt`, which share no prompt.
+EMBEDDED_SETS = {"embedded:general": "prompts/general", "embedded:shapes": "shapes/prompts"}
 Split = Literal["train", "evaluation"]
 
 
@@ -19,9 +22,9 @@ def load_prompts(source: str | Sequence[str], split: Split = "train") -> PromptS
     """Read prompts from a file, the hub, the embedded model, or a list of prompts themselves.
 
     Args:
-        source: a path (text, JSON, JSONL, CSV, Parquet), `hub:ID[:SPLIT[:COLUMN]]`, `hub:ID/FILE`, `embedded:shapes`,
-            or a sequence of prompts.
-        split: which of the embedded model's two disjoint sets `embedded:shapes` means.
+        source: a path (text, JSON, JSONL, CSV, Parquet), `hub:ID[:SPLIT[:COLUMN]]`, `hub:ID/FILE`, `embedded:general`,
+            `embedded:shapes`, or a sequence of prompts.
+        split: which of the two disjoint sets of an `embedded:` name is meant.
 
     Raises:
         PromptError: the source is absent, malformed or empty; file and line are named.
@@ -51,13 +54,12 @@ def _find(source: str) -> Path:
         raise PromptError(f"{source}: no such prompt file (looked in {path.absolute().parent}).")
     raise PromptError(
         f'{source}: no such prompt file. To give a prompt itself, write a list: ["a photo of a cat"]. '
-        "Other sources: hub:ID, embedded:shapes."
+        f"Other sources: hub:ID, {', '.join(EMBEDDED_SETS)}."
     )
 
 
 def _embedded(source: str, split: Split) -> Path:
-    from amsd.shapes import prompts_path
-
-    if source != "embedded:shapes":
-        raise PromptError(f"{source}: the only embedded prompts are 'embedded:shapes'.")
-    return prompts_path(split)
+    folder = EMBEDDED_SETS.get(source)
+    if folder is None:
+        raise PromptError(f"{source}: no such embedded prompts; there are {', '.join(EMBEDDED_SETS)}.")
+    return Path(str(resources.files("amsd"))) / folder / f"{split}.txt"

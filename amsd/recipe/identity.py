@@ -36,6 +36,7 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
         for key, value in neutral.items():
             if tree[section][key] == value:
                 tree[section].pop(key)
+    tree["method"]["buffer"]["size"] = recipe.buffer_size  # unset, or the same number written out: one run
     if recipe.method.name != "buffer-am":
         tree["method"].pop("buffer")
     if recipe.model.parameterization != "lora":

@@ -74,16 +74,10 @@ def _distance(recipe: Recipe) -> Iterator[Problem]:
                       count, "Use 3 or more, or remove evaluation.distance.")  # fmt: skip
 
 
-def _micro_batch(recipe: Recipe) -> Iterator[Problem]:
-    micro, total = recipe.optimizer.micro_batch, recipe.optimizer.prompts_per_step
-    if micro > total:
-        yield Problem("optimizer.micro_batch", f"must not exceed optimizer.prompts_per_step = {total}", micro)
-
-
 def _buffer(recipe: Recipe) -> Iterator[Problem]:
     if recipe.method.name != "buffer-am":
         return
-    size, batch = recipe.method.buffer.size, recipe.optimizer.prompts_per_step
+    size, batch = recipe.buffer_size, recipe.optimizer.prompts_per_step
     below, rest = divmod(size, batch)
     if rest:  # every pass is a whole number of optimizer steps
         multiples = " or ".join(str(count * batch) for count in (below, below + 1) if count)
@@ -149,7 +143,7 @@ def _full_guidance(recipe: Recipe) -> Iterator[Problem]:
 
 
 _RULES = (
-    _single_file, _noise, _betas, _loss_steps, _diversity, _distance, _micro_batch, _buffer, _reward_names, _best,
+    _single_file, _noise, _betas, _loss_steps, _diversity, _distance, _buffer, _reward_names, _best,
     _options, _smoothing,
 )  # fmt: skip
 _ADVICE = (_memoryless, _full_guidance)

@@ -102,8 +102,8 @@ class Guidance(Section):
 class Buffer(Section):
     """Experience buffer (`method.name = "buffer-am"`, docs/method.md section 5)."""
 
-    size: int = Field(default=100, ge=1)
-    """Trajectories per collection, over all processes."""
+    size: int | None = Field(default=None, ge=1)
+    """Trajectories per collection, over all processes; a multiple of `optimizer.prompts_per_step`; unset: as many."""
     passes: int = Field(default=10, ge=1)
     """Passes of loss steps over one buffer."""
     device: Literal["cpu", "accelerator"] = "cpu"
@@ -159,7 +159,8 @@ class RewardTerm(Section):
 
 
 class Prompts(Section):
-    """Prompt sets: a file (text, JSON, JSONL, CSV, Parquet), `embedded:shapes`, or `hub:ID[:SPLIT[:COLUMN]]`."""
+    """Prompt sets: a file (text, JSON, JSONL, CSV, Parquet), a list of prompts, `embedded:general` (everyday subjects),
+    `embedded:shapes` (captions of the embedded model), or `hub:ID[:SPLIT[:COLUMN]]`."""
 
     train: str | tuple[str, ...] = "embedded:shapes"
     evaluation: str | tuple[str, ...] = "embedded:shapes"
@@ -189,7 +190,7 @@ class Optimizer(Section):
     prompts_per_step: int = Field(default=125, ge=1)
     """Trajectories per optimizer step, over all processes and micro-batches."""
     micro_batch: int = Field(default=5, ge=1)
-    """Trajectories of one process that are in one pass through the network with gradients."""
+    """Trajectories of one process that are in one pass through the network with gradients, at most."""
 
 
 def _count_or_auto(value: Any) -> Any:
@@ -301,6 +302,11 @@ class Recipe(Section):
             EvaluationSetting(eta=eta, scheduler=scheduler, guidance_scale=scale, num_inference_steps=steps)
             for scheduler, scale, eta in product(self.evaluation.scheduler, scales, self.evaluation.eta)
         )
+
+    @property
+    def buffer_size(self) -> int:
+        """Trajectories per collection of an experience buffer, over all processes."""
+        return self.method.buffer.size or self.optimizer.prompts_per_step
 
     @property
     def best_metric(self) -> str:

@@ -108,7 +108,7 @@ class Buffered(ExperienceSource):
 
     def __init__(self, recipe: Recipe, prompts: Sequence[str], collect: Collect) -> None:
         super().__init__(recipe, prompts, collect)
-        size, per_step = recipe.method.buffer.size, recipe.optimizer.prompts_per_step
+        size, per_step = recipe.buffer_size, recipe.optimizer.prompts_per_step
         self._order = BufferPromptDataModule(prompts, recipe.training.seed, size, per_step)
         self._experience: Experience | None = None
         self._collections = 0
@@ -127,7 +127,7 @@ class Buffered(ExperienceSource):
             self._experience = self._stored(self._collect(own, buffer.passes, step))
             self._collections += 1
             self._used, self._stale = 0, False
-            collected = buffer.size
+            collected = self.recipe.buffer_size
         pass_index, position = divmod(self._used, self._order.steps_per_pass)
         self._used += 1
         return Batch(self._experience, self._rows(pass_index, position), pass_index, collected)
@@ -166,7 +166,7 @@ class Buffered(ExperienceSource):
     def _numbers(self, rank: int, world: int) -> list[int]:
         """Trajectories of a collection that process `rank` of `world` holds, in the order of its rows."""
         slots = self._order.prompts_per_step
-        return [number for number in range(self.recipe.method.buffer.size) if number % slots % world == rank]
+        return [number for number in range(self.recipe.buffer_size) if number % slots % world == rank]
 
     def _rows(self, pass_index: int, position: int) -> Tensor:
         """Rows of this process's experience that form step `position` of a pass: its share, as `shard` deals it."""

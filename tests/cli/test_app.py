@@ -55,9 +55,9 @@ def test_the_list_of_recipes_fits_80_columns_uncut(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_recipe_is_sound_where_its_prompt_files_are_absent() -> None:
-    outcome = CliRunner().invoke(app, ["recipe", "check", "sd15-am"])
+    outcome = CliRunner().invoke(app, ["recipe", "check", "sd15-am", "--set", "prompts.train=ImageReward/data.json"])
     assert outcome.exit_code == 0, outcome.output
-    assert "ImageReward/data/refl_data.json: no such prompt file" in outcome.stderr
+    assert "ImageReward/data.json: no such prompt file" in outcome.stderr
     assert "sd15-am: ok" in outcome.stdout
 
 

@@ -81,11 +81,20 @@ def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
     assert len(load_prompts(str(path))) == 1
 
 
-def test_embedded_splits_share_no_prompt() -> None:
-    train, held_out = load_prompts("embedded:shapes", "train"), load_prompts("embedded:shapes", "evaluation")
-    assert train.texts
-    assert held_out.texts
+@pytest.mark.parametrize(("name", "least"), [("embedded:shapes", (56, 16)), ("embedded:general", (800, 100))])
+def test_embedded_splits_are_clean_and_share_no_prompt(name: str, least: tuple[int, int]) -> None:
+    train, held_out = load_prompts(name, "train"), load_prompts(name, "evaluation")
+    assert len(train) >= least[0]
+    assert len(held_out) >= least[1]
     assert not set(train.texts) & set(held_out.texts)
+    assert train.remarks == held_out.remarks == ()
+    # Words of English are at most a few tokens each: none comes near the 77 that CLIP reads.
+    assert all(text.isascii() and len(text.split()) <= 20 for text in (*train.texts, *held_out.texts))
+
+
+def test_the_first_general_prompts_already_vary() -> None:
+    first = load_prompts("embedded:general", "evaluation").texts[:32]
+    assert len({word for text in first for word in text.split()}) >= 120
 
 
 def test_a_hub_data_set_is_read_by_split_and_column(tmp_path: Path) -> None:
@@ -183,7 +192,7 @@ def test_broken_files_are_named_with_the_place(name: str, tmp_path: Path) -> Non
     [
         ("nowhere.txt", "no such prompt file (looked in"),
         ("a photo of a cat", 'write a list: ["a photo of a cat"]'),
-        ("embedded:cats", "the only embedded prompts are 'embedded:shapes'"),
+        ("embedded:cats", "there are embedded:general, embedded:shapes"),
         ("hub:", "must have the form hub:ID"),
         ("hub:owner/name/prompts.csv:train", "a single file has no split; write hub:owner/name/prompts.csv"),
     ],

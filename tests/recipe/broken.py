@@ -96,8 +96,6 @@ TOGETHER = (
           "evaluation.samples_per_prompt", "undefined for a single sample"),
     _with("a distance of two prompts", '[evaluation]\nprompts = 2\ndistance = ["clip"]',
           "evaluation.prompts", "Use 3 or more, or remove evaluation.distance."),
-    _with("a micro-batch above the batch", "[optimizer]\nprompts_per_step = 4\nmicro_batch = 8",
-          "optimizer.micro_batch", "must not exceed optimizer.prompts_per_step = 4"),
     _with("half a step in the buffer", '[method]\nname = "buffer-am"\n[method.buffer]\nsize = 300',
           "method.buffer.size", "Nearest: 250 or 375."),
     _with("a buffer below one step", '[method]\nname = "buffer-am"\n[method.buffer]\nsize = 8',

@@ -121,6 +121,14 @@ def test_the_buffer_counts_where_it_is_used() -> None:
     assert changed("method.buffer.size=64", recipe="shapes-buffer")
 
 
+def test_an_unset_buffer_is_one_optimizer_step() -> None:
+    name = "method.name=buffer-am"
+    assert load_recipe("sd15-am", [name]).buffer_size == 125
+    assert identity(load_recipe("sd15-am", [name])) == identity(
+        load_recipe("sd15-am", [name, "method.buffer.size=125"])
+    )
+
+
 def test_the_adapter_counts_where_it_is_used() -> None:
     assert changed("model.lora.rank=4", recipe="shapes-lora")
 

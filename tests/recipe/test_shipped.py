@@ -60,9 +60,11 @@ def test_settings_of_the_reference(name: str) -> None:
     assert (schedule.beta_start, schedule.beta_end, schedule.num_inference_steps) == (0.002, 0.009, 50)
     assert (schedule.timestep_spacing, schedule.final_step, schedule.eta) == ("trailing", "midpoint", 1.0)
     assert (method.reward_multiplier, method.timesteps_per_trajectory) == (100.0, 4)
+    assert recipe.model.precision == "bf16"
     assert (method.per_sample_threshold_quantile, method.adjoint_at) == (0.9, "next")
     assert (optimizer.betas, optimizer.warmup_steps, optimizer.micro_batch) == ((0.9, 0.95), 20, 5)
     assert optimizer.learning_rate == (1e-5 if name == "sd15-single-prompt" else 3e-6)
+    assert (optimizer.weight_decay, optimizer.gradient_clip) == (0.0, 0.0)
     assert optimizer.prompts_per_step == (100 if name == "sd15-buffer-am" else 125)
     assert (recipe.evaluation.eta, recipe.evaluation.diversity) == ((0.0, 1.0), ("dreamsim",))
     assert "clip-score" in recipe.evaluation.metrics

@@ -1,0 +1,164 @@
+"""Whoever copies a command or a recipe from README or docs gets what the page says."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from accelerate.state import AcceleratorState
+from typer.testing import CliRunner
+
+from amsd.cli.app import app
+from amsd.recipe import from_dict, load_recipe
+from amsd.recipe.catalogue import names
+from amsd.recipe.load import read_toml
+from amsd.sweep.plan import plan_from
+from tests.cli import commands as tiny
+from tests.documentation.pages import Found, commands, inline, toml_blocks, words
+
+#: Commands that need what no test has; that they parse is all that is checked of them.
+ONLY_PARSED = (
+    ("sweep", "worker"),  # joins a server's study
+    ("--wandb",), ("--backend", "wandb"), ("--push",), ("--launcher", "slurm"),
+)  # fmt: skip
+#: What a command names and no test has -> how the command's message calls it.
+NOT_HERE = {
+    "sd15-am": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "results/tuned": "imagereward",
+    "runs/sweep-shapes-smoke": "runs/sweep-shapes-smoke",
+    "SWEEP": "SWEEP",
+}
+_ROOT = typer.main.get_command(app)
+
+
+def synopses() -> list[Found]:
+    """Lines such as `amsd train RECIPE [--set key=value]...`, which describe commands instead of being some."""
+    return [found for found in commands() + inline() if re.search(r"\[--|\|[a-z]", found.text)]
+
+
+def calls() -> list[Found]:
+    described = synopses()
+    return [found for found in commands() if found not in described]
+
+
+def in_sentences() -> list[Found]:
+    """Of the commands in sentences those with an argument: others are names."""
+    described = synopses()
+    return [found for found in inline() if found not in described and "..." not in found.text]
+
+
+def resolve(arguments: list[str]) -> tuple[Any, list[str]]:
+    """The command that these arguments call, and what is left for it."""
+    command: Any = _ROOT
+    rest = list(arguments)
+    while hasattr(command, "commands") and rest:
+        if rest[0].startswith("-"):
+            rest.pop(0)
+            continue
+        assert rest[0] in command.commands, f"no command {rest[0]!r} in {' '.join(arguments)}"
+        command = command.commands[rest.pop(0)]
+    return command, rest
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(calls()) >= 25
+    assert len(in_sentences()) >= 5
+    assert len(synopses()) >= 8
+    assert len(toml_blocks()) >= 6
+
+
+@pytest.mark.parametrize("found", calls(), ids=str)
+def test_every_command_parses(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMSD_SWEEP_STORAGE", "postgresql://amsd@HOST/amsd")  # exported in the line before
+    command, rest = resolve(words(found.text))
+    command.make_context("amsd", rest).close()
+
+
+@pytest.mark.parametrize("found", in_sentences() + synopses(), ids=str)
+def test_every_command_in_a_sentence_exists_with_its_options(found: Found) -> None:
+    text = re.sub(r"[\[\]|]", " ", found.text)
+    command, _ = resolve([word for word in text.split()[1:] if not word.isupper()][:1])
+    if hasattr(command, "commands"):
+        command, _ = resolve(text.split()[1:3])
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert set(re.findall(r"--[a-z-]+", text)) <= known | {"--debug"}
+
+
+@pytest.mark.parametrize("found", toml_blocks(), ids=lambda found: f"{found.page}: {found.text[:40]!r}")
+def test_every_toml_loads(found: Found) -> None:
+    tree = tomllib.loads(found.text)
+    if "search" in tree or "objective" in tree:
+        name = tree.get("recipe", "shapes")
+        assert plan_from({"name": "documented", **tree}, read_toml(Path("recipes") / f"{name}.toml"))
+    else:
+        from_dict({"reward": [{"name": "brightness"}], **tree}, source=found.page)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages call RUN and RUN/recipe.toml, beside nothing else."""
+    folder = tmp_path_factory.mktemp("reader")
+    recipe = tiny.write_recipe(folder)
+    changes = ("training.steps=2", "evaluation.samples_per_prompt=2")
+    arguments = ["train", str(recipe), "--output", str(folder / "RUN")]
+    outcome = CliRunner().invoke(app, [*arguments, *(word for change in changes for word in ("--set", change))])
+    assert outcome.exit_code == 0, outcome.output
+    (folder / "runs").mkdir()
+    (folder / "runs" / "RUN").symlink_to(folder / "RUN")
+    (folder / "best.toml").write_text((folder / "RUN" / "recipe.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    return folder
+
+
+def runnable() -> Iterator[Any]:
+    for found in calls():
+        arguments = words(found.text)
+        if not any(all(word in arguments for word in needed) for needed in ONLY_PARSED):
+            yield pytest.param(arguments, id=str(found))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", list(runnable()))
+def test_every_command_starts(arguments: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    AcceleratorState._reset_state(True)  # the pages' recipes differ in precision, and commands here share a process
+    if arguments[0] == "train" or arguments[:2] == ["sweep", "run"]:
+        arguments = [*arguments, *(["--dry-run"] if "--dry-run" not in arguments else [])]
+    arguments = [word.replace("RECIPE", "shapes") for word in arguments]
+    outcome = CliRunner().invoke(app, arguments)
+    absent = NOT_HERE.get(next((word for word in arguments if word in NOT_HERE), ""))
+    if absent is not None and "--dry-run" not in arguments:
+        assert getattr(outcome.exception, "exit_code", None) == 2, f"{outcome.output}{outcome.exception}"
+        assert absent in str(outcome.exception)
+    else:
+        assert outcome.exit_code == 0, f"{outcome.output}{outcome.exception}"
+
+
+SD15 = [name for name in names("recipes") if name.startswith("sd15")]
+
+
+@pytest.mark.parametrize("name", SD15)
+def test_without_weights_a_plan_says_what_is_downloaded_and_a_run_names_the_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = load_recipe(name).model.pretrained
+    plan = CliRunner().invoke(app, ["train", name, "--dry-run"])
+    assert plan.exit_code == 0, plan.exception
+    said = " ".join(plan.stdout.split())
+    assert f"from the hub: {model}" in said
+    assert "imagereward (1.8 GB" in said
+    run = CliRunner().invoke(app, ["train", name])
+    assert getattr(run.exception, "exit_code", None) == 2
+    assert f"model.pretrained = '{model}'" in str(run.exception)
+
+
+@pytest.mark.parametrize("name", names("recipes"))
+def test_changing_only_the_method_of_a_shipped_recipe_starts(name: str) -> None:
+    for method in ("am", "buffer-am"):
+        recipe = load_recipe(name, [f"method.name={method}"])
+        assert recipe.buffer_size % recipe.optimizer.prompts_per_step == 0
