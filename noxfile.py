@@ -5,6 +5,7 @@ Exact versions stand in `constraints.txt`, which is what everything here has bee
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -46,6 +47,15 @@ def slow(session: nox.Session) -> None:
     """Tests that train, or take more than about ten seconds."""
     session.install(*PINNED, "-e", ".[dev]")
     session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def diffusers_suite(session: nox.Session) -> None:
+    """diffusers' own tests of its DDIM scheduler, run on amsd's; DIFFUSERS_CHECKOUT is a checkout of diffusers."""
+    if not os.environ.get("DIFFUSERS_CHECKOUT"):
+        session.skip("set DIFFUSERS_CHECKOUT to a checkout of diffusers (its tests are not part of the package)")
+    session.install(*PINNED, "-e", ".[test]", "requests", "torchsde")
+    session.run("pytest", "tests/diffusion/test_diffusers_suite.py", *session.posargs)
 
 
 @nox.session

@@ -65,6 +65,15 @@ class AffineSteps:
             return root * output + root_noise * x
         return (x - root * output) / root_noise
 
+    def original(self, output: Tensor, k: Index, x: Tensor) -> Tensor:
+        """The network's output as a prediction of x_0, shape of x; infinite for a noise prediction at alpha_bar = 0."""
+        if self.prediction_type == "sample":
+            return output
+        root, root_noise = at(self.alpha_bar, k, x).sqrt(), (1 - at(self.alpha_bar, k, x)).sqrt()
+        if self.prediction_type == "v_prediction":
+            return root * x - root_noise * output
+        return (x - root_noise * output) / root
+
     def initial_correlation(self) -> float:
         """Signal-to-noise ratio alpha_bar_0 / (1 - alpha_bar_0) of the first state, per unit of data variance."""
         first = float(self.alpha_bar[0])

@@ -39,8 +39,7 @@ class Sampler:
     def description(self) -> dict[str, Any]:
         """Class and configuration of the scheduler as plain data: part of a result's identity."""
         config = {key: _plain(value) for key, value in self.scheduler.config.items() if not key.startswith("_")}
-        final = {"final_step": self.scheduler.final_step} if self.setting.scheduler == "fine-tuning" else {}
-        return {"class": type(self.scheduler).__name__, **dict(sorted(config.items())), **final}
+        return {"class": type(self.scheduler).__name__, **dict(sorted(config.items()))}
 
 
 def sampler_for(setting: EvaluationSetting, own: Any, schedule: Schedule) -> Sampler:

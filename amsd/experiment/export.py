@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
 import torch
 
-from amsd.diffusion.inference import inference_scheduler
+from amsd.diffusion.inference import departures, inference_scheduler
 from amsd.diffusion.parameterizations import ADAPTER_FILE, LoraPolicy, OffsetPolicy
 from amsd.errors import UsageError
 from amsd.experiment.card import write_card
 from amsd.experiment.setup import load_policy
 from amsd.files import require_vacant, write_folder
 from amsd.recipe import Recipe
+
+_LOG = logging.getLogger(__name__)
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -33,6 +36,8 @@ def export(recipe: Recipe, checkpoint: Path, to: Path) -> Path:
         )
     pipeline = policy.pipeline
     pipeline.scheduler = inference_scheduler(pipeline.scheduler, recipe.schedule)
+    for sentence in departures(recipe.schedule):
+        _LOG.warning("%s", sentence)
     if isinstance(policy, LoraPolicy):
         pipeline.fuse_lora(components=["unet"])
         pipeline.unload_lora_weights()
