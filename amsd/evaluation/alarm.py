@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from amsd.evaluation.result import DIVERSITY, EvaluationResult, MetricResult, is_distance
+from amsd.evaluation.result import DIVERSITY, EvaluationResult, Metric, is_distance
 from amsd.training.events import Notice
 
 SIGNIFICANCE = 0.01
@@ -55,14 +55,14 @@ def _gained(result: EvaluationResult, name: str, weight: float) -> bool:
     )
 
 
-def _fell(name: str, metric: MetricResult, significance: float) -> bool:
+def _fell(name: str, metric: Metric, significance: float) -> bool:
     paired = metric.paired
     if paired is None or paired.p_value is None or paired.p_value >= significance:
         return False
     return paired.difference < -_smallest_fall(name, metric)
 
 
-def _smallest_fall(name: str, metric: MetricResult) -> float:
+def _smallest_fall(name: str, metric: Metric) -> float:
     """The fall that matters, in units of the metric."""
     base_mean = metric.mean - (metric.paired.difference if metric.paired else 0.0)
     if name.startswith(DIVERSITY):
@@ -70,7 +70,7 @@ def _smallest_fall(name: str, metric: MetricResult) -> float:
     return METRIC_FALL * (metric.standard_error or 0.0) * math.sqrt(len(metric.per_prompt))
 
 
-def _change(name: str, metric: MetricResult) -> str:
+def _change(name: str, metric: Metric) -> str:
     paired = metric.paired
     if paired is None or paired.standard_error is None:
         return name

@@ -16,7 +16,7 @@ from amsd.errors import Diverged, UsageError
 from amsd.evaluation import protocol
 from amsd.evaluation.cache import Cache, default_folder
 from amsd.evaluation.identity import identity, library_versions
-from amsd.evaluation.result import EvaluationResult, conditions, is_distance
+from amsd.evaluation.result import EvaluationResult, base_weights, conditions, is_distance, result_key
 from amsd.evaluation.scorers import Images, Scorers
 from amsd.evaluation.statistics import summarize
 from amsd.recipe import EvaluationSetting, Recipe
@@ -157,9 +157,11 @@ class Evaluator:
             name: summarize(version, found.values[name], _reference(base, name, version))
             for name, version in wanted.versions.items()
         }
+        compared_with = weights if base is None else base_weights(base)
+        key = result_key(wanted.settings, self._prompts, self._scorers.all_versions, compared_with)
         return EvaluationResult(
             setting.name, wanted.settings, identity(sorted(wanted.metrics.values())), self._prompts, summaries,
-            found.pictures, found.embeddings,
+            key, compared_with, found.pictures, found.embeddings,
         )  # fmt: skip
 
     def _wanted(
@@ -181,7 +183,7 @@ class Evaluator:
         for name, version in versions.items():
             ingredients = {"images": images, "metric": [name, version]}
             if base is not None and is_distance(name):
-                ingredients["base"] = base.settings["weights"]  # all other conditions are those of these images
+                ingredients["base"] = base_weights(base)  # all other conditions are those of these images
             metrics[name] = identity(ingredients)
         references = self._scorers.references.items() if base is None else ()
         kept = {name: identity({"images": images, "embeddings": [name, version]}) for name, version in references}

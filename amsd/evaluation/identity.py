@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 #: Libraries that decide how the same weights and noise become an image.
 _LIBRARIES = ("torch", "diffusers", "transformers")
@@ -30,6 +30,8 @@ def pipeline_identity(pipeline: Any) -> str:
 
     To be taken from the base model as loaded, before adapters are added. Reads all weights once: seconds for SD 1.5.
     """
+    from torch import nn
+
     digest = hashlib.sha256(type(pipeline).__name__.encode())
     for name, part in sorted(pipeline.components.items()):
         if isinstance(part, nn.Module):
@@ -42,6 +44,8 @@ def pipeline_identity(pipeline: Any) -> str:
 
 
 def _add_weights(digest: hashlib._Hash, network: nn.Module) -> None:
+    import torch
+
     for key, tensor in sorted(network.state_dict().items()):
         digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         data = tensor.detach().cpu().contiguous().flatten()

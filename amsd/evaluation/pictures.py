@@ -35,7 +35,7 @@ def grid(pictures: Tensor, zoom: int = 1) -> Image.Image:
 
 
 def save_pictures(result: EvaluationResult, folder: Path) -> Path | None:
-    """Write `folder/<setting>/p000-s0.png` ... and `grid.png`, all or none.
+    """Write `folder/<stem>/p000-s0.png` ... and `grid.png`, all or none.
 
     Returns that folder, or None if the result has no pictures.
     """
@@ -49,7 +49,7 @@ def save_pictures(result: EvaluationResult, folder: Path) -> Path | None:
                 to_image(picture).save(aside / f"p{prompt:03d}-s{sample}.png")
         grid(pictures).save(aside / "grid.png")
 
-    target = folder / result.name
+    target = folder / result.stem
     target.parent.mkdir(parents=True, exist_ok=True)
     write_folder(target, fill)
     return target

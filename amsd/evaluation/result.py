@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from amsd.errors import UsageError
+from amsd.evaluation.identity import identity
 from amsd.files import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+FORMAT = 2
+"""Version of the file. 1 (no key `format`): named by the sampler setting alone."""
 DIVERSITY = "diversity/"
 """Prefix of diversity metrics: `diversity/dreamsim`."""
 KID = "kid/"
@@ -24,7 +28,7 @@ FID = "fid/"
 
 @dataclass(frozen=True)
 class Paired:
-    """Difference to the base model on the same prompts and noise."""
+    """Difference to the base model on the same prompts and noise (docs/method.md section 6)."""
 
     difference: float
     """Mean over prompts of (this - base)."""
@@ -35,20 +39,20 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class MetricResult:
+class Metric:
     """One metric under one setting."""
 
-    version: str
-    """Version of the scorer that made it."""
     mean: float
     """Mean over prompts of the per-prompt means."""
     standard_error: float | None
     """s.d. over prompts (ddof 1) / sqrt(P); None for a single prompt."""
-    per_prompt: tuple[float, ...]
-    """In the order of the prompts: mean over a prompt's samples; for diversity their variance; for a distance to the
-    base model the jackknife's pseudo-value."""
     paired: Paired | None = None
     """Comparison with the base model; None for the base model itself and for distances to it."""
+    per_prompt: tuple[float, ...] = ()
+    """In the order of the prompts: mean over a prompt's samples; for diversity their variance; for a distance to the
+    base model the jackknife's pseudo-value. Empty where only metrics.jsonl is left."""
+    version: str = ""
+    """Version of the scorer that made it."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +60,37 @@ class EvaluationResult:
     """All metrics of one set of weights under one sampler setting."""
 
     name: str
-    """Name of the setting and stem of the file."""
+    """Name of the setting."""
     settings: Mapping[str, Any]
     """Everything that determines the images besides the prompts: sampler, seed, samples, precision, weights."""
     identity: str
     """sha256 of the settings, prompts and metric versions."""
     prompts: tuple[str, ...]
-    metrics: Mapping[str, MetricResult]
+    metrics: Mapping[str, Metric]
     """By name: rewards, then `diversity/<embedder>`; then, against a base model, `kid/` and `fid/<embedder>`."""
+    key: str = ""
+    """Eight hexadecimal digits: equal for two results exactly if they differ in their weights only (`result_key`).
+    Empty in files of format 1."""
+    base: str = ""
+    """Weights of the base model: its own for the base itself. Empty in files of format 1."""
     pictures: Tensor | None = field(default=None, compare=False, repr=False)
     """Samples of the first prompts (prompts, samples, 3, H, W), uint8; main process only, not in the file."""
     embeddings: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
     """Of the base model: (P, S, D), float32, by embedder, that distances are measured to; not in the file."""
 
+    @property
+    def stem(self) -> str:
+        """Name of its file and of its folder of pictures: setting, prompts x samples, key."""
+        samples = self.settings.get("samples_per_prompt", "")
+        return f"{self.name}-{len(self.prompts)}x{samples}-{self.key}" if self.key else self.name
+
     def to_json(self) -> dict[str, Any]:
         """The content of the file."""
         return {
+            "format": FORMAT,
+            "setting": self.name,
+            "key": self.key,
+            "base": self.base,
             "settings": dict(self.settings),
             "identity": self.identity,
             "prompts": list(self.prompts),
@@ -79,24 +98,47 @@ class EvaluationResult:
         }
 
     def save(self, folder: Path) -> Path:
-        """Write `folder/<name>.json` atomically and return its path."""
-        file = folder / f"{self.name}.json"
+        """Write `folder/<stem>.json` atomically and return its path.
+
+        Two different results of the same weights have different stems, so none overwrites another.
+        """
+        file = folder / f"{self.stem}.json"
         write_json(file, self.to_json())
         return file
 
     @classmethod
-    def load(cls, file: Path) -> EvaluationResult:
-        """Read what `save` wrote (without pictures).
+    def load(cls, file: Path) -> Self:
+        """Read what `save` wrote (without pictures), in this format or an earlier one.
 
         Raises:
-            UsageError: the file is absent or not an evaluation.
+            UsageError: the file is absent, not an evaluation, or of a newer format.
         """
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
-            metrics = {name: _metric_from(entry) for name, entry in data["metrics"].items()}
-            return cls(file.stem, data["settings"], data["identity"], tuple(data["prompts"]), metrics)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            written = data.get("format", 1)
+            if written > FORMAT:
+                raise UsageError(f"{file}: its format {written} is newer than this amsd reads ({FORMAT}); update amsd")
+            metrics = {str(name): _metric_from(entry) for name, entry in data["metrics"].items()}
+            settings = dict(data.get("settings", {}))
+            prompts = tuple(str(prompt) for prompt in data["prompts"])
+            name, key, base = (str(data.get(part, "")) for part in ("setting", "key", "base"))
+            return cls(name or file.stem, settings, str(data.get("identity", "")), prompts, metrics, key, base)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{file}: is not an evaluation file: {error!r}") from error
+
+
+def result_key(settings: Mapping[str, Any], prompts: tuple[str, ...], scorers: Mapping[str, str], base: str) -> str:
+    """The key of a result: of everything that determines it but the weights it is about.
+
+    `scorers` gives the version of every scorer and embedder by metric, `base` the weights that it is compared with.
+    """
+    ingredients = {"conditions": conditions(settings), "prompts": prompts, "scorers": dict(scorers), "base": base}
+    return identity(ingredients)[:8]
+
+
+def base_weights(result: EvaluationResult) -> str:
+    """Weights of the base model that a result is compared with; in format 1 they stand before the plus sign."""
+    return result.base or str(result.settings.get("weights", "")).partition("+")[0]
 
 
 def is_distance(name: str) -> bool:
@@ -114,7 +156,16 @@ def conditions(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "weights"}
 
 
-def _metric_json(metric: MetricResult) -> dict[str, Any]:
+def saved_results(folder: Path) -> list[EvaluationResult]:
+    """Every evaluation in a folder, by name of its file.
+
+    Raises:
+        UsageError: one of them cannot be read.
+    """
+    return [EvaluationResult.load(file) for file in sorted(folder.glob("*.json"))]
+
+
+def _metric_json(metric: Metric) -> dict[str, Any]:
     paired = metric.paired
     return {
         "mean": metric.mean,
@@ -126,6 +177,27 @@ def _metric_json(metric: MetricResult) -> dict[str, Any]:
     }
 
 
-def _metric_from(data: Mapping[str, Any]) -> MetricResult:
-    paired = data["paired"] and Paired(**data["paired"])
-    return MetricResult(data["version"], data["mean"], data["standard_error"], tuple(data["per_prompt"]), paired)
+def _metric_from(data: Mapping[str, Any]) -> Metric:
+    paired = data.get("paired")
+    compared = None
+    if paired is not None:
+        compared = Paired(_number(paired["difference"]), _maybe(paired, "standard_error"), _maybe(paired, "p_value"))
+    per_prompt = tuple(_number(value) for value in data.get("per_prompt", ()))
+    version = str(data.get("version", ""))
+    return Metric(_number(data["mean"]), _maybe(data, "standard_error"), compared, per_prompt, version)
+
+
+def _maybe(data: Mapping[str, Any], name: str) -> float | None:
+    value = data.get(name)
+    return None if value is None else _number(value)
+
+
+def _number(value: Any) -> float:
+    """A finite number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"expected a finite number but got {value!r}")
+    return float(value)

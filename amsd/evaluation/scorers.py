@@ -79,6 +79,12 @@ class Scorers:
         """Version by name of each embedder whose embeddings of the base model's images are kept."""
         return {name: self._embedders[name].version for name in self._distances}
 
+    @property
+    def all_versions(self) -> dict[str, str]:
+        """Version by metric of every scorer and embedder, the same for the base model and for what is compared."""
+        distances = {KID + name: self._embedders[name].version for name in self._distances}
+        return {**self.versions(None), **distances}
+
     def versions(self, base: EvaluationResult | None) -> dict[str, str]:
         """Version of every metric by name, in the order of the result; distances exist against a base only."""
         found = {name: reward.version for name, reward in self._rewards.items()}

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from amsd.evaluation.result import MetricResult, Paired
+from amsd.evaluation.result import Metric, Paired
 
 _SMALLEST_PLAIN = -4
 """Exponent of the smallest numbers that are written without an exponent."""
 
 
-def summarize(version: str, per_prompt: Sequence[float], base: Sequence[float] | None = None) -> MetricResult:
+def summarize(version: str, per_prompt: Sequence[float], base: Sequence[float] | None = None) -> Metric:
     """Aggregate per-prompt values (P,), and compare them with the base model's (P,) where given.
 
     Raises:
         ValueError: there are no values, or the base has another number of prompts.
     """
     paired = None if base is None else compare(per_prompt, base)
-    return MetricResult(version, mean(per_prompt), standard_error(per_prompt), tuple(per_prompt), paired)
+    return Metric(mean(per_prompt), standard_error(per_prompt), paired, tuple(per_prompt), version)
 
 
 def mean(values: Sequence[float]) -> float:
@@ -56,18 +56,29 @@ def _pair(value: float, error: float, decimals: int, sign: str) -> str:
 
 
 def compare(values: Sequence[float], base: Sequence[float]) -> Paired:
-    """Paired difference per prompt, its standard error and the two-sided p-value of a t-test with P - 1 degrees.
+    """Difference per prompt (P,) to the base model's values (P,), with its standard error and test.
 
-    Equal differences at every prompt have no spread: p is 1 if they are all zero, else 0.
+    Raises:
+        ValueError: the numbers of prompts differ, or there are none.
     """
     if len(values) != len(base):
         raise ValueError(f"{len(values)} prompts cannot be paired with {len(base)}")
-    differences = [value - reference for value, reference in zip(values, base, strict=True)]
+    return tested([value - reference for value, reference in zip(values, base, strict=True)])
+
+
+def tested(differences: Sequence[float]) -> Paired:
+    """Mean of paired differences (n,), its standard error and the two-sided p-value of scipy's t-test against zero.
+
+    Equal differences have no spread: p is 1 if they are all zero, else 0. A single one has neither error nor p.
+
+    Raises:
+        ValueError: there are no differences.
+    """
     difference, error = mean(differences), standard_error(differences)
     if error is None:
         return Paired(difference, None, None)
     if error == 0:
         return Paired(difference, 0.0, 1.0 if difference == 0 else 0.0)
-    from scipy.stats import t
+    from scipy.stats import ttest_1samp
 
-    return Paired(difference, error, float(2 * t.sf(abs(difference / error), df=len(values) - 1)))
+    return Paired(difference, error, float(ttest_1samp(differences, 0.0).pvalue))

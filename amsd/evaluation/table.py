@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from amsd.evaluation.result import EvaluationResult, MetricResult
+from amsd.evaluation.result import EvaluationResult, Metric
 from amsd.evaluation.statistics import measured
 
 
@@ -33,7 +33,7 @@ def _table(result: EvaluationResult) -> Table:
     return table
 
 
-def _comparison(metric: MetricResult) -> tuple[str, str]:
+def _comparison(metric: Metric) -> tuple[str, str]:
     pair = metric.paired
     if pair is None:
         return "", ""

@@ -6,8 +6,8 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from amsd.evaluation.result import EvaluationResult, saved_results
 from amsd.evaluation.statistics import measured
 from amsd.recipe import Recipe, dump_toml, identity
 from amsd.run_directory import RunDirectory
@@ -60,29 +60,32 @@ def _lines(recipe: Recipe, checkpoint: Path, pictures: bool) -> Iterator[str]:
 
 
 def _metrics(recipe: Recipe, checkpoint: Path) -> Iterator[str]:
-    for setting in recipe.evaluation_settings:
-        file = checkpoint / "evaluation" / f"{setting.name}.json"
-        if not file.is_file():
-            continue
-        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        yield from ("", f"## Metrics under {setting.name}", "")
-        prompts, samples = len(data["prompts"]), data["settings"]["samples_per_prompt"]
-        yield f"{prompts} prompts x {samples} samples; mean ± standard error over prompts."
+    for result in _results(recipe, checkpoint):
+        yield from ("", f"## Metrics under {result.name}", "")
+        prompts, samples, seed = len(result.prompts), result.settings["samples_per_prompt"], result.settings.get("seed")
+        yield f"{prompts} prompts x {samples} samples, seed {seed}; mean ± standard error over prompts."
         yield from ("", "| metric | mean | difference to the base model | p |", "|---|---|---|---|")
-        for name, metric in data["metrics"].items():
-            paired = metric["paired"]
+        for name, metric in result.metrics.items():
+            paired = metric.paired
             if paired is None:
-                yield f"| {name} | {measured(metric['mean'], metric['standard_error'])} | | |"
+                yield f"| {name} | {measured(metric.mean, metric.standard_error)} | | |"
                 continue
-            p = "" if paired["p_value"] is None else f"{paired['p_value']:.2g}"
-            difference = measured(paired["difference"], paired["standard_error"], "+")
-            yield f"| {name} | {measured(metric['mean'], metric['standard_error'])} | {difference} | {p} |"
+            p = "" if paired.p_value is None else f"{paired.p_value:.2g}"
+            difference = measured(paired.difference, paired.standard_error, "+")
+            yield f"| {name} | {measured(metric.mean, metric.standard_error)} | {difference} | {p} |"
+
+
+def _results(recipe: Recipe, checkpoint: Path) -> list[EvaluationResult]:
+    """The checkpoint's results; those under the recipe's settings first, in its order."""
+    order = [setting.name for setting in recipe.evaluation_settings]
+    results = saved_results(checkpoint / "evaluation")
+    return sorted(results, key=lambda result: order.index(result.name) if result.name in order else len(order))
 
 
 def _grid(recipe: Recipe, checkpoint: Path) -> Path | None:
     """The checkpoint's own samples; else the run's comparison, which shows its newest checkpoint."""
-    for setting in recipe.evaluation_settings:
-        grid = checkpoint / "samples" / setting.name / "grid.png"
+    for result in _results(recipe, checkpoint):
+        grid = checkpoint / "samples" / result.stem / "grid.png"
         if grid.is_file():
             return grid
     run = RunDirectory(checkpoint.parent.parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amsd.evaluation.alarm import reward_hacking
@@ -17,10 +17,10 @@ from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, from_dict, load_recipe
 from amsd.run_directory import RunDirectory
 from amsd.tracking import Tracker
-from amsd.tracking.jsonl import stopped
+from amsd.tracking.log import read_log, stopped
 from amsd.training import processes
-from amsd.training.checkpoint import retire, weights_sha256
-from amsd.training.events import CheckpointRecord
+from amsd.training.checkpoint import Scores, retire, weights_sha256
+from amsd.training.events import CheckpointRecord, Notice
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,14 @@ class CheckpointEvaluation:
         self._run = run
         self._tracker = tracker
         self.latest: Evaluated | None = None
+        self._labels: dict[str, str] = {}
         if processes.rank() == 0:
             base = evaluation.base.results
             pictures = _write(base, run.base_evaluation, run.base_samples)
-            tracker.on_evaluation(0, base, pictures)
+            self._labels = dict(_changed(run, base))
+            if self._labels:
+                self._say_changed(base)
+            self._track(0, base, pictures)
 
     def __call__(self, record: CheckpointRecord) -> float | None:
         """Evaluate a complete checkpoint where the recipe wants it; returns its score, higher is better."""
@@ -78,12 +82,30 @@ class CheckpointEvaluation:
         if processes.rank() == 0:
             results = self.latest.results
             pictures = _write(results, record.path / "evaluation", record.path / "samples")
-            self._tracker.on_evaluation(record.step, results, pictures)
+            self._track(record.step, results, pictures)
             notice = reward_hacking(results, {term.name: term.weight for term in self._recipe.reward}, record.step)
             if notice is not None:
                 self._tracker.on_notice(notice)
             self._compare(results[0])
         return self.latest.score(self._recipe.best_metric)
+
+    def _track(self, step: int, results: Sequence[EvaluationResult], pictures: Mapping[str, Path]) -> None:
+        """Tell the trackers; settings whose conditions changed since the run began go by a name of their own."""
+        renamed = [replace(result, name=self._labels.get(result.name, result.name)) for result in results]
+        named = {self._labels.get(name, name): path for name, path in pictures.items()}
+        self._tracker.on_evaluation(step, renamed, named)
+
+    def _say_changed(self, base: Sequence[EvaluationResult]) -> None:
+        """Announce it, and let `best` be chosen among results of the new conditions only."""
+        if base[0].name in self._labels:
+            Scores(self._run).drop_after(-1)
+        settings = ", ".join(self._labels)
+        text = (
+            f"The evaluation of this run has changed since it began ({settings}: other prompts, samples, seed, scorers "
+            "or libraries). Results from here on are a series of their own, and the best checkpoint is chosen among "
+            "them."
+        )
+        self._tracker.on_notice(Notice("evaluation-changed", text))
 
     def _due(self, step: int) -> bool:
         every, training = self._recipe.evaluation.every, self._recipe.training
@@ -98,6 +120,19 @@ class CheckpointEvaluation:
             side_by_side(base[:, 0], result.pictures[:, 0]).save(self._run.path / "comparison.png")
 
 
+def _changed(run: RunDirectory, base: Sequence[EvaluationResult]) -> Iterator[tuple[str, str]]:
+    """Settings whose conditions are not those of the run's first evaluation, with the name of the new series."""
+    if not run.metrics.is_file():
+        return
+    first: dict[str, str] = {}
+    for entry in read_log(run.metrics).entries:
+        if entry.kind == "evaluation" and entry.key:
+            first.setdefault(entry.name, entry.key)
+    for result in base:
+        if first.get(result.name, result.key) != result.key:
+            yield result.name, result.stem
+
+
 def evaluate_source(recipe: Recipe, checkpoint: Path | None) -> tuple[EvaluationResult, ...]:
     """Evaluate a checkpoint against the base, or the base alone; a checkpoint gets its files as in training."""
     evaluation = standalone(recipe)
@@ -106,6 +141,9 @@ def evaluate_source(recipe: Recipe, checkpoint: Path | None) -> tuple[Evaluation
     results = evaluation.of_checkpoint(checkpoint).results
     if processes.rank() == 0:
         _write(results, checkpoint / "evaluation", checkpoint / "samples")
+        run = RunDirectory(checkpoint.absolute().parent.parent)
+        if run.checkpoints == checkpoint.absolute().parent and run.used:  # not a checkpoint that was moved
+            _write(evaluation.base.results, run.base_evaluation, run.base_samples)
     return results
 
 
@@ -123,19 +161,24 @@ def watch_run(
     evaluation: PolicyEvaluation | None = None
     last = run.checkpoint(trained.training.steps)
 
+    def evaluator() -> PolicyEvaluation:
+        nonlocal evaluation
+        if evaluation is None:
+            evaluation = standalone(resolved)
+            _write(evaluation.base.results, run.base_evaluation, run.base_samples)
+        return evaluation
+
     def wanted(checkpoint: Path) -> bool:
-        names = {f"{setting.name}.json" for setting in resolved.evaluation_settings}
+        names = [f"{result.stem}.json" for result in evaluator().base.results]
         return not all((checkpoint / "evaluation" / name).is_file() for name in names)
 
     def finished() -> bool:
         return (last / "manifest.json").is_file() or stopped(run.metrics)
 
     for checkpoint in new_checkpoints(run, finished=finished, wanted=wanted):
-        if evaluation is None:
-            evaluation = standalone(resolved)
         step = int(checkpoint.name.removeprefix("step-"))
         try:
-            results = evaluation.of_checkpoint(checkpoint).results
+            results = evaluator().of_checkpoint(checkpoint).results
             _write(results, checkpoint / "evaluation", checkpoint / "samples")
         except OSError:
             if (checkpoint / "manifest.json").is_file():

@@ -6,25 +6,25 @@ sentence in `Run.gaps`, which the page shows. Nothing here imports torch.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from amsd.errors import AmsdError, UsageError
+from amsd.evaluation.result import EvaluationResult, Metric, Paired
 from amsd.recipe import Recipe, from_dict
 from amsd.recipe.load import read_toml
-from amsd.report.evaluations import Evaluation, read_evaluation, read_evaluation_line
+from amsd.report.series import Found, Series, named, sort
 from amsd.run_directory import RunDirectory
+from amsd.tracking.log import ENDINGS, Log, LogEntry, read_log
+from amsd.training.events import Notice
 
 _SAMPLE = re.compile(r"p(\d+)-s(\d+)\.png")
-#: Keys of a metrics line that are not curves.
-_NOT_CURVES = ("step", "time")
-#: Notices that say how a run ended before its last step.
-_ENDS = ("failed", "interrupted")
+_EVALUATED = "eval/"
+#: What may follow a metric's name in a key of a line of the log.
+_PARTS = ("standard_error", "difference", "difference_standard_error", "p_value")
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,6 @@ class Curve:
     """Logged values left out because they were NaN or infinite."""
 
 
-@dataclass(frozen=True)
-class Notice:
-    """An alarm or a warning of the run."""
-
-    kind: str
-    text: str
-    step: int
-
-
 #: Pictures by prompt index and sample index.
 Samples = Mapping[tuple[int, int], Path]
 
@@ -55,10 +46,10 @@ class Checkpoint:
     """What is known of the model after `step` updates; its weights may have been deleted since."""
 
     step: int
-    evaluations: Mapping[str, Evaluation]
-    """By name of the evaluation setting."""
+    evaluations: Mapping[str, EvaluationResult]
+    """By name of the series (the evaluation setting, and what tells series of one setting apart)."""
     samples: Mapping[str, Samples]
-    """By name of the evaluation setting."""
+    """By name of the series."""
     on_disk: bool
     labels: tuple[str, ...] = ()
     """`best`, `latest`."""
@@ -80,8 +71,13 @@ class Run:
     """What is missing, in sentences."""
     last_time: float | None = None
     """Unix time of the last logged step, seconds."""
-    settings: tuple[str, ...] = ()
-    """Evaluation settings that occur; those of the recipe first, in its order."""
+    series: Mapping[str, Series] = field(default_factory=dict)
+    """By name; settings of the recipe first, in its order."""
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the series."""
+        return tuple(self.series)
 
     @property
     def last_step(self) -> int:
@@ -92,17 +88,6 @@ class Run:
     def finished(self) -> bool:
         """Whether the recipe's last step was reached."""
         return self.recipe is not None and self.last_step >= self.recipe.training.steps
-
-
-@dataclass
-class _Log:
-    """What metrics.jsonl says."""
-
-    curves: dict[str, dict[int, float]] = field(default_factory=dict)
-    evaluations: dict[int, dict[str, Evaluation]] = field(default_factory=dict)
-    notices: list[Notice] = field(default_factory=list)
-    gaps: list[str] = field(default_factory=list)
-    last_time: float | None = None
 
 
 def is_run(path: Path) -> bool:
@@ -117,28 +102,70 @@ def load_run(path: Path) -> Run:
     Raises:
         UsageError: nothing of a run is there.
     """
+    return named_together([read_run(path)])[0]
+
+
+def named_together(runs: Sequence[Run]) -> list[Run]:
+    """The runs with names of their series that tell different conditions apart, within a run and between runs."""
+    names = named([run.series for run in runs])
+    return [
+        replace(
+            run,
+            base=_renamed(run.base, names),
+            checkpoints=tuple(_renamed(point, names) for point in run.checkpoints),
+            series={names[name]: replace(series, name=names[name]) for name, series in run.series.items()},
+        )
+        for run in runs
+    ]
+
+
+def _renamed(point: Checkpoint, names: Mapping[str, str]) -> Checkpoint:
+    return replace(
+        point,
+        evaluations={names[name]: result for name, result in point.evaluations.items()},
+        samples={names.get(name, name): samples for name, samples in point.samples.items()},
+    )
+
+
+def read_run(path: Path) -> Run:
+    """Read a run directory; its series still have their identities for names (`named_together`).
+
+    Raises:
+        UsageError: nothing of a run is there.
+    """
     if not is_run(path):
         raise UsageError(f"{path}: neither a run nor a sweep (no recipe.toml, metrics.jsonl or checkpoints there)")
     folder = RunDirectory(path)
     gaps: list[str] = []
     recipe = _recipe(folder.recipe, gaps)
-    log = _log(folder.metrics)
-    gaps += log.gaps
-    unchanged = {**log.evaluations.get(0, {}), **_evaluations(folder.base_evaluation, gaps)}
-    base = Checkpoint(0, unchanged, _samples(folder.base_samples), on_disk=True)
-    checkpoints = _checkpoints(folder, log, gaps)
+    log = _log(folder.metrics, gaps)
+    results = [*_logged(log), *_files(folder, gaps)]
+    known = sort(results, [setting.name for setting in recipe.evaluation_settings] if recipe else [])
+    pointers = {name: folder.pointer(name) for name in ("best", "latest")}
+    steps = sorted({*folder.steps(), *folder.left_steps(), *(each.step for each in results)} - {0})
+
+    def at(step: int) -> Checkpoint:
+        place = folder.checkpoint(step)
+        homes = [folder.left_samples(step), place / "samples"] if step else [folder.base_samples]
+        pictures = {name: samples for home in homes for name, samples in _samples(home).items()}
+        samples = {known.of_pictures(step, name): shown for name, shown in pictures.items()}
+        labels = tuple(name for name, target in pointers.items() if target is not None and target == place)
+        return Checkpoint(step, known.results(step), samples, not step or place.is_dir(), labels)
+
+    base, checkpoints = at(0), tuple(at(step) for step in steps)
+    pictured = {name for point in (base, *checkpoints) for name in point.samples} - known.series.keys()
     run = Run(
         path=path,
         recipe=recipe,
         base=base,
         checkpoints=checkpoints,
-        curves={name: _curve(points) for name, points in log.curves.items()},
-        notices=tuple(log.notices),
+        curves=_curves(log),
+        notices=_notices(log),
         gaps=(),
-        last_time=log.last_time,
-        settings=_settings(recipe, base, checkpoints),
+        last_time=next((entry.time for entry in reversed(log.entries) if entry.kind == "step" and entry.time), None),
+        series={**known.series, **{name: Series(name, name, {}, logged=False) for name in sorted(pictured)}},
     )
-    return Run(**{**vars(run), "gaps": (*gaps, *_missing(run))})
+    return replace(run, gaps=(*gaps, *_missing(run)))
 
 
 def _recipe(file: Path, gaps: list[str]) -> Recipe | None:
@@ -152,48 +179,24 @@ def _recipe(file: Path, gaps: list[str]) -> Recipe | None:
         return None
 
 
-def _log(file: Path) -> _Log:
-    log = _Log()
+def _log(file: Path, gaps: list[str]) -> Log:
     if not file.is_file():
-        log.gaps.append("metrics.jsonl is missing: there are no learning curves.")
-        return log
-    broken = 0
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            broken += 1
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            _take(log, entry)
-        else:
-            broken += 1
-    if broken:
-        log.gaps.append(f"{broken} line{'s' * (broken > 1)} of metrics.jsonl cannot be read (cut off while written).")
+        gaps.append("metrics.jsonl is missing: there are no learning curves.")
+        return Log()
+    log = read_log(file)
+    if log.broken:
+        lines = f"{log.broken} line{'s' * (log.broken > 1)}"
+        gaps.append(f"{lines} of metrics.jsonl cannot be read (cut off while written).")
     return log
 
 
-def _take(log: _Log, entry: dict[str, Any]) -> None:
-    step: int = entry["step"]
-    if "notice" in entry:
-        notice = Notice(str(entry["notice"]), str(entry.get("text", "")), step)
-        if notice not in log.notices:  # said again after a resume
-            log.notices.append(notice)
-        return
-    if "evaluation" in entry:
-        found = read_evaluation_line(entry)
-        log.evaluations.setdefault(step, {})[found.setting] = found
-        return
-    if isinstance(entry.get("time"), (int, float)):
-        log.last_time = float(entry["time"])
-    for name, value in entry.items():
-        if value is None and name not in _NOT_CURVES:  # how the log writes NaN and infinity
-            log.curves.setdefault(name, {})[step] = math.nan
-        elif name not in _NOT_CURVES and isinstance(value, (int, float)) and not isinstance(value, bool):
+def _curves(log: Log) -> dict[str, Curve]:
+    points: dict[str, dict[int, float]] = {}
+    for entry in log.entries:
+        for name, value in entry.values.items() if entry.kind == "step" else ():
             # A resumed run logs some steps again: the later line is the one that the weights went through.
-            log.curves.setdefault(name, {})[step] = float(value)
+            points.setdefault(name, {})[entry.step] = value
+    return {name: _curve(values) for name, values in points.items()}
 
 
 def _curve(points: Mapping[int, float]) -> Curve:
@@ -201,31 +204,48 @@ def _curve(points: Mapping[int, float]) -> Curve:
     return Curve(tuple(step for step, _ in kept), tuple(value for _, value in kept), len(points) - len(kept))
 
 
-def _checkpoints(folder: RunDirectory, log: _Log, gaps: list[str]) -> tuple[Checkpoint, ...]:
-    on_disk, left = set(folder.steps()), set(folder.left_steps())
-    pointers = {name: folder.pointer(name) for name in ("best", "latest")}
-    found = []
-    for step in sorted((on_disk | left | set(log.evaluations)) - {0}):
-        place = folder.checkpoint(step)
-        files = {
-            **_evaluations(folder.left_evaluation(step), gaps),
-            **_evaluations(place / "evaluation", gaps),
-        }
-        samples = {**_samples(folder.left_samples(step)), **_samples(place / "samples")}
-        labels = tuple(name for name, target in pointers.items() if target is not None and target == place)
-        evaluations = {**log.evaluations.get(step, {}), **files}
-        found.append(Checkpoint(step, evaluations, samples, step in on_disk, labels))
-    return tuple(found)
+def _notices(log: Log) -> tuple[Notice, ...]:
+    """Each once, however often a resumed run said it."""
+    said = (Notice(entry.name, entry.text, entry.step) for entry in log.entries if entry.kind == "notice")
+    return tuple({(notice.kind, notice.text, notice.step): notice for notice in said}.values())
 
 
-def _evaluations(folder: Path, gaps: list[str]) -> dict[str, Evaluation]:
-    found = {}
-    for file in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        try:
-            found[file.stem] = read_evaluation(file)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            gaps.append(f"{file.parent.parent.name}/{file.parent.name}/{file.name} cannot be read ({error!r}).")
-    return found
+def _logged(log: Log) -> Iterator[Found]:
+    """Evaluations of the log; of a step that was evaluated twice under one key, the later one."""
+    latest = {(entry.step, entry.name, entry.key): entry for entry in log.entries if entry.kind == "evaluation"}
+    for entry in latest.values():
+        metrics = dict(_metrics(entry))
+        yield Found(entry.step, EvaluationResult(entry.name, {}, "", (), metrics, entry.key))
+
+
+def _metrics(entry: LogEntry) -> Iterator[tuple[str, Metric]]:
+    """Metrics from flat keys `eval/<metric>` and `eval/<metric>/<part>`."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in entry.values.items():
+        if key.startswith(_EVALUATED) and math.isfinite(value):
+            name = key.removeprefix(_EVALUATED)
+            head, _, tail = name.rpartition("/")
+            metric, part = (head, tail) if tail in _PARTS else (name, "mean")
+            found.setdefault(metric, {})[part] = value
+    for name, parts in found.items():
+        difference, paired = parts.get("difference"), None
+        if difference is not None:
+            paired = Paired(difference, parts.get("difference_standard_error"), parts.get("p_value"))
+        if "mean" in parts:
+            yield name, Metric(parts["mean"], parts.get("standard_error"), paired)
+
+
+def _files(folder: RunDirectory, gaps: list[str]) -> Iterator[Found]:
+    """Results of the base model and of every checkpoint, also of those that were deleted."""
+    places = [(0, folder.base_evaluation)]
+    for step in sorted({*folder.left_steps(), *folder.steps()}):
+        places += [(step, folder.left_evaluation(step)), (step, folder.checkpoint(step) / "evaluation")]
+    for step, place in places:
+        for file in sorted(place.glob("*.json")) if place.is_dir() else []:
+            try:
+                yield Found(step, EvaluationResult.load(file), file.stem)
+            except UsageError as error:
+                gaps.append(str(error).replace(f"{folder.path}/", ""))
 
 
 def _samples(folder: Path) -> dict[str, Samples]:
@@ -242,17 +262,11 @@ def _pictures(folder: Path) -> Iterator[tuple[tuple[int, int], Path]]:
             yield (int(match[1]), int(match[2])), file
 
 
-def _settings(recipe: Recipe | None, base: Checkpoint, checkpoints: tuple[Checkpoint, ...]) -> tuple[str, ...]:
-    occurring = {name for point in (base, *checkpoints) for name in (*point.evaluations, *point.samples)}
-    planned = [setting.name for setting in recipe.evaluation_settings] if recipe else []
-    return tuple([name for name in planned if name in occurring] + sorted(occurring - set(planned)))
-
-
 def _missing(run: Run) -> list[str]:
     """Sentences on what a complete run would have."""
     said = []
     if run.recipe is not None and not run.finished:
-        ends = [notice.kind for notice in run.notices if notice.kind in _ENDS]
+        ends = [notice.kind for notice in run.notices if notice.kind in ENDINGS]
         state = f"The run {ends[-1]}" if ends[-1:] == ["failed"] else "The run was interrupted" if ends else ""
         state = state or "The run is still going or stopped without a word"
         said.append(f"{state}: step {run.last_step} of {run.recipe.training.steps}.")

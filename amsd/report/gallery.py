@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from amsd.evaluation.result import EvaluationResult
 from amsd.report.data import Checkpoint, Run, Samples
-from amsd.report.evaluations import Evaluation
 from amsd.report.figures.scale import MINUS, number
 from amsd.report.story import Entry, Story, evaluation, points, setting_of
 
@@ -135,7 +135,7 @@ def _spread(points: Sequence[Checkpoint], most: int) -> list[Checkpoint]:
     return [points[index] for index in sorted(chosen)]
 
 
-def _score(found: Evaluation | None, reward: str, index: int) -> str:
+def _score(found: EvaluationResult | None, reward: str, index: int) -> str:
     metric = found.metrics.get(reward) if found else None
     if metric is None or index >= len(metric.per_prompt):
         return ""

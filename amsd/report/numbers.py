@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from amsd.evaluation.result import Metric, Paired
 from amsd.evaluation.statistics import measured
-from amsd.report.evaluations import Metric, Paired
 from amsd.report.figures.scale import MINUS, number
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from amsd.report.evaluations import Metric, Paired
+from amsd.evaluation.result import Metric
+from amsd.evaluation.statistics import mean, standard_error, tested
 from amsd.report.story import Entry, Point, Story, points
 
 
@@ -29,22 +29,7 @@ def over_seeds(metrics: Iterable[Metric | None]) -> Metric | None:
         return None
     if len(known) == 1:
         return known[0]
-    mean, error = _mean([metric.mean for metric in known])
+    means = [metric.mean for metric in known]
     differences = [metric.paired.difference for metric in known if metric.paired is not None]
-    if len(differences) < len(known):
-        return Metric(mean, error)
-    return Metric(mean, error, Paired(*_mean(differences), paired_test(differences)))
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float | None]:
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return statistics.fmean(values), error
-
-
-def paired_test(differences: Sequence[float]) -> float | None:
-    """p of a two-sided t-test of the differences against zero; None where it is undefined."""
-    if len(differences) < 2 or statistics.stdev(differences) == 0:
-        return None
-    from scipy.stats import ttest_1samp
-
-    return float(ttest_1samp(differences, 0.0).pvalue)
+    paired = tested(differences) if len(differences) == len(known) else None
+    return Metric(mean(means), standard_error(means), paired)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from amsd.evaluation.result import DIVERSITY, FID, KID, is_distance
+from amsd.evaluation.result import DIVERSITY, FID, KID, EvaluationResult, Metric, is_distance
 from amsd.report.data import Checkpoint, Run, load_run
-from amsd.report.evaluations import Evaluation, Metric
 from amsd.report.modes import Mode, mode_of
 
 #: Logged steps over which the KL divergence at a checkpoint is averaged.
@@ -194,7 +193,7 @@ def shown_settings(story: Story) -> dict[str, int]:
     return dict(Counter(name for run in story.runs if (name := setting_of(story, run)) is not None))
 
 
-def evaluation(point: Checkpoint, setting: str | None) -> Evaluation | None:
+def evaluation(point: Checkpoint, setting: str | None) -> EvaluationResult | None:
     """The evaluation of a checkpoint under a setting."""
     return point.evaluations.get(setting) if setting else None
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amsd.report.data import Run, is_run, load_run
+from amsd.report.data import Run, is_run, named_together, read_run
 from amsd.report.modes import mode_named
 from amsd.report.story import Axis, Entry, Objective, Story, chosen_metrics, run_mode, shown_settings
 
@@ -30,7 +30,7 @@ def sweep_story(source: Path | str) -> Story:
 def story_of(results: SweepResults) -> Story:
     """The story of a sweep that was read already."""
     gaps: list[str] = []
-    entries = [entry for trial in results.trials for entry in _entries(trial, gaps)]
+    entries = _named_together([entry for trial in results.trials for entry in _entries(trial, gaps)])
     runs = [entry.run for entry in entries if entry.run is not None]
     reward, diversity, setting = chosen_metrics(runs)
     story = Story(
@@ -48,6 +48,12 @@ def story_of(results: SweepResults) -> Story:
         description=results.sweep.description,
     )
     return replace(story, gaps=(*_sweep_gaps(results, runs), *_unequal(story), *gaps))
+
+
+def _named_together(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries whose runs name their evaluation series alike where the conditions are alike."""
+    runs = iter(named_together([entry.run for entry in entries if entry.run is not None]))
+    return [entry if entry.run is None else replace(entry, run=next(runs)) for entry in entries]
 
 
 def _unequal(story: Story) -> list[str]:
@@ -107,7 +113,7 @@ def _run(directory: Path, trial: TrialResult, gaps: list[str]) -> Run | None:
     if trial.copy_of is not None:
         return None  # the same run as another trial's: it is drawn once
     if is_run(directory):
-        return load_run(directory)
+        return read_run(directory)
     if trial.state not in ("queued", "running"):
         place = "/".join(directory.parts[-4:])
         gaps.append(f"Trial {trial.number}: its run directory {place} is not on this machine.")

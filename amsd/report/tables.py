@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from amsd.evaluation.result import Metric
 from amsd.report.data import Checkpoint, Run
-from amsd.report.evaluations import Metric
 from amsd.report.figures.scale import number
 from amsd.report.modes import Mode
 from amsd.report.numbers import difference, duration, p_value, with_error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass
 
-from amsd.report.evaluations import Metric, Paired
+from amsd.evaluation.result import Metric, Paired
+from amsd.evaluation.statistics import tested
 from amsd.report.figures.scale import number
 from amsd.report.numbers import difference, p_value, with_error
-from amsd.report.seeds import by_trial, over_seeds, paired_test
+from amsd.report.seeds import by_trial, over_seeds
 from amsd.report.story import Entry, Story, base_metric, points, setting_of
 
 
@@ -69,8 +69,7 @@ def ahead(story: Story, best: Standing, other: Standing) -> Paired:
     """
     pairs = _pairs(story, best, other)
     if pairs:
-        gaps = [mine - theirs for mine, theirs in pairs]
-        return Paired(statistics.fmean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5, paired_test(gaps))
+        return tested([mine - theirs for mine, theirs in pairs])
     errors = (best.reward.standard_error, other.reward.standard_error)
     error = None if None in errors else math.hypot(*(value or 0.0 for value in errors))
     return Paired(best.reward.mean - other.reward.mean, error, None)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from amsd.recipe import Recipe
-from amsd.report.data import Notice
 from amsd.report.figures.scale import number
 from amsd.report.numbers import duration
 from amsd.report.story import Entry, Story, shown_settings
+from amsd.training.events import Notice
 
 #: Kinds of notices that call the results themselves into question.
 ALARMS = ("reward-hacking", "failed", "not-finite")

@@ -18,7 +18,7 @@ from amsd.tracking.protocol import FINISHED, RunInfo
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
 
 if TYPE_CHECKING:
-    from amsd.evaluation.result import EvaluationResult, MetricResult
+    from amsd.evaluation.result import EvaluationResult, Metric
 
 #: What is shown of a step: key of the record and its short name.
 SHOWN = (
@@ -149,7 +149,7 @@ class ConsoleTracker:
         return f"{timedelta(seconds=round(left))} left ({self._seconds:.3g} s/step)"
 
 
-def describe(metric: MetricResult) -> str:
+def describe(metric: Metric) -> str:
     """A metric as `0.812 ± 0.011, +0.204 ± 0.013 to base` (means over prompts ± standard errors)."""
     text = f"{metric.mean:.4g}{_error(metric.standard_error)}"
     if metric.paired is None:

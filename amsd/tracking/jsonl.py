@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from amsd.errors import RunError
 from amsd.files import write_text
+from amsd.tracking.log import parse
 from amsd.tracking.protocol import FINISHED, RunInfo
 from amsd.tracking.values import evaluation_values
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
 
 if TYPE_CHECKING:
     from amsd.evaluation.result import EvaluationResult
-
-
-#: Notices with which a run ends before its time.
-ENDINGS = ("failed", "interrupted")
 
 
 class JsonlTracker:
@@ -74,7 +71,8 @@ class JsonlTracker:
     def on_evaluation(self, step: int, results: Sequence[EvaluationResult], pictures: Mapping[str, Path]) -> None:
         """One line per evaluation setting."""
         for result in results:
-            self._write_once({"step": step, "evaluation": result.name, **evaluation_values(result)})
+            key = {"key": result.key} if result.key else {}
+            self._write_once({"step": step, "evaluation": result.name, **key, **evaluation_values(result)})
 
     def on_notice(self, notice: Notice) -> None:
         """One line."""
@@ -106,34 +104,14 @@ class JsonlTracker:
             raise RunError(f"{self._path}: cannot be written: {error}") from error
 
 
-def stopped(path: Path) -> bool:
-    """Whether the file's last whole line says that the run failed or was interrupted, and was not resumed since."""
-    if not path.is_file():
-        return False
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    last = next((entry for entry in map(_entry, reversed(lines)) if entry is not None), {})
-    return last.get("notice") in ENDINGS
-
-
 def trim(path: Path, step: int) -> list[dict[str, Any]]:
     """Drop, atomically, the lines of steps after `step` and lines that are torn; return what is kept."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    kept = [
-        (line, entry) for line, entry in ((line, _entry(line)) for line in lines) if entry and entry["step"] <= step
-    ]
-    write_text(path, "".join(line + "\n" for line, _ in kept))
-    return [entry for _, entry in kept]
-
-
-def _entry(line: str) -> dict[str, Any] | None:
-    """The object of a line, or None if the line is not a whole one."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+    kept = [line for line in lines if (entry := parse(line)) is not None and entry.step <= step]
+    write_text(path, "".join(line + "\n" for line in kept))
+    return [json.loads(line) for line in kept]
 
 
 def _plain(value: Any) -> Any:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from amsd.evaluation.alarm import reward_hacking
-from amsd.evaluation.result import EvaluationResult, MetricResult
+from amsd.evaluation.result import EvaluationResult, Metric
 from amsd.evaluation.statistics import summarize
 
 TRAINED = {"reward": 1.0}
 PROMPTS = 50
 
 
-def metric(shift: float, base_mean: float = 1.0, prompts: int = PROMPTS, seed: int = 0) -> MetricResult:
+def metric(shift: float, base_mean: float = 1.0, prompts: int = PROMPTS, seed: int = 0) -> Metric:
     """s.d. 1 over prompts; the paired difference is `shift` with s.d. 0.3 over prompts."""
     generator = np.random.default_rng(seed)
     base = base_mean + generator.normal(0, 1, prompts)
@@ -25,7 +25,7 @@ def _standard(generator: np.random.Generator, count: int) -> np.ndarray:
     return (noise - noise.mean()) / noise.std() if count > 1 else np.zeros(1)
 
 
-def result(name: str = "fine-tuning-eta1", **metrics: MetricResult) -> EvaluationResult:
+def result(name: str = "fine-tuning-eta1", **metrics: Metric) -> EvaluationResult:
     named = {key.replace("__", "/"): value for key, value in metrics.items()}
     return EvaluationResult(name, {}, "0", ("p",) * PROMPTS, named)
 
@@ -67,7 +67,7 @@ def test_reward_up_and_diversity_down_is_alarming() -> None:
     ],
     ids=["both rise", "held-out stays", "nothing held out", "both fall", "reward stays", "reward not evaluated"],
 )
-def test_no_alarm(metrics: dict[str, MetricResult]) -> None:
+def test_no_alarm(metrics: dict[str, Metric]) -> None:
     assert reward_hacking([result(**metrics)], TRAINED) is None
 
 

@@ -18,7 +18,7 @@ def pictures(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def result(kept: torch.Tensor | None) -> EvaluationResult:
-    return EvaluationResult("setting", {}, "0", ("a", "b"), {}, kept)
+    return EvaluationResult("setting", {}, "0", ("a", "b"), {}, pictures=kept)
 
 
 def test_one_file_per_sample_and_a_grid(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from amsd.report.evaluations import Metric, Paired
+from amsd.evaluation.result import Metric, Paired
 from amsd.report.figures.curves import adjoint_panels, learning_panels, smooth, thin
 from amsd.report.figures.parallel import parallel_figure
 from amsd.report.figures.scale import Scale, number, scale_for, tick_labels

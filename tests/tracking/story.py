@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from amsd.evaluation.result import EvaluationResult, MetricResult, Paired
+from amsd.evaluation.result import EvaluationResult, Metric, Paired
 from amsd.recipe import from_dict, identity
 from amsd.run_directory import RunDirectory
 from amsd.tracking import RunInfo, Tracker
@@ -37,8 +37,8 @@ def result(name: str, gain: float | None) -> EvaluationResult:
     paired = None if gain is None else Paired(gain, 0.013, 1e-6)
     values = tuple(0.5 + (gain or 0) + 0.1 * index for index in range(3))
     metrics = {
-        "shapes:right": MetricResult("1", sum(values) / 3, 0.011, values, paired),
-        "diversity/shapes": MetricResult("1", 0.4, None, (0.4, 0.4, 0.4), paired and Paired(-0.02, None, None)),
+        "shapes:right": Metric(sum(values) / 3, 0.011, paired, values, "1"),
+        "diversity/shapes": Metric(0.4, None, paired and Paired(-0.02, None, None), (0.4, 0.4, 0.4), "1"),
     }
     return EvaluationResult(name, {"eta": 0.0}, "f" * 64, PROMPTS, metrics)
 

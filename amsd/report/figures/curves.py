@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import mul
 
+from amsd.evaluation.result import Metric
 from amsd.report.data import Curve
-from amsd.report.evaluations import Metric
 from amsd.report.figures.scale import Kind, Scale, number, scale_for
 from amsd.report.figures.svg import MARKS, Frame, axes, mark, path, picture, plane, tag
 from amsd.report.figures.tradeoff import mode_class
 from amsd.report.numbers import with_error
-from amsd.report.story import Entry, Story, base_metric, evaluation, setting_of
+from amsd.report.story import Entry, Story, evaluation, setting_of
 
 #: Vertical pixels are few: more points than this per curve cannot be seen.
 _POINTS_ALONE, _POINTS_AMONG_MANY, _MANY = 400, 100, 6
@@ -137,47 +137,70 @@ def _line(entry: Entry, curve: Curve, x: Scale, y: Scale, among: int) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Evaluated:
+    """One metric over the evaluated checkpoints of a run, under one set of conditions."""
+
+    entry: Entry
+    points: tuple[tuple[int, Metric], ...]
+    series: str = ""
+    """Name of the series where it is not the one that stands for the run."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.entry.label} · {self.series}" if self.series else self.entry.label
+
+
 def _evaluated(story: Story, name: str, title: str, axis: str) -> Panel | None:
-    """Evaluated checkpoints with error bars; the base model at step 0 and as a level to compare with."""
-    series: list[tuple[Entry, list[tuple[int, Metric]]]] = []
-    for entry in story.entries:
-        if entry.run is None:
-            continue
-        start = base_metric(story, entry.run, name)
-        own = [(0, start)] if start is not None else []
-        for checkpoint in entry.run.checkpoints:
-            result = evaluation(checkpoint, setting_of(story, entry.run))
-            if result is not None and name in result.metrics:
-                own.append((checkpoint.step, result.metrics[name]))
-        if len(own) > (start is not None):
-            series.append((entry, own))
+    """Evaluated checkpoints with error bars; the base model at step 0 and as a level to compare with.
+
+    Results of a single run under other conditions of the same setting are dashed curves of their own.
+    """
+    series = [each for entry in story.entries for each in _series(story, entry, name)]
     if not series:
         return None
     frame = _frame()
-    every = list(itertools.chain.from_iterable(own for _, own in series))
+    every = list(itertools.chain.from_iterable(each.points for each in series))
     ends = [m.mean + sign * (m.standard_error or 0) for _, m in every for sign in (-1, 1)]
     x = Scale(0, max(step for step, _ in every) * 1.06 or 1, *frame.x)
     y = scale_for(ends, *frame.y)
     level = next((metric.mean for step, metric in every if step == 0), None)
     content = "" if level is None else tag("path", d=f"M{frame.left} {y(level):.1f}H{frame.x[1]:.1f}", class_="level")
-    content += "".join(_checkpoints(entry, own, x, y, bars=len(series) <= 2 * _MANY) for entry, own in series)
+    content += "".join(_checkpoints(each, x, y, bars=len(series) <= 2 * _MANY) for each in series)
     return _panel(title, axis + (" ± s.e." if len(series) <= 2 * _MANY else ""), frame, x, y, content, len(series))
 
 
-def _checkpoints(entry: Entry, own: Sequence[tuple[int, Metric]], x: Scale, y: Scale, bars: bool) -> str:
-    colour = mode_class(entry.mode)
-    places = [(x(step), y(metric.mean)) for step, metric in own]
-    parts = [
-        tag("path", d=path(places), class_=f"line {colour}", data_run=entry.key, data_label=entry.label),
-    ]
-    for (step, metric), (left, level) in zip(own, places, strict=True):
+def _series(story: Story, entry: Entry, name: str) -> Iterator[_Evaluated]:
+    """The curve that stands for a run; of a report on a single run also those of the same setting beside it."""
+    run = entry.run
+    if run is None:
+        return
+    shown = setting_of(story, run)
+    others = [n for n, s in run.series.items() if shown and n != shown and s.setting == run.series[shown].setting]
+    for series in [shown, *(others if story.kind == "run" else ())]:
+        start = evaluation(run.base, series)
+        found = [(0, start.metrics[name])] if start is not None and name in start.metrics else []
+        for checkpoint in run.checkpoints:
+            result = evaluation(checkpoint, series)
+            if result is not None and name in result.metrics:
+                found.append((checkpoint.step, result.metrics[name]))
+        if found and found[-1][0]:  # not the base model alone
+            yield _Evaluated(entry, tuple(found), series if series and series != shown else "")
+
+
+def _checkpoints(own: _Evaluated, x: Scale, y: Scale, bars: bool) -> str:
+    entry, colour = own.entry, mode_class(own.entry.mode)
+    places = [(x(step), y(metric.mean)) for step, metric in own.points]
+    kind = f"line {colour}{' beside' if own.series else ''}"
+    parts = [tag("path", d=path(places), class_=kind, data_run=entry.key, data_label=own.label)]
+    for (step, metric), (left, level) in zip(own.points, places, strict=True):
         error = metric.standard_error
         bar = ""
         if bars and error:
             bar = tag("path", d=f"M{left:.1f} {y(metric.mean - error):.1f}V{y(metric.mean + error):.1f}", class_="bar")
         shape = MARKS[entry.mode.index if entry.mode else 0]
         spot = tag("path", **mark(shape, left, level, 3), class_="spot small")
-        words = f"{entry.label}, step {step}: {with_error(metric)}"
+        words = f"{own.label}, step {step}: {with_error(metric)}"
         parts.append(tag("g", bar + spot, class_=f"dot {colour}", data_run=entry.key, aria_label=words, role="img"))
     return "".join(parts)
 

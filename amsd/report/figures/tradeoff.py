@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from amsd.report.evaluations import Metric
+from amsd.evaluation.result import Metric
 from amsd.report.figures.scale import Scale, scale_for
 from amsd.report.figures.svg import BASE_MARK, MARKS, Figure, Frame, axes, label, mark, path, picture, plane, tag
 from amsd.report.modes import Mode

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import re
 import signal
@@ -22,6 +20,7 @@ from amsd.recipe import dump_toml
 from amsd.run_directory import RunDirectory
 from amsd.sweep.executor import Ended, Job, Monitor, RunLog, Verdict
 from amsd.sweep.schema import Execution
+from amsd.tracking.log import LogFollower, read_log
 
 if TYPE_CHECKING:
     import psutil
@@ -169,14 +168,21 @@ class Follower:
 
     def __init__(self, run: Path) -> None:
         self._run = RunDirectory(run)
-        self._offset = 0
+        self._log = LogFollower(self._run.metrics)
         self._evaluations: dict[int, dict[str, dict[str, float]]] = {}
         self._training: dict[int, dict[str, float]] = {}
 
     def read(self) -> RunLog:
         """Everything logged so far; an unfinished last line waits for the next call."""
-        for line in self._new_lines():
-            self._take(line)
+        log, rewritten = self._log.new()
+        if rewritten:
+            self._evaluations.clear()
+            self._training.clear()
+        for entry in log.entries:
+            if entry.kind == "evaluation":
+                self._evaluations.setdefault(entry.step, {})[entry.name] = dict(entry.values)
+            elif entry.kind == "step":
+                self._training[entry.step] = dict(entry.values)
         best = self._run.pointer("best")
         return RunLog(
             evaluations={step: dict(settings) for step, settings in self._evaluations.items()},
@@ -184,60 +190,12 @@ class Follower:
             best_step=int(best.name.removeprefix("step-")) if best else None,
         )
 
-    def _new_lines(self) -> list[bytes]:
-        path = self._run.metrics
-        if not path.is_file():
-            return []
-        if path.stat().st_size < self._offset:  # rewritten by a resumed run
-            self._offset = 0
-            self._evaluations.clear()
-            self._training.clear()
-        with path.open("rb") as stream:
-            stream.seek(self._offset)
-            data = stream.read()
-        whole = data.rfind(b"\n") + 1
-        self._offset += whole
-        return data[:whole].splitlines()
-
-    def _take(self, line: bytes) -> None:
-        try:
-            record = json.loads(line)
-        except ValueError:  # half a line, left where a killed run stopped writing
-            return
-        if not _is_measured(record):
-            return
-        step = record["step"]
-        scalars = {key: number for key, value in record.items() if (number := _number(value)) is not None}
-        if "evaluation" in record:
-            self._evaluations.setdefault(step, {})[str(record["evaluation"])] = scalars
-        else:
-            self._training[step] = scalars
-
 
 def last_step(run: Path) -> int | None:
     """Last optimizer step in a run's log, from the log's last lines; None where there is none."""
     file = RunDirectory(run).metrics
     if not file.is_file():
         return None
-    with file.open("rb") as stream:
-        stream.seek(max(0, file.stat().st_size - _TAIL))
-        lines = stream.read().splitlines()
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:  # half a line, at either end of what was read
-            continue
-        if _is_measured(record):
-            return int(record["step"])
-    return None
-
-
-def _is_measured(record: Any) -> bool:
-    """Whether this is a line of a step or an evaluation, and not a notice, which may name any step."""
-    return isinstance(record, dict) and isinstance(record.get("step"), int) and "notice" not in record
-
-
-def _number(value: Any) -> float | None:
-    if value is None:  # how JSON says NaN here
-        return math.nan
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    entries = read_log(file, max(0, file.stat().st_size - _TAIL)).entries
+    # A notice may name any step.
+    return next((entry.step for entry in reversed(entries) if entry.kind != "notice"), None)
