@@ -159,8 +159,8 @@ def _ordered(members: Mapping[Found, str], planned: Sequence[str]) -> dict[str, 
     known: dict[str, Series] = {}
     for each, name in members.items():
         words = {} if each.logged else _words(each.result)
-        before = known[name].conditions if name in known else {}
-        known[name] = Series(name, each.result.name, {**words, **before}, name in logged)
+        before = known.get(name, Series(name, each.result.name, {}, name in logged))
+        known[name] = replace(before, conditions={**words, **before.conditions})  # files come first, and know most
     place = {setting: index for index, setting in enumerate(planned)}
 
     def order(name: str) -> tuple[int, str, bool, int, str]:

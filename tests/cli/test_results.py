@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from amsd.cli.app import app
+from amsd.report.data import load_run
 from tests.cli.commands import AMSD, amsd, finish, lines, start, steps, wait_until
 
 pytestmark = pytest.mark.slow
@@ -47,6 +48,34 @@ def test_eval_prints_a_table_or_json_and_agrees_with_the_evaluation_while_traini
     again = CliRunner().invoke(app, ["export", str(run), "--to", str(tmp_path / "export")])
     assert again.exception is not None
     assert "not an empty folder" in str(again.exception)
+
+
+def test_other_conditions_overwrite_nothing_and_a_resume_under_them_starts_a_series(
+    recipe: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    call("train", recipe, "--output", run, "--set", "training.steps=2")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.suffix in (".json", ".png")}
+    call("eval", run, "--set", "evaluation.seed=3")
+    call("eval", run, "--set", 'prompts.evaluation=["a dog"]')
+    call("eval", run, "--set", "evaluation.samples_per_prompt=3")
+    assert all(file.read_bytes() == content for file, content in before.items())
+    assert len(load_run(run).settings) == 4
+    assert load_run(run).series[load_run(run).settings[0]].logged
+    for name in load_run(run).settings:
+        assert name in load_run(run).base.evaluations
+        assert name in load_run(run).checkpoints[0].evaluations
+
+    call("train", recipe, "--output", run, "--resume", "--set", "training.steps=4", "--set", "evaluation.seed=3")
+    (notice,) = [line for line in lines(run) if line.get("notice") == "evaluation-changed"]
+    assert "a series of their own" in notice["text"]
+    scores = json.loads((run / "checkpoints" / "scores.json").read_text(encoding="utf-8"))
+    assert set(scores) == {"2", "4"}  # both under the new seed
+    found = load_run(run)
+    (seed_3,) = [name for name in found.settings if "seed 3" in name]
+    assert [point.step for point in found.checkpoints if seed_3 in point.evaluations] == [2, 4]
+    own = next(name for name in found.settings if "seed 0" in name and "2 samples" in name)
+    assert [point.step for point in found.checkpoints if own in point.evaluations] == [2]
 
 
 @pytest.mark.parametrize("ending", ["finished", "failed"])
