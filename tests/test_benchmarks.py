@@ -36,7 +36,7 @@ def test_a_step_is_measured(
 ) -> None:
     """The step of SD 1.5's true size, on a tiny network."""
     module = benchmark("sd15_step")
-    monkeypatch.setattr(module, "random_pipeline", pipelines.stable_diffusion)
+    monkeypatch.setattr(module.workbench, "random_pipeline", pipelines.stable_diffusion)
     arguments = Namespace(
         parameterization=parameterization, precision="fp32", inference_steps=3, loss_steps=4, batch=2, steps=2,
         guidance_scale=7.5, no_checkpointing=False,
