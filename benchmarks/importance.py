@@ -117,14 +117,14 @@ def _figure(values: Tensor, influences: Tensor) -> Figure:
 def rewards(problem: ControlProblem, prompts: Sequence[str], count: int) -> Tensor:
     """Rewards (P, count), float64, of the policy's samples as the recipe samples them, on the same noise every time."""
     keys = [("importance", p, i) for p in range(len(prompts)) for i in range(count)]
-    shape = (len(problem.steps) + 1, *problem.adapter.latent_shape)
+    shape = (len(problem.steps) + 1, *problem.family.latent_shape)
     scores = []
     for start in range(0, len(keys), BATCH):
         part = keys[start : start + BATCH]
         texts = [prompts[int(key[1])] for key in part]
         predict = problem.finetuned(problem.encode(texts), problem.recipe.guidance.guidance_scale)
         terminal = rollout(predict, problem.steps, normal(part, shape, problem.device, torch.float32)).terminal
-        scores.append(problem.reward(problem.adapter.decode(terminal).clamp(0, 1), texts).total.double().cpu())
+        scores.append(problem.reward(problem.family.decode(terminal).clamp(0, 1), texts).total.double().cpu())
     return torch.cat(scores).view(len(prompts), count)
 
 

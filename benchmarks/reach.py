@@ -133,11 +133,11 @@ def _targets(problem: ControlProblem, texts: list[str], noise: Tensor, k: Tensor
 
 
 def _score(problem: ControlProblem, latents: Tensor, texts: list[str]) -> Tensor:
-    return problem.reward(problem.adapter.decode(latents).clamp(0, 1), texts).total
+    return problem.reward(problem.family.decode(latents).clamp(0, 1), texts).total
 
 
 def _noise(problem: ControlProblem, count: int, generator: torch.Generator) -> Tensor:
-    return torch.randn((count, len(problem.steps) + 1, *problem.adapter.latent_shape), generator=generator)
+    return torch.randn((count, len(problem.steps) + 1, *problem.family.latent_shape), generator=generator)
 
 
 def _variance(rewards: Tensor, groups: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         **vars(arguments),
         "unet_parameters": sum(p.numel() for n, p in policy.pipeline.unet.named_parameters() if "lora_" not in n),
         "trained_parameters": sum(parameter.numel() for parameter in policy.trainable.values()),
-        "latent_shape": list(policy.adapter.latent_shape),
+        "latent_shape": list(policy.family.latent_shape),
         "peak_memory_gib": round(peak / 2**30, 2),
         "values": {
             name: round(value, 4)

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from amsd.diffusion.adapters import adapter_for
+from amsd.diffusion.families import family_for
 from amsd.diffusion.parameterizations import build_policy
 from amsd.experiment.setup import build_accelerator, build_problem
 from amsd.files import write_text
@@ -89,7 +89,7 @@ def set_up(recipe: Recipe, pipeline: Any, device: torch.device) -> tuple[Control
         accelerator = Accelerator(mixed_precision=precision, cpu=True)
     else:
         accelerator = build_accelerator(recipe)
-    policy = build_policy(adapter_for(pipeline), recipe.model)
+    policy = build_policy(family_for(pipeline), recipe.model)
     policy.to(accelerator.device)
     return build_problem(recipe, accelerator, policy, PROMPTS), accelerator
 

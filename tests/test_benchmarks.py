@@ -17,7 +17,7 @@ from amsd.diffusion.parameterizations import build_policy
 from amsd.recipe import Recipe, RewardTerm
 from amsd.training.problem import ControlProblem
 from tests import pipelines
-from tests.training.gaussian import GaussianAdapter, quadratic
+from tests.training.gaussian import GaussianFamily, quadratic
 from tests.training.test_closed_form import CENTRE, base_step, steps_of, uncontrolled
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -54,10 +54,10 @@ def test_reach_on_a_gaussian(benchmark: Callable[[str], Any]) -> None:
     With E[x_N | x_k] = P_k x_k + Q_k: g_k = -sigma_k P_{k+1} (E[x_N | x_k] - c).
     """
     module = benchmark("reach")
-    adapter, steps = GaussianAdapter(5), steps_of(5)
+    family, steps = GaussianFamily(5), steps_of(5)
     recipe = Recipe(reward=(RewardTerm(name="brightness"),))
     problem = ControlProblem(
-        recipe, adapter, build_policy(adapter, recipe.model), steps, quadratic, Accelerator(cpu=True).device
+        recipe, family, build_policy(family, recipe.model), steps, quadratic, Accelerator(cpu=True).device
     )
     slope, _ = base_step(steps)
     mean, spread = uncontrolled(steps).terminal(steps)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amsd.diffusion.adapters import Adapter, image_size
+from amsd.diffusion.families.base import Family, image_size
 from amsd.errors import RunError
 
 _PROMPT = "a photo of a cat"
@@ -22,7 +22,7 @@ Arguments = Mapping[str, Any]
 
 
 @torch.no_grad()
-def require_agreement(adapter: Adapter) -> None:
+def require_agreement(family: Family) -> None:
     """Compare what amsd gives to the denoiser and to the decoder with what the pipeline's own call gives them.
 
     The two networks are not run, for equal inputs have equal outputs: the cost is the encoding of one prompt, twice.
@@ -30,20 +30,20 @@ def require_agreement(adapter: Adapter) -> None:
     Raises:
         RunError: an input differs; it is named.
     """
-    pipeline = adapter.pipeline
-    height, width = image_size(adapter)
+    pipeline = family.pipeline
+    height, width = image_size(family)
     own, pipeline.scheduler = pipeline.scheduler, type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     last: list[Tensor] = []
     try:
-        with _recorded(pipeline.unet) as asked, _recorded_decoder(pipeline.vae, (height, width)) as decoded:
-            noise = torch.randn(1, *adapter.latent_shape, generator=torch.Generator().manual_seed(0))
+        with _recorded(family.denoiser) as asked, _recorded_decoder(pipeline.vae, (height, width)) as decoded:
+            noise = torch.randn(1, *family.latent_shape, generator=torch.Generator().manual_seed(0))
             theirs: Tensor = pipeline(
                 _PROMPT, latents=noise.to(pipeline.device), height=height, width=width, num_inference_steps=2,
                 guidance_scale=1.0, output_type="pt", callback_on_step_end=_keep(last),
             ).images  # fmt: skip
-            x, timesteps = asked[0]["sample"], pipeline.scheduler.timesteps[:1].to(noise.device)
-            adapter.network(pipeline.unet)(x, timesteps.to(x.device), adapter.encode([_PROMPT]))
-            ours = adapter.decode(last[-1]).clamp(0, 1)
+            x, timesteps = next(iter(_tensors(asked[0]).values())), pipeline.scheduler.timesteps[:1].to(noise.device)
+            family.network(family.denoiser)(x, timesteps.to(x.device), family.encode([_PROMPT]))
+            ours = family.decode(last[-1]).clamp(0, 1)
     finally:
         pipeline.scheduler = own
     _require_equal(asked[0], asked[-1], "the denoiser")

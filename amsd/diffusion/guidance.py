@@ -82,7 +82,7 @@ class Conditioning:
 
 
 Network = Callable[[Tensor, Tensor, TextCondition], Tensor]
-"""(x (B, ...), integer timesteps (B,), condition) -> raw output (B, ...)."""
+"""(x (B, ...), timesteps (B,), condition) -> raw output (B, ...)."""
 
 
 def guided(network: Network, x: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
@@ -98,8 +98,8 @@ def guided(network: Network, x: Tensor, timesteps: Tensor, conditioning: Conditi
 
 
 @dataclass(frozen=True)
-class NoisePredictor:
-    """A network under fixed conditions, as the function eps(x, k) of the affine steps."""
+class NetworkPredictor:
+    """A network under fixed conditions, as the prediction f(x, k) of the affine steps."""
 
     network: Network
     steps: AffineSteps
@@ -107,11 +107,11 @@ class NoisePredictor:
     guidance_scale: float = 1.0
 
     def __call__(self, x: Tensor, k: Index) -> Tensor:
-        """Noise prediction (B, ...) at states x (B, ...) of step k."""
+        """The path's own prediction (B, ...) at states x (B, ...) of step k."""
         timesteps = self.steps.timesteps[k].to(x.device).expand(len(x))
         output = guided(self.network, x, timesteps, self.conditioning, self.guidance_scale)
-        return self.steps.epsilon(output, k, x)
+        return self.steps.prediction(output, k, x)
 
-    def rows(self, index: Tensor | slice) -> NoisePredictor:
+    def rows(self, index: Tensor | slice) -> NetworkPredictor:
         """The same predictor for the given rows of its batch."""
-        return NoisePredictor(self.network, self.steps, self.conditioning.rows(index), self.guidance_scale)
+        return NetworkPredictor(self.network, self.steps, self.conditioning.rows(index), self.guidance_scale)

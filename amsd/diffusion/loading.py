@@ -8,7 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from amsd.diffusion.adapters import FAMILIES, Adapter, adapter_for
+from amsd.diffusion.families import family_for, known_families
+from amsd.diffusion.families.base import Family
 from amsd.diffusion.folder import inspect, require_pipeline
 from amsd.diffusion.parts import load_pipeline, require_fit
 from amsd.diffusion.single_file import default_configuration, load_single_file
@@ -22,7 +23,7 @@ _CONFIGURATION_FILES = ("*.json", "*.txt")
 _HUB_TIMEOUT = 10.0
 
 
-def load_adapter(model: Model) -> Adapter:
+def load_family(model: Model) -> Family:
     """Load the pipeline that a recipe names, on the CPU in float32, without safety checker.
 
     Raises:
@@ -34,13 +35,13 @@ def load_adapter(model: Model) -> Adapter:
     if model.is_single_file:
         pipeline = load_single_file(Path(locate(model)), locate_configuration(model))
     else:
-        pipeline = load_pipeline(inspect(local_folder(model), what, FAMILIES, model.variant), what)
+        pipeline = load_pipeline(inspect(local_folder(model), what, known_families(), model.variant), what)
     pipeline.set_progress_bar_config(disable=True)
     _require_fit(pipeline, what)
-    adapter = adapter_for(pipeline)
+    family = family_for(pipeline, model)
     if model.vae_tiling:
-        _tile(adapter)
-    return adapter
+        _tile(family)
+    return family
 
 
 def local_folder(model: Model) -> Path:
@@ -71,11 +72,11 @@ def _require_fit(pipeline: Any, what: str) -> None:
     require_fit(plain, tokenizers, what)
 
 
-def _tile(adapter: Adapter) -> None:
+def _tile(family: Family) -> None:
     """Decode in tiles of about half an image's side: diffusers' own are a whole image, so it would never tile."""
-    pipeline = adapter.pipeline
+    pipeline = family.pipeline
     # A multiple of 4: neighbours share a quarter of a tile, which must be whole latents, or the image loses its size.
-    side = 4 * math.ceil(max(adapter.latent_shape[1:]) / 8)
+    side = 4 * math.ceil(max(family.latent_shape[1:]) / 8)
     pipeline.vae.enable_tiling()
     pipeline.vae.tile_latent_min_size = side
     pipeline.vae.tile_sample_min_size = side * pipeline.vae_scale_factor

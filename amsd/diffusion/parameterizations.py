@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amsd.diffusion.adapters import Adapter
+from amsd.diffusion.families.base import Family
 from amsd.diffusion.folder import network_part
 from amsd.diffusion.guidance import TextCondition
 from amsd.diffusion.parts import load_network
@@ -25,27 +25,27 @@ ADAPTER_FILE = "adapter_model.safetensors"
 class FullPolicy(Policy):
     """All weights are trained; the base is a frozen copy."""
 
-    def __init__(self, adapter: Adapter, model: Model) -> None:
-        super().__init__(adapter, model)
-        self._base = _frozen_copy(self.pipeline.unet, self.dtype)
-        self._unet = self.pipeline.unet.to(torch.float32).requires_grad_(True)
-        self._call, self._call_base = adapter.network(self._unet), adapter.network(self._base)
+    def __init__(self, family: Family, model: Model) -> None:
+        super().__init__(family, model)
+        self._base = _frozen_copy(family.denoiser, self.dtype)
+        self._network = family.denoiser.to(torch.float32).requires_grad_(True)
+        self._call, self._call_base = family.network(self._network), family.network(self._base)
 
     @property
     def networks(self) -> list[nn.Module]:
         """Trained network and frozen copy."""
-        return [self._unet, self._base]
+        return [self._network, self._base]
 
     @property
     def trained_network(self) -> nn.Module:
         """The network that is not the copy."""
-        network: nn.Module = self._unet
+        network: nn.Module = self._network
         return network
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Every parameter of the UNet."""
-        return dict(self._unet.named_parameters())
+        """Every parameter of the network."""
+        return dict(self._network.named_parameters())
 
     def finetuned(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
         """Output of the trained network."""
@@ -58,15 +58,15 @@ class FullPolicy(Policy):
             return self._call_base(x, timesteps, condition)
 
     def save(self, folder: Path) -> None:
-        """Write `unet/`."""
-        self._unet.save_pretrained(folder / "unet")
+        """Write the network's folder, such as `unet/`."""
+        self._network.save_pretrained(folder / self.family.denoiser_name)
 
     def load(self, folder: Path) -> None:
-        """Read `unet/`."""
-        _restore(self._unet, folder / "unet")
+        """Read the network's folder."""
+        _restore(self._network, folder / self.family.denoiser_name)
 
     def _sampling_module(self, base: bool) -> nn.Module:
-        module: nn.Module = self._base if base else self._unet
+        module: nn.Module = self._base if base else self._network
         return module
 
 
@@ -76,13 +76,13 @@ class LoraPolicy(Policy):
     Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
     """
 
-    def __init__(self, adapter: Adapter, model: Model) -> None:
+    def __init__(self, family: Family, model: Model) -> None:
         from peft import LoraConfig
 
-        super().__init__(adapter, model)
-        self._unet = self.pipeline.unet.to(self.dtype)
+        super().__init__(family, model)
+        self._network = family.denoiser.to(self.dtype)
         lora = model.lora
-        self._unet.add_adapter(
+        self._network.add_adapter(
             LoraConfig(
                 r=lora.rank,
                 lora_alpha=lora.rank if lora.alpha is None else lora.alpha,
@@ -92,24 +92,24 @@ class LoraPolicy(Policy):
         )
         for parameter in self.trainable.values():
             parameter.data = parameter.data.float()
-        self._call = adapter.network(self._unet)
+        self._call = family.network(self._network)
         self._without_adapters = False
 
     @property
     def networks(self) -> list[nn.Module]:
         """The one network."""
-        return [self._unet]
+        return [self._network]
 
     @property
     def trained_network(self) -> nn.Module:
         """The one network, which is the base too while the adapters are off."""
-        network: nn.Module = self._unet
+        network: nn.Module = self._network
         return network
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapters' parameters."""
-        return {name: value for name, value in self._unet.named_parameters() if "lora_" in name}
+        return {name: value for name, value in self._network.named_parameters() if "lora_" in name}
 
     def finetuned(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
         """Output with adapters on."""
@@ -125,15 +125,10 @@ class LoraPolicy(Policy):
         """Write `adapter_model.safetensors`, rank and alpha in its metadata, for diffusers' LoRA loader."""
         from peft import get_peft_model_state_dict
 
-        metadata = self._unet.peft_config["default"].to_dict()
+        metadata = self._network.peft_config["default"].to_dict()
         # A set in no fixed order: equal weights must be equal files, for they are known by their hash.
         metadata["target_modules"] = sorted(metadata["target_modules"])
-        self.pipeline.save_lora_weights(
-            folder,
-            unet_lora_layers=get_peft_model_state_dict(self._unet),
-            weight_name=ADAPTER_FILE,
-            unet_lora_adapter_metadata=metadata,
-        )
+        self.family.write_lora(folder, ADAPTER_FILE, get_peft_model_state_dict(self._network), metadata)
         _single_metadata_key(folder / ADAPTER_FILE)
 
     def load(self, folder: Path) -> None:
@@ -141,15 +136,16 @@ class LoraPolicy(Policy):
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
         from safetensors.torch import load_file
 
+        prefix = f"{self.family.denoiser_name}."
         file, what = folder / ADAPTER_FILE, f"checkpoint {folder.name}"
         require_whole(file, what)
         with reading(what, file):
-            state = {name.removeprefix("unet."): value for name, value in load_file(file).items()}
-        require_same(get_peft_model_state_dict(self._unet), state, f"{what}: {file}")
-        set_peft_model_state_dict(self._unet, state)
+            state = {name.removeprefix(prefix): value for name, value in load_file(file).items()}
+        require_same(get_peft_model_state_dict(self._network), state, f"{what}: {file}")
+        set_peft_model_state_dict(self._network, state)
 
     def _sampling_module(self, base: bool) -> nn.Module:
-        module: nn.Module = self._unet
+        module: nn.Module = self._network
         return module
 
     @contextmanager
@@ -158,31 +154,32 @@ class LoraPolicy(Policy):
         if self._without_adapters:
             yield
             return
-        self._unet.disable_adapters()
+        self._network.disable_adapters()
         if self._checkpoints:
-            self._unet.disable_gradient_checkpointing()
+            self._network.disable_gradient_checkpointing()
         self._without_adapters = True
         try:
             yield
         finally:
             self._without_adapters = False
-            self._unet.enable_adapters()
+            self._network.enable_adapters()
             if self._checkpoints:
-                self._unet.enable_gradient_checkpointing()
+                self._network.enable_gradient_checkpointing()
 
 
 class OffsetPolicy(Policy):
-    """Base plus a learned difference: a copy of the UNet whose output layer starts at zero."""
+    """Base plus a learned difference: a copy of the network whose last layer starts at zero."""
 
-    def __init__(self, adapter: Adapter, model: Model) -> None:
-        super().__init__(adapter, model)
-        self._base = self.pipeline.unet
+    def __init__(self, family: Family, model: Model) -> None:
+        super().__init__(family, model)
+        self._base = family.denoiser
         self._offset = copy.deepcopy(self._base).to(torch.float32).requires_grad_(True)
         self._base.to(self.dtype)
-        nn.init.zeros_(self._offset.conv_out.weight)
-        nn.init.zeros_(self._offset.conv_out.bias)
-        self._sum = SummedUNet(self._base, self._offset)
-        self._call_base, self._call_offset = adapter.network(self._base), adapter.network(self._offset)
+        for name in family.output_layers:
+            for parameter in self._offset.get_submodule(name).parameters():
+                nn.init.zeros_(parameter)
+        self._sum = SummedNetworks(self._base, self._offset)
+        self._call_base, self._call_offset = family.network(self._base), family.network(self._offset)
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -211,7 +208,7 @@ class OffsetPolicy(Policy):
             return self._call_base(x, timesteps, condition)
 
     def save(self, folder: Path) -> None:
-        """Write `offset/`, a UNet whose output is added to the base's (plain diffusers has no slot for it)."""
+        """Write `offset/`, a network whose output is added to the base's (plain diffusers has no slot for it)."""
         self._offset.save_pretrained(folder / "offset")
 
     def load(self, folder: Path) -> None:
@@ -222,32 +219,22 @@ class OffsetPolicy(Policy):
         return self._base if base else self._sum
 
 
-class SummedUNet(nn.Module):
-    """Two UNets whose outputs are added, with what a diffusers pipeline asks of its UNet."""
+class SummedNetworks(nn.Module):
+    """Two networks whose outputs are added, with what a diffusers pipeline asks of its network (answered by the base).
+
+    Pipelines ask for `config`, `dtype`, and parts whose width they need.
+    """
 
     def __init__(self, base: nn.Module, offset: nn.Module) -> None:
         super().__init__()
         self.base, self.offset = base, offset
 
-    @property
-    def config(self) -> Any:
-        """Configuration of the base."""
-        return self.base.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the base's weights."""
-        return next(self.base.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the base's weights."""
-        return next(self.base.parameters()).device
-
-    @property
-    def add_embedding(self) -> Any:
-        """SDXL's embedding of extra conditions, whose width the pipeline asks for."""
-        return self.base.add_embedding
+    def __getattr__(self, name: str) -> Any:
+        """What the base has under this name."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor]:
         """Sum of both outputs, as a tuple (`return_dict` is ignored: pipelines ask for a tuple)."""
@@ -258,9 +245,9 @@ class SummedUNet(nn.Module):
 _POLICIES: dict[str, type[Policy]] = {"full": FullPolicy, "lora": LoraPolicy, "offset": OffsetPolicy}
 
 
-def build_policy(adapter: Adapter, model: Model) -> Policy:
+def build_policy(family: Family, model: Model) -> Policy:
     """The policy that `model.parameterization` names, unchanged from the base."""
-    return _POLICIES[model.parameterization](adapter, model)
+    return _POLICIES[model.parameterization](family, model)
 
 
 def _single_metadata_key(file: Path) -> None:
@@ -273,12 +260,12 @@ def _single_metadata_key(file: Path) -> None:
     save_file(load_file(file), file, metadata={key: value for key, value in metadata.items() if key != "format"})
 
 
-def _frozen_copy(unet: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _frozen_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy with in `dtype` what autocast casts at every call anyway.
 
     Normalisation weights stay float32 as in the trained network: rounded, they would make the base another function.
     """
-    base = copy.deepcopy(unet)
+    base = copy.deepcopy(network)
     for module in base.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(dtype)

@@ -11,7 +11,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from amsd.diffusion.adapters import Adapter
+from amsd.diffusion.families.base import Family
 from amsd.diffusion.guidance import TextCondition
 from amsd.recipe import Model
 
@@ -24,22 +24,22 @@ class Policy(ABC):
     After construction both are the same function. Only `trainable` parameters ever change, and they are float32.
     """
 
-    def __init__(self, adapter: Adapter, model: Model) -> None:
-        self.adapter = adapter
+    def __init__(self, family: Family, model: Model) -> None:
+        self.family = family
         self.model = model
         self.dtype = _DTYPES[model.precision]
         self._checkpoints = False
-        pipeline = adapter.pipeline
-        for module in (pipeline.vae, pipeline.unet, *_text_encoders(pipeline)):
+        pipeline = family.pipeline
+        for module in (pipeline.vae, family.denoiser, *family.text_encoders):
             module.requires_grad_(False).eval()
         pipeline.vae.to(torch.float32)
-        for module in _text_encoders(pipeline):
+        for module in family.text_encoders:
             module.to(self.dtype)
 
     @property
     def pipeline(self) -> Any:
         """The diffusers pipeline; `sampling` and `sampling_base` say which network it holds."""
-        return self.adapter.pipeline
+        return self.family.pipeline
 
     @property
     @abstractmethod
@@ -87,14 +87,14 @@ class Policy(ABC):
     @contextmanager
     def sampling(self, base: bool = False) -> Iterator[Any]:
         """The diffusers pipeline holding the fine-tuned (or the base) network, without gradients."""
-        pipeline = self.pipeline
-        before = pipeline.unet
+        family = self.family
+        before = family.denoiser
         with torch.no_grad(), self.autocast(), self.only_base() if base else nullcontext():
-            pipeline.unet = self._sampling_module(base)
+            family.denoiser = self._sampling_module(base)
             try:
-                yield pipeline
+                yield family.pipeline
             finally:
-                pipeline.unet = before
+                family.denoiser = before
 
     @final
     def autocast(self) -> torch.autocast:
@@ -113,8 +113,3 @@ class Policy(ABC):
     def only_base(self) -> Iterator[None]:
         """Inside the block only the base is used, backward passes through it included."""
         yield
-
-
-def _text_encoders(pipeline: Any) -> list[nn.Module]:
-    names = ("text_encoder", "text_encoder_2")
-    return [pipeline.components[name] for name in names if pipeline.components.get(name) is not None]

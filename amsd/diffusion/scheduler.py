@@ -195,7 +195,7 @@ class SOCDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
             raise ValueError("generator and variance_noise are two sources of one noise: pass only one of them")
         steps = self._steps(eta)
         k = self._index(steps, timestep)
-        epsilon = steps.epsilon(model_output, k, sample)
+        epsilon = steps.prediction(model_output, k, sample)
         original = self._limited(steps.original(model_output, k, sample))
         limited = self.config.clip_sample or self.config.thresholding
         if limited and use_clipped_model_output:

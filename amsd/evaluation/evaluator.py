@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amsd.diffusion.adapters import Adapter, adapter_for
+from amsd.diffusion.families import family_for
+from amsd.diffusion.families.base import Family
 from amsd.errors import Diverged, UsageError
 from amsd.evaluation import protocol
 from amsd.evaluation.cache import Cache, default_folder
@@ -133,22 +134,22 @@ class Evaluator:
             RunError: a score or an embedding is not finite; the prompt is named.
             UsageError: a setting cannot be sampled as its name says, or `base` was made under other conditions.
         """
-        adapter = adapter_for(pipeline)
+        family = family_for(pipeline, self._recipe.model)
         known = {result.name: result for result in base or ()}
         return [
-            self._under(setting, adapter, weights, known.get(setting.name))
+            self._under(setting, family, weights, known.get(setting.name))
             for setting in self._recipe.evaluation_settings
         ]
 
     def _under(
-        self, setting: EvaluationSetting, adapter: Adapter, weights: str, base: EvaluationResult | None
+        self, setting: EvaluationSetting, family: Family, weights: str, base: EvaluationResult | None
     ) -> EvaluationResult:
         """The result of one setting: from the cache where it is known, computed where not."""
-        sampler = protocol.sampler_for(setting, adapter.pipeline.scheduler, self._recipe.schedule)
+        sampler = protocol.sampler_for(setting, family, self._recipe.schedule)
         if sampler.fallback is not None:
             self._say("scheduler-fallback", sampler.fallback)
-        wanted = self._wanted(adapter, sampler, weights, base)
-        found = self._completed(wanted, self._look_up(wanted), adapter, sampler)
+        wanted = self._wanted(family, sampler, weights, base)
+        found = self._completed(wanted, self._look_up(wanted), family, sampler)
         for name, embeddings in found.embeddings.items():
             shortage = self._scorers.shortage(name, embeddings)
             if shortage is not None:
@@ -165,14 +166,14 @@ class Evaluator:
         )  # fmt: skip
 
     def _wanted(
-        self, adapter: Adapter, sampler: protocol.Sampler, weights: str, base: EvaluationResult | None
+        self, family: Family, sampler: protocol.Sampler, weights: str, base: EvaluationResult | None
     ) -> _Wanted:
         """What this setting is asked for.
 
         Raises:
             UsageError: the base model's result was made under other conditions.
         """
-        settings = self._settings(adapter, sampler, weights)
+        settings = self._settings(family, sampler, weights)
         if base is not None and (base.prompts != self._prompts or conditions(base.settings) != conditions(settings)):
             raise UsageError(
                 f"{sampler.setting.name}: the base model's result was made under other conditions; evaluate it again"
@@ -189,10 +190,10 @@ class Evaluator:
         kept = {name: identity({"images": images, "embeddings": [name, version]}) for name, version in references}
         return _Wanted(settings, images, versions, metrics, kept, base)
 
-    def _settings(self, adapter: Adapter, sampler: protocol.Sampler, weights: str) -> dict[str, Any]:
+    def _settings(self, family: Family, sampler: protocol.Sampler, weights: str) -> dict[str, Any]:
         """Everything but the prompts that determines the images."""
         # Only where it is on: results that were made without it keep their identity.
-        tiling = {"vae_tiling": True} if getattr(adapter.pipeline.vae, "use_tiling", False) else {}
+        tiling = {"vae_tiling": True} if getattr(family.pipeline.vae, "use_tiling", False) else {}
         return {
             "name": sampler.setting.name,
             **sampler.setting.model_dump(),
@@ -230,13 +231,13 @@ class Evaluator:
             complete,
         )
 
-    def _completed(self, wanted: _Wanted, known: _Known, adapter: Adapter, sampler: protocol.Sampler) -> _Known:
+    def _completed(self, wanted: _Wanted, known: _Known, family: Family, sampler: protocol.Sampler) -> _Known:
         """Compute and keep what is not known yet."""
         missing = [name for name in wanted.metrics if name not in known.values]
         lost = [name for name in wanted.references if name not in known.embeddings]
         if missing or lost:
-            images = self._generate(adapter, sampler, len(self._prompts))
-            device = next(adapter.pipeline.unet.parameters()).device
+            images = self._generate(family, sampler, len(self._prompts))
+            device = family.device
             new = self._scorers.measure(missing, lost, images, device, wanted.base)
             known = replace(known, values=known.values | new.values, embeddings=known.embeddings | new.embeddings)
             if rank() == 0:
@@ -246,7 +247,7 @@ class Evaluator:
                 for name in lost:
                     self._cache.keep_embeddings(wanted.references[name], new.embeddings[name])
         elif not known.has_pictures:
-            images = self._generate(adapter, sampler, self._kept)
+            images = self._generate(family, sampler, self._kept)
         if not known.has_pictures:
             pictures = self._collect(images)
             if rank() == 0:
@@ -254,7 +255,7 @@ class Evaluator:
                 known = replace(known, pictures=pictures)
         return known
 
-    def _generate(self, adapter: Adapter, sampler: protocol.Sampler, prompts: int) -> Images:
+    def _generate(self, family: Family, sampler: protocol.Sampler, prompts: int) -> Images:
         """This process's share of the pictures of the first `prompts` prompts.
 
         Raises:
@@ -263,12 +264,12 @@ class Evaluator:
         evaluation = self._recipe.evaluation
         share = shard(protocol.batches(prompts, self._samples, evaluation.batch_size))
         pictures, failure = [], ""
-        with protocol.sampling(adapter.pipeline, sampler):
-            encode = protocol.PromptEncoder(adapter, self._prompts)
+        with protocol.sampling(family.pipeline, sampler):
+            encode = protocol.PromptEncoder(family, self._prompts)
             try:
                 for batch in share:
                     texts = [self._prompts[prompt] for prompt, _ in batch]
-                    pictures.append(protocol.generate(adapter, sampler, encode(batch), batch, evaluation.seed, texts))
+                    pictures.append(protocol.generate(family, sampler, encode(batch), batch, evaluation.seed, texts))
             except Diverged as error:
                 failure = str(error)
         failures = [text for text in gather([failure]) if text]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amsd.diffusion.adapters import Adapter
+from amsd.diffusion.families.base import Family
 from amsd.diffusion.finite import require_finite_images
 from amsd.diffusion.guidance import TextCondition
 from amsd.diffusion.noise import generator
@@ -42,11 +41,10 @@ class Sampler:
         return {"class": type(self.scheduler).__name__, **dict(sorted(config.items()))}
 
 
-def sampler_for(setting: EvaluationSetting, own: Any, schedule: Schedule) -> Sampler:
-    """The sampler of a setting: `fine-tuning` follows the recipe's schedule, `default` is the model's `own` scheduler.
+def sampler_for(setting: EvaluationSetting, family: Family, schedule: Schedule) -> Sampler:
+    """The sampler of a setting: `fine-tuning` follows the recipe's schedule, `default` is the model's own scheduler.
 
-    An own scheduler without eta (PNDM, Euler ...) cannot sample with eta > 0: DDIM on the model's own noise table takes
-    its place, and `fallback` says so.
+    An own scheduler without noise cannot sample with eta > 0: another takes its place, and `fallback` says so.
 
     Raises:
         UsageError: the guidance scale lies below 1 and is not 1, which diffusers' pipelines sample without guidance.
@@ -57,17 +55,9 @@ def sampler_for(setting: EvaluationSetting, own: Any, schedule: Schedule) -> Sam
             "the result would carry a wrong label. Use 1 (no guidance) or more."
         )
     if setting.scheduler == "fine-tuning":
-        from amsd.diffusion.scheduler import SOCDDIMScheduler
-
-        return Sampler(setting, SOCDDIMScheduler.for_recipe(own, schedule))
-    if setting.eta == 0 or "eta" in inspect.signature(own.step).parameters:
-        return Sampler(setting, type(own).from_config(own.config))
-    from diffusers import DDIMScheduler
-
-    reason = (
-        f"the model's own {type(own).__name__} has no eta: {setting.name} is sampled by DDIM on the model's own noise"
-    )
-    return Sampler(setting, DDIMScheduler.from_config(own.config, clip_sample=False), reason)
+        return Sampler(setting, family.training_sampler(schedule))
+    scheduler, reason = family.own_sampler(setting.eta)
+    return Sampler(setting, scheduler, None if reason is None else f"{setting.name}: {reason}")
 
 
 def batches(prompts: int, samples: int, size: int) -> list[list[Index]]:
@@ -84,31 +74,27 @@ def noise_generator(seed: int, index: Index) -> torch.Generator:
 class PromptEncoder:
     """Encodes each prompt once, alone, so that its embedding does not depend on its neighbours in a batch."""
 
-    def __init__(self, adapter: Adapter, prompts: Sequence[str]) -> None:
-        self._adapter = adapter
+    def __init__(self, family: Family, prompts: Sequence[str]) -> None:
+        self._family = family
         self._prompts = prompts
         self._known: dict[str, TextCondition] = {}
-        self._empty = adapter.encode_empty(1)
+        self._empty = family.encode_empty(1)
 
-    def __call__(self, batch: Sequence[Index]) -> dict[str, Tensor]:
+    def __call__(self, batch: Sequence[Index]) -> dict[str, Any]:
         """Arguments of the pipeline's call that stand for the prompts of these images."""
         for text in dict.fromkeys(self._prompts[prompt] for prompt, _ in batch):
             if text not in self._known:
-                self._known[text] = self._adapter.encode([text])
+                self._known[text] = self._family.encode([text])
         condition = TextCondition.cat([self._known[self._prompts[prompt]] for prompt, _ in batch])
         empty = TextCondition.cat([self._empty] * len(batch))
-        arguments = {"prompt_embeds": condition.hidden_states, "negative_prompt_embeds": empty.hidden_states}
-        if "text_embeds" in condition.added:
-            arguments["pooled_prompt_embeds"] = condition.added["text_embeds"]
-            arguments["negative_pooled_prompt_embeds"] = empty.added["text_embeds"]
-        return arguments
+        return self._family.prompt_arguments(condition, empty)
 
 
 @torch.no_grad()
 def generate(
-    adapter: Adapter,
+    family: Family,
     sampler: Sampler,
-    arguments: dict[str, Tensor],
+    arguments: dict[str, Any],
     batch: Sequence[Index],
     seed: int,
     prompts: Sequence[str],
@@ -122,17 +108,17 @@ def generate(
         Diverged: an image is not finite; `prompts` (one per image) names it.
     """
     generators = [noise_generator(seed, index) for index in batch]
-    noise = torch.stack([torch.randn(adapter.latent_shape, generator=each) for each in generators])
-    latents = adapter.pipeline(
-        **arguments,
-        latents=noise.to(arguments["prompt_embeds"].device),
-        generator=generators,
-        num_inference_steps=sampler.setting.num_inference_steps,
-        guidance_scale=sampler.setting.guidance_scale,
+    noise = torch.stack([torch.randn(family.latent_shape, generator=each) for each in generators])
+    latents = family.draw(
+        arguments,
+        generators,
         eta=sampler.setting.eta,
+        guidance_scale=sampler.setting.guidance_scale,
+        num_inference_steps=sampler.setting.num_inference_steps,
         output_type="latent",
-    ).images
-    images = adapter.decode(latents)
+        latents=noise.to(family.device),
+    )
+    images = family.decode(latents)
     require_finite_images(images, prompts)
     return quantize(images).cpu()
 

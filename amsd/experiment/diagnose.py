@@ -102,8 +102,8 @@ def terminal_correlation(first: Tensor, second: Tensor, prompts: int) -> float:
 
 
 def unit_variance_correlation(steps: AffineSteps) -> float:
-    """The same figure in closed form for data N(0, I), whose exact prediction is sqrt(1 - alpha_bar) x."""
-    slope = steps.A + steps.B * (1 - steps.alpha_bar).sqrt()
+    """The same figure in closed form for data N(0, I), whose exact prediction is linear in x."""
+    slope = steps.A + steps.B * steps.unit_variance_slope
     memory, variance = 1.0, 1.0
     for k in range(len(steps)):
         memory *= float(slope[k])

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from amsd.diffusion.inference import departures, inference_scheduler
 from amsd.diffusion.parameterizations import ADAPTER_FILE, LoraPolicy, OffsetPolicy
 from amsd.errors import UsageError
 from amsd.experiment.card import write_card
@@ -25,22 +24,21 @@ def export(recipe: Recipe, checkpoint: Path, to: Path) -> Path:
     """Write the merged pipeline to the folder `to` (which must not exist or be empty).
 
     Raises:
-        UsageError: `to` is in use, or the parameterization is `offset`, which no single UNet can express.
+        UsageError: `to` is in use, or the parameterization is `offset`, which no single network can express.
     """
     require_vacant(to)
     policy = load_policy(recipe, torch.device("cpu"), checkpoint)
     if isinstance(policy, OffsetPolicy):
         raise UsageError(
-            "model.parameterization = 'offset' is base plus a second network and cannot be merged into one UNet; "
+            "model.parameterization = 'offset' is base plus a second network and cannot be merged into one network; "
             "use `amsd sample` on the checkpoint, or train with 'full' or 'lora'."
         )
     pipeline = policy.pipeline
-    pipeline.scheduler = inference_scheduler(pipeline.scheduler, recipe.schedule)
-    for sentence in departures(recipe.schedule):
+    pipeline.scheduler = policy.family.exported_sampler(recipe.schedule)
+    for sentence in policy.family.departures(recipe.schedule):
         _LOG.warning("%s", sentence)
     if isinstance(policy, LoraPolicy):
-        pipeline.fuse_lora(components=["unet"])
-        pipeline.unload_lora_weights()
+        policy.family.merge_lora()
 
     def fill(folder: Path) -> None:
         pipeline.save_pretrained(folder)

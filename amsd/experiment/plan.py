@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amsd.diffusion.adapters import DECODED_PIXELS
+from amsd.diffusion.families.base import DECODED_PIXELS
 from amsd.experiment.architecture import architecture
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amsd.diffusion.guidance import Conditioning, NoisePredictor
+from amsd.diffusion.guidance import Conditioning, NetworkPredictor
 from amsd.diffusion.noise import normal
 from amsd.diffusion.rollout import Trajectory, rollout
 from amsd.matching import lean_adjoint
@@ -119,7 +119,7 @@ def _probe(problem: ControlProblem, samples: Sequence[Sample], own: Mode) -> Pro
 def _rollout(
     problem: ControlProblem, conditioning: Conditioning, samples: Sequence[Sample], draw: int, guidance_scale: float
 ) -> Trajectory:
-    shape = problem.adapter.latent_shape
+    shape = problem.family.latent_shape
     start = normal([(*s.key, "start") for s in samples], (1, *shape), problem.device, torch.float32)
     later = normal(
         [(*s.key, "later", draw) for s in samples], (len(problem.steps), *shape), problem.device, torch.float32
@@ -127,7 +127,7 @@ def _rollout(
     return rollout(problem.base(conditioning, guidance_scale), problem.steps, torch.cat([start, later], 1))
 
 
-def _adjoint_norms(problem: ControlProblem, base: NoisePredictor, path: Trajectory, gradient: Tensor) -> Tensor:
+def _adjoint_norms(problem: ControlProblem, base: NetworkPredictor, path: Trajectory, gradient: Tensor) -> Tensor:
     steps = problem.steps
     with problem.policy.only_base():
         found = lean_adjoint(

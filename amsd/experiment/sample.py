@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from amsd.diffusion.families.base import Family
 from amsd.diffusion.finite import require_finite_images
-from amsd.diffusion.inference import inference_scheduler
 from amsd.experiment.setup import build_accelerator, load_policy
 from amsd.recipe import Recipe
 
@@ -34,27 +34,26 @@ def sample(recipe: Recipe, checkpoint: Path | None, request: SampleRequest, out:
     out.mkdir(parents=True, exist_ok=True)
     written = []
     with policy.sampling(base=checkpoint is None) as pipeline:
-        pipeline.scheduler = inference_scheduler(pipeline.scheduler, recipe.schedule)
+        pipeline.scheduler = policy.family.exported_sampler(recipe.schedule)
         for index, prompt in enumerate(request.prompts):
-            for number, image in enumerate(_draw(pipeline, recipe, prompt, request)):
+            for number, image in enumerate(_draw(policy.family, recipe, prompt, request)):
                 path = out / f"p{index:03d}-s{number}.png"
                 image.save(path)
                 written.append(path)
     return written
 
 
-def _draw(pipeline: Any, recipe: Recipe, prompt: str, request: SampleRequest) -> list[Any]:
+def _draw(family: Family, recipe: Recipe, prompt: str, request: SampleRequest) -> list[Any]:
     scale = recipe.guidance.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    images = pipeline(
-        prompt,
-        num_images_per_prompt=request.count,
-        num_inference_steps=request.num_inference_steps or recipe.schedule.num_inference_steps,
-        guidance_scale=scale,
+    images = family.draw(
+        {"prompt": prompt, "num_images_per_prompt": request.count},
+        [torch.Generator().manual_seed(request.seed + number) for number in range(request.count)],
         eta=request.eta,
-        generator=[torch.Generator().manual_seed(request.seed + number) for number in range(request.count)],
+        guidance_scale=scale,
+        num_inference_steps=request.num_inference_steps or recipe.schedule.num_inference_steps,
         output_type="pt",
-    ).images
+    )
     require_finite_images(images, [prompt] * len(images))
-    processor = pipeline.image_processor
+    processor = family.pipeline.image_processor
     drawn: list[Any] = processor.numpy_to_pil(processor.pt_to_numpy(images))
     return drawn

@@ -11,15 +11,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from amsd.diffusion.adapters import Adapter, image_size
 from amsd.diffusion.agreement import require_agreement
+from amsd.diffusion.families.base import Family, image_size
 from amsd.diffusion.finite import require_finite_images
-from amsd.diffusion.loading import EMBEDDED, load_adapter
+from amsd.diffusion.loading import EMBEDDED, load_family
 from amsd.diffusion.noise import normal
 from amsd.diffusion.parameterizations import build_policy
 from amsd.diffusion.policy import Policy
 from amsd.diffusion.rollout import rollout
-from amsd.diffusion.scheduler import SOCDDIMScheduler
 from amsd.errors import UsageError
 from amsd.evaluation.identity import pipeline_identity
 from amsd.recipe import Recipe
@@ -53,8 +52,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
 def load_policy(recipe: Recipe, device: torch.device, checkpoint: Path | None = None) -> Policy:
     """The recipe's model with an unchanged policy, or with the weights of a checkpoint."""
-    adapter: Adapter = load_adapter(recipe.model)
-    policy = build_policy(adapter, recipe.model)
+    family = load_family(recipe.model)
+    policy = build_policy(family, recipe.model)
     if checkpoint is not None:
         policy.load(checkpoint)
     policy.to(device)
@@ -81,9 +80,9 @@ class Identified:
 
 def load_identified(recipe: Recipe, device: torch.device) -> Identified:
     """The recipe's model, for evaluation: its results are known by its weights."""
-    adapter: Adapter = load_adapter(recipe.model)
-    weights = pipeline_identity(adapter.pipeline)
-    policy = build_policy(adapter, recipe.model)
+    family = load_family(recipe.model)
+    weights = pipeline_identity(family.pipeline)
+    policy = build_policy(family, recipe.model)
     policy.to(device)
     return Identified(policy, weights)
 
@@ -91,9 +90,9 @@ def load_identified(recipe: Recipe, device: torch.device) -> Identified:
 def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prompts: Sequence[str]) -> ControlProblem:
     """Everything that a method computes with; `prompts` are those a normalised reward is measured on."""
     device = accelerator.device
+    steps = policy.family.steps(recipe.schedule)
     with policy.sampling(base=True):
-        require_agreement(policy.adapter)
-    scheduler = SOCDDIMScheduler.for_recipe(policy.pipeline.scheduler, recipe.schedule)
+        require_agreement(policy.family)
     if recipe.training.compile:
         for network in policy.networks:
             network.compile()
@@ -101,19 +100,18 @@ def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prom
         policy.checkpoint_gradients()
         policy.pipeline.vae.enable_gradient_checkpointing()
     reward = WeightedReward.from_recipe(recipe.reward).to(device)
-    _rehearse(reward, policy.adapter, prompts, device)
-    steps = scheduler.affine(recipe.schedule.eta)
-    problem = ControlProblem(recipe, policy.adapter, policy, steps, reward, device)
+    _rehearse(reward, policy.family, prompts, device)
+    problem = ControlProblem(recipe, policy.family, policy, steps, reward, device)
     if not reward.unmeasured:
         return problem
     scales = _base_standard_deviations(problem, reward, prompts)
     _LOG.info("base standard deviations of normalised rewards: %s", scales)
-    return ControlProblem(recipe, policy.adapter, policy, steps, reward.scaled(scales), device)
+    return ControlProblem(recipe, policy.family, policy, steps, reward.scaled(scales), device)
 
 
-def _rehearse(reward: WeightedReward, adapter: Adapter, prompts: Sequence[str], device: torch.device) -> None:
+def _rehearse(reward: WeightedReward, family: Family, prompts: Sequence[str], device: torch.device) -> None:
     """Try the rewards on two pictures of noise in the size of the model's."""
-    images = torch.rand((2, 3, *image_size(adapter)), generator=torch.Generator().manual_seed(0))
+    images = torch.rand((2, 3, *image_size(family)), generator=torch.Generator().manual_seed(0))
     reward.rehearse(images.to(device), [prompts[0], prompts[-1]])
 
 
@@ -129,10 +127,10 @@ def _base_standard_deviations(
     for start in range(0, SCALE_SAMPLES, size):
         batch = chosen[start : start + size]
         keys = [(problem.recipe.training.seed, "scale", start + index) for index in range(len(batch))]
-        shape = (len(problem.steps) + 1, *problem.adapter.latent_shape)
+        shape = (len(problem.steps) + 1, *problem.family.latent_shape)
         noise = normal(keys, shape, problem.device, torch.float32)
         predict = problem.base(problem.encode(batch), problem.recipe.guidance.guidance_scale)
-        images = problem.adapter.decode(rollout(predict, problem.steps, noise).terminal).clamp(0, 1)
+        images = problem.family.decode(rollout(predict, problem.steps, noise).terminal).clamp(0, 1)
         require_finite_images(images, batch)
         for name, values in scores.items():
             values.append(terms[name](images, batch).cpu())

@@ -50,6 +50,8 @@ class Model(Section):
     """Git revision on the hub."""
     variant: str | None = None
     """Weight-file variant on the hub or in the folder, such as "fp16"."""
+    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] | None = None
+    """Height and width of the pictures in pixels, for training, evaluation and sampling; unset: the model's own."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the networks' arithmetic; trained weights and reward gradients stay in float32."""
     parameterization: Literal["full", "lora", "offset"] = "full"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amsd.diffusion.adapters import DECODED_PIXELS, image_size
+from amsd.diffusion.families.base import DECODED_PIXELS, image_size
 from amsd.diffusion.finite import DIVERGED
 from amsd.diffusion.guidance import Conditioning
 from amsd.diffusion.noise import generator, normal
@@ -97,11 +97,11 @@ def reward_gradient(problem: ControlProblem, latents: Tensor, samples: Sequence[
 
 def _gradient_at(problem: ControlProblem, latents: Tensor, prompts: Sequence[str]) -> TerminalReward:
     parts = []
-    rows = max(1, DECODED_PIXELS // math.prod(image_size(problem.adapter)))
+    rows = max(1, DECODED_PIXELS // math.prod(image_size(problem.family)))
     for start in range(0, len(latents), rows):
         x = latents[start : start + rows].detach().requires_grad_(True)
         with torch.enable_grad():
-            images = problem.adapter.decode(x)
+            images = problem.family.decode(x)
             values = problem.reward(images.clamp(0, 1), prompts[start : start + rows])
         (gradient,) = torch.autograd.grad(values.total.sum(), x)
         outside = ((images.detach() < 0) | (images.detach() > 1)).flatten(1).float().mean(1)
@@ -116,7 +116,7 @@ def _gradient_at(problem: ControlProblem, latents: Tensor, prompts: Sequence[str
 
 
 def _noise(problem: ControlProblem, samples: Sequence[Sample]) -> Tensor:
-    shape = (len(problem.steps) + 1, *problem.adapter.latent_shape)
+    shape = (len(problem.steps) + 1, *problem.family.latent_shape)
     return normal([(*sample.key, "noise") for sample in samples], shape, problem.device, torch.float32)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amsd.diffusion.adapters import Adapter
-from amsd.diffusion.guidance import Conditioning, NoisePredictor
+from amsd.diffusion.families.base import Family
+from amsd.diffusion.guidance import Conditioning, NetworkPredictor
 from amsd.diffusion.policy import Policy
 from amsd.diffusion.steps import AffineSteps
 from amsd.errors import RunError
@@ -24,7 +24,7 @@ class ControlProblem:
     """Everything a method needs to compute with; nothing here knows of runs, files or trackers."""
 
     recipe: Recipe
-    adapter: Adapter
+    family: Family
     policy: Policy
     steps: AffineSteps
     reward: RewardFunction
@@ -42,17 +42,17 @@ class ControlProblem:
         guidance = self.recipe.guidance
         return guidance.guidance_scale if guidance.guidance_in_adjoint_computation else 1.0
 
-    def finetuned(self, conditioning: Conditioning, guidance_scale: float) -> NoisePredictor:
+    def finetuned(self, conditioning: Conditioning, guidance_scale: float) -> NetworkPredictor:
         """eps_theta under these conditions."""
-        return NoisePredictor(self.policy.finetuned, self.steps, conditioning, guidance_scale)
+        return NetworkPredictor(self.policy.finetuned, self.steps, conditioning, guidance_scale)
 
-    def base(self, conditioning: Conditioning, guidance_scale: float) -> NoisePredictor:
+    def base(self, conditioning: Conditioning, guidance_scale: float) -> NetworkPredictor:
         """eps_0 under these conditions."""
-        return NoisePredictor(self.policy.base, self.steps, conditioning, guidance_scale)
+        return NetworkPredictor(self.policy.base, self.steps, conditioning, guidance_scale)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts together with the empty prompt."""
-        return Conditioning(self.adapter.encode(prompts), self.adapter.encode_empty(len(prompts)))
+        return Conditioning(self.family.encode(prompts), self.family.encode_empty(len(prompts)))
 
 
 _DIVERGED = (

@@ -29,10 +29,10 @@ def validation_values(problem: ControlProblem, prompts: Sequence[str]) -> dict[s
         part = chosen[start : start + size]
         texts = [prompt for _, prompt in part]
         keys = [(problem.recipe.training.seed, "validation", index) for index, _ in part]
-        shape = (len(problem.steps) + 1, *problem.adapter.latent_shape)
+        shape = (len(problem.steps) + 1, *problem.family.latent_shape)
         noise = normal(keys, shape, problem.device, torch.float32)
         predict = problem.finetuned(problem.encode(texts), problem.recipe.guidance.guidance_scale)
-        images = problem.adapter.decode(rollout(predict, problem.steps, noise).terminal).clamp(0, 1)
+        images = problem.family.decode(rollout(predict, problem.steps, noise).terminal).clamp(0, 1)
         values = problem.reward(images, texts)
         totals += values.total.tolist()
         for name, scores in values.terms.items():

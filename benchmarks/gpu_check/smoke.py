@@ -101,14 +101,14 @@ def _resume(check: Check) -> None:
 
 def agreement(check: Check) -> None:
     """One collection on the CPU and on the card in plain fp32: all noise is drawn on the CPU, so they must agree."""
-    from amsd.diffusion.loading import load_adapter
+    from amsd.diffusion.loading import load_family
     from amsd.recipe import load_recipe
 
     recipe = load_recipe("shapes", ["training.tf32=false", "guidance.guidance_scale=3.0"])
     found: dict[str, dict[str, torch.Tensor]] = {}
     for place in ("cpu", check.options.device):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        pipeline = load_adapter(recipe.model).pipeline
+        pipeline = load_family(recipe.model).pipeline
         problem, accelerator = workbench.set_up(recipe, pipeline, torch.device(place))
         experience = workbench.collect_once(problem, accelerator, 4)
         values = {field.name: getattr(experience, field.name) for field in dataclasses.fields(experience)}

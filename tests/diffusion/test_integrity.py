@@ -13,10 +13,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from amsd.diffusion import adapters
-from amsd.diffusion.adapters import adapter_for, image_size
 from amsd.diffusion.agreement import require_agreement
-from amsd.diffusion.loading import load_adapter
+from amsd.diffusion.families import family_for
+from amsd.diffusion.families.base import image_size
+from amsd.diffusion.loading import load_family
 from amsd.diffusion.parameterizations import build_policy
 from amsd.errors import RunError, UsageError
 from amsd.experiment.architecture import architecture
@@ -101,7 +101,7 @@ def test_a_damaged_folder_is_refused_and_its_file_named(name: str, good: Path, t
     damage(tmp_path / "model" / file)
     model = Model(pretrained=str(tmp_path / "model"))
     with pytest.raises(UsageError, match=f"(?s){words}") as caught:
-        load_adapter(model)
+        load_family(model)
     assert str(tmp_path / "model") in str(caught.value)
     if planned:
         with pytest.raises(UsageError):
@@ -110,7 +110,7 @@ def test_a_damaged_folder_is_refused_and_its_file_named(name: str, good: Path, t
 
 def test_the_whole_folder_is_loaded_and_planned(good: Path) -> None:
     model = Model(pretrained=str(good))
-    require_agreement(load_adapter(model))
+    require_agreement(load_family(model))
     architecture(model)
 
 
@@ -119,9 +119,9 @@ def test_only_half_precision_files_need_their_variant(variant: str | None, tmp_p
     pipelines.stable_diffusion().save_pretrained(tmp_path, variant="fp16")
     model = Model(pretrained=str(tmp_path), variant=variant)
     if variant:
-        load_adapter(model)
+        load_family(model)
         return
-    for attempt in (load_adapter, architecture):
+    for attempt in (load_family, architecture):
         with pytest.raises(UsageError, match=r'model\.variant = "fp16"'):
             attempt(model)
 
@@ -133,12 +133,12 @@ def test_weights_in_several_files(lost: bool, tmp_path: Path) -> None:
     (tmp_path / UNET).unlink()
     original.unet.save_pretrained(tmp_path / "unet", max_shard_size="100KB")
     if not lost:
-        loaded = load_adapter(Model(pretrained=str(tmp_path))).pipeline.unet
+        loaded = load_family(Model(pretrained=str(tmp_path))).pipeline.unet
         assert torch.equal(loaded.conv_out.weight, original.unet.conv_out.weight)
         return
     next((tmp_path / "unet").glob("*-00002-of-*")).unlink()
     with pytest.raises(UsageError, match=r"holds \d+ of \d+ parts"):
-        load_adapter(Model(pretrained=str(tmp_path)))
+        load_family(Model(pretrained=str(tmp_path)))
 
 
 def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
     for pipeline, words in ((inpainting, "9 input channels .*inpainting"), (wide, "width 24"), (wrong, "tokens")):
         folder = tmp_path / words[:4]
         pipeline.save_pretrained(folder)
-        for attempt in (load_adapter, architecture):
+        for attempt in (load_family, architecture):
             with pytest.raises(UsageError, match=words):
                 attempt(Model(pretrained=str(folder)))
 
@@ -168,7 +168,7 @@ def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
 def test_a_folder_of_another_kind_is_named(name: str, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("{}")
     with pytest.raises(UsageError, match=words):
-        load_adapter(Model(pretrained=str(tmp_path)))
+        load_family(Model(pretrained=str(tmp_path)))
 
 
 @pytest.mark.parametrize("how", ["key", "metadata"])
@@ -179,7 +179,7 @@ def test_a_single_file_that_declares_velocity_is_obeyed(how: str, tmp_path: Path
     metadata = {"format": "pt"} | ({"modelspec.prediction_type": "v"} if how == "metadata" else {})
     save_file({**ldm.checkpoint(original, "sdxl"), **extra}, tmp_path / "model.safetensors", metadata=metadata)
     model = Model(pretrained=str(tmp_path / "model.safetensors"), config=str(tmp_path / "config"))
-    assert load_adapter(model).pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert load_family(model).pipeline.scheduler.config.prediction_type == "v_prediction"
 
 
 def test_a_single_file_with_more_layers_than_its_configuration_is_refused(tmp_path: Path) -> None:
@@ -193,43 +193,43 @@ def test_a_single_file_with_more_layers_than_its_configuration_is_refused(tmp_pa
     }
     save_file(state | more, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match="parameters of text_encoder"):
-        load_adapter(Model(pretrained=str(tmp_path / "model.safetensors"), config=str(tmp_path / "config")))
+        load_family(Model(pretrained=str(tmp_path / "model.safetensors"), config=str(tmp_path / "config")))
 
 
 def test_sdxl_that_is_not_square_has_its_sizes_in_order() -> None:
     pipeline = pipelines.stable_diffusion_xl()
     pipeline.unet.register_to_config(sample_size=(8, 12))
-    adapter = adapter_for(pipeline)
-    assert image_size(adapter) == (16, 24)
-    assert adapter.encode(["a cat"]).added["time_ids"][0].tolist() == [16, 24, 0, 0, 16, 24]
-    require_agreement(adapter)
+    family = family_for(pipeline)
+    assert image_size(family) == (16, 24)
+    assert family.encode(["a cat"]).added["time_ids"][0].tolist() == [16, 24, 0, 0, 16, 24]
+    require_agreement(family)
 
 
 def test_statistics_of_the_autoencoder_are_used_as_the_pipeline_uses_them() -> None:
     pipeline = pipelines.stable_diffusion_xl()
     pipeline.vae.register_to_config(latents_mean=[-1.6, 1.1, 3.3, -2.6], latents_std=[8.4, 5.9, 6.5, 5.2])
-    require_agreement(adapter_for(pipeline))
+    require_agreement(family_for(pipeline))
 
 
 @pytest.mark.parametrize("family", [pipelines.stable_diffusion, pipelines.stable_diffusion_xl])
 def test_a_disagreement_with_the_pipeline_is_found(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = adapter_for(family())
-    require_agreement(adapter)
+    family = family_for(family())
+    require_agreement(family)
     with monkeypatch.context() as patch:
-        patch.setattr(adapters, "_unscaled", lambda config, latents: latents)
+        patch.setattr(type(family), "_unscaled", lambda self, config, latents: latents)
         with pytest.raises(RunError, match="the decoder another latents"):
-            require_agreement(adapter)
+            require_agreement(family)
     with monkeypatch.context() as patch:
-        encode = type(adapter).encode
-        patch.setattr(type(adapter), "encode", lambda self, prompts: encode(self, [f"{p} x" for p in prompts]))
+        encode = type(family).encode
+        patch.setattr(type(family), "encode", lambda self, prompts: encode(self, [f"{p} x" for p in prompts]))
         with pytest.raises(RunError, match="the denoiser another encoder_hidden_states"):
-            require_agreement(adapter)
+            require_agreement(family)
 
 
 @pytest.mark.parametrize("parameterization", ["full", "lora", "offset"])
 def test_a_damaged_checkpoint_is_refused(parameterization: Any, tmp_path: Path) -> None:
     model = Model(parameterization=parameterization)
-    policy = build_policy(adapter_for(pipelines.stable_diffusion()), model)
+    policy = build_policy(family_for(pipelines.stable_diffusion()), model)
     policy.save(tmp_path)
     (file,) = tmp_path.rglob("*.safetensors")
     state = load_file(file)

@@ -13,9 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from amsd.diffusion import adapters
-from amsd.diffusion.adapters import adapter_for
-from amsd.diffusion.loading import load_adapter, locate
+from amsd.diffusion.families import base, family_for
+from amsd.diffusion.loading import load_family, locate
 from amsd.errors import UsageError
 from amsd.recipe import Model
 from tests import pipelines
@@ -117,13 +116,13 @@ def test_a_file_that_is_no_checkpoint_is_refused_at_once(tmp_path: Path) -> None
     save_file({"something": torch.zeros(2)}, other)
     for file in (damaged, other):
         with pytest.raises(UsageError, match=r"cannot be read as a checkpoint"):
-            load_adapter(Model(pretrained=str(file)))
+            load_family(Model(pretrained=str(file)))
 
 
 def test_a_folder_is_loaded_in_float32_without_safety_checker(tmp_path: Path) -> None:
     original = pipelines.stable_diffusion()
     original.save_pretrained(tmp_path / "model")
-    loaded = load_adapter(Model(pretrained=str(tmp_path / "model"))).pipeline
+    loaded = load_family(Model(pretrained=str(tmp_path / "model"))).pipeline
     assert loaded.safety_checker is None
     assert {parameter.dtype for parameter in loaded.unet.parameters()} == {torch.float32}
     weights = loaded.unet.state_dict()
@@ -134,12 +133,12 @@ def test_a_variant_is_what_is_loaded(tmp_path: Path) -> None:
     halves = pipelines.stable_diffusion(1).to(torch.float16)
     halves.save_pretrained(tmp_path, variant="fp16")
     pipelines.stable_diffusion(0).save_pretrained(tmp_path)
-    loaded = load_adapter(Model(pretrained=str(tmp_path), variant="fp16")).pipeline
+    loaded = load_family(Model(pretrained=str(tmp_path), variant="fp16")).pipeline
     assert torch.equal(loaded.unet.conv_out.weight, halves.unet.conv_out.weight.float())
-    plain = load_adapter(Model(pretrained=str(tmp_path))).pipeline
+    plain = load_family(Model(pretrained=str(tmp_path))).pipeline
     assert not torch.equal(plain.unet.conv_out.weight, loaded.unet.conv_out.weight)
     with pytest.raises(UsageError, match="cannot be loaded"):
-        load_adapter(Model(pretrained=str(tmp_path), variant="int4"))
+        load_family(Model(pretrained=str(tmp_path), variant="int4"))
 
 
 @pytest.mark.parametrize("side", [8, 12, 20])
@@ -151,15 +150,15 @@ def test_tiling_is_a_choice_of_the_recipe(side: int, tmp_path: Path, monkeypatch
     latents = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
     images, calls = {}, {False: 0, True: 0}
     for tiling in (False, True):
-        adapter = load_adapter(Model(pretrained=str(tmp_path), vae_tiling=tiling))
-        tiled = adapter.pipeline.vae.tiled_decode
+        family = load_family(Model(pretrained=str(tmp_path), vae_tiling=tiling))
+        tiled = family.pipeline.vae.tiled_decode
 
         def counted(z: Any, tiling: bool = tiling, tiled: Any = tiled, **options: Any) -> Any:
             calls[tiling] += 1
             return tiled(z, **options)
 
-        monkeypatch.setattr(adapter.pipeline.vae, "tiled_decode", counted)
-        images[tiling] = adapter.decode(latents)
+        monkeypatch.setattr(family.pipeline.vae, "tiled_decode", counted)
+        images[tiling] = family.decode(latents)
     assert calls == {False: 0, True: 1}
     assert images[True].shape == images[False].shape == (1, 3, 2 * side, 2 * side)
     difference = (images[True] - images[False]).abs()
@@ -168,14 +167,14 @@ def test_tiling_is_a_choice_of_the_recipe(side: int, tmp_path: Path, monkeypatch
 
 
 def test_decoding_in_slices_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = adapter_for(pipelines.stable_diffusion())
+    family = family_for(pipelines.stable_diffusion())
     latents = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    whole = adapter.decode(latents)
+    whole = family.decode(latents)
     sizes = []
-    decode = adapter.pipeline.vae.decode
+    decode = family.pipeline.vae.decode
     monkeypatch.setattr(
-        adapter.pipeline.vae, "decode", lambda z, **options: sizes.append(len(z)) or decode(z, **options)
+        family.pipeline.vae, "decode", lambda z, **options: sizes.append(len(z)) or decode(z, **options)
     )
-    monkeypatch.setattr(adapters, "DECODED_PIXELS", 2 * 16 * 16)
-    assert torch.allclose(adapter.decode(latents), whole, atol=1e-5)
+    monkeypatch.setattr(base, "DECODED_PIXELS", 2 * 16 * 16)
+    assert torch.allclose(family.decode(latents), whole, atol=1e-5)
     assert sizes == [2, 2, 1]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from amsd.diffusion.adapters import Adapter, adapter_for
-from amsd.diffusion.guidance import Conditioning, NoisePredictor, TextCondition, guided
+from amsd.diffusion.families import family_for
+from amsd.diffusion.families.base import Family
+from amsd.diffusion.guidance import Conditioning, NetworkPredictor, TextCondition, guided
 from amsd.diffusion.parameterizations import ADAPTER_FILE, build_policy
 from amsd.diffusion.policy import Policy
 from amsd.diffusion.rollout import rollout
@@ -32,12 +33,12 @@ MODES = {
 
 
 def policy_of(parameterization: str, pipeline: Any = None, **model: Any) -> Policy:
-    adapter = adapter_for(pipeline or pipelines.stable_diffusion())
-    return build_policy(adapter, Model.model_validate({"parameterization": parameterization, **model}))
+    family = family_for(pipeline or pipelines.stable_diffusion())
+    return build_policy(family, Model.model_validate({"parameterization": parameterization, **model}))
 
 
-def conditioning(adapter: Adapter, prompts: list[str] = PROMPTS) -> Conditioning:
-    return Conditioning(adapter.encode(prompts), adapter.encode_empty(len(prompts)))
+def conditioning(family: Family, prompts: list[str] = PROMPTS) -> Conditioning:
+    return Conditioning(family.encode(prompts), family.encode_empty(len(prompts)))
 
 
 def latents(count: int = len(PROMPTS), seed: int = 0) -> Tensor:
@@ -55,7 +56,7 @@ def disturb(policy: Policy) -> None:
 @torch.no_grad()
 def outputs(policy: Policy, base: bool = False) -> Tensor:
     network = policy.base if base else policy.finetuned
-    return network(latents(), torch.tensor([999, 19]), conditioning(policy.adapter).prompt)
+    return network(latents(), torch.tensor([999, 19]), conditioning(policy.family).prompt)
 
 
 def steps_of(pipeline: Any, count: int = 4, eta: float = 1.0) -> Any:
@@ -74,7 +75,7 @@ def test_an_unchanged_policy_has_no_control(parameterization: str, mode: str, pr
     steps = steps_of(policy.pipeline)
     scale = control_scale(MODES[mode])
     predictors = [
-        NoisePredictor(network, steps, conditioning(policy.adapter), scale)
+        NetworkPredictor(network, steps, conditioning(policy.family), scale)
         for network in (policy.finetuned, policy.base)
     ]
     with torch.no_grad():
@@ -96,13 +97,13 @@ def test_the_base_stays_what_it_was_bit_for_bit(parameterization: str) -> None:
     pristine = pipelines.stable_diffusion()
     policy = policy_of(parameterization)
     disturb(policy)
-    given = conditioning(policy.adapter).prompt
+    given = conditioning(policy.family).prompt
     with torch.no_grad():
-        expected = adapter_for(pristine).network(pristine.unet)(latents(), torch.tensor([999, 19]), given)
+        expected = family_for(pristine).network(pristine.unet)(latents(), torch.tensor([999, 19]), given)
     assert torch.equal(outputs(policy, base=True), expected)
     assert not torch.allclose(outputs(policy), expected, atol=1e-3)
     with policy.sampling(base=True) as pipeline, torch.no_grad():
-        found = policy.adapter.network(pipeline.unet)(latents(), torch.tensor([999, 19]), given)
+        found = policy.family.network(pipeline.unet)(latents(), torch.tensor([999, 19]), given)
     assert torch.equal(found, expected)
 
 
@@ -129,9 +130,9 @@ def test_diffusers_loads_the_adapter_with_its_scale(family: str, alpha: float | 
     policy.save(tmp_path)
     plain = build()
     plain.load_lora_weights(tmp_path, weight_name=ADAPTER_FILE)
-    given = conditioning(policy.adapter).prompt
+    given = conditioning(policy.family).prompt
     with torch.no_grad():
-        found = policy.adapter.network(plain.unet)(latents(), torch.tensor([999, 19]), given)
+        found = policy.family.network(plain.unet)(latents(), torch.tensor([999, 19]), given)
     assert torch.allclose(found, outputs(policy), rtol=1e-6, atol=1e-6)
     assert not torch.allclose(found, outputs(policy, base=True), atol=1e-3)
 
@@ -153,8 +154,8 @@ def test_diffusers_loads_the_full_network(tmp_path: Path) -> None:
     policy.save(tmp_path)
     plain = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     with torch.no_grad():
-        given = conditioning(policy.adapter).prompt
-        found = policy.adapter.network(plain)(latents(), torch.tensor([999, 19]), given)
+        given = conditioning(policy.family).prompt
+        found = policy.family.network(plain)(latents(), torch.tensor([999, 19]), given)
     assert torch.equal(found, outputs(policy))
 
 
@@ -174,7 +175,7 @@ def test_the_rollout_is_what_the_diffusers_pipeline_samples(family: str, scale: 
     steps = steps_of(policy.pipeline, eta=0.0)
     noise = torch.zeros(len(PROMPTS), 5, 4, 8, 8)
     noise[:, 0] = latents()
-    predict = NoisePredictor(policy.finetuned, steps, conditioning(policy.adapter), scale)
+    predict = NetworkPredictor(policy.finetuned, steps, conditioning(policy.family), scale)
     expected = rollout(predict, steps, noise).terminal
     with policy.sampling() as pipeline:
         pipeline.scheduler = SOCDDIMScheduler.for_recipe(pipeline.scheduler, Schedule(num_inference_steps=4))
@@ -188,7 +189,7 @@ def test_decoding_is_the_pipelines_own_without_the_clamp() -> None:
     pipeline = pipelines.stable_diffusion()
     x = 0.3 * latents()
     with torch.no_grad():
-        found = adapter_for(pipeline).decode(x)
+        found = family_for(pipeline).decode(x)
         raw = pipeline.vae.decode(x / pipeline.vae.config.scaling_factor).sample
         shown = pipeline.image_processor.postprocess(raw, output_type="pt")
     assert torch.allclose(found.clamp(0, 1), shown, atol=1e-6)
@@ -214,8 +215,8 @@ def test_scale_one_is_one_call_and_any_other_one_call_of_twice_the_rows() -> Non
 @pytest.mark.parametrize("family", PIPELINES)
 @pytest.mark.parametrize("scale", [1.0, 7.5])
 def test_a_dropped_row_is_predicted_without_its_prompt(family: str, scale: float) -> None:
-    adapter = adapter_for(PIPELINES[family]())
-    network, given = adapter.network(adapter.pipeline.unet), conditioning(adapter)
+    family = family_for(PIPELINES[family]())
+    network, given = family.network(family.pipeline.unet), conditioning(family)
     x, t = latents(), torch.tensor([500, 500])
     with torch.no_grad():
         kept = guided(network, x, t, given, scale)
@@ -228,19 +229,19 @@ def test_a_dropped_row_is_predicted_without_its_prompt(family: str, scale: float
 
 def test_velocity_becomes_noise_and_the_conversion_commutes_with_guidance() -> None:
     pipeline = pipelines.stable_diffusion(prediction_type="v_prediction")
-    adapter, steps, x = adapter_for(pipeline), steps_of(pipeline), latents()
-    given, network = conditioning(adapter), adapter.network(pipeline.unet)
+    family, steps, x = family_for(pipeline), steps_of(pipeline), latents()
+    given, network = conditioning(family), family.network(pipeline.unet)
     k = torch.tensor([0, 2])
     signal = steps.alpha_bar[k].float().reshape(-1, 1, 1, 1)
     with torch.no_grad():
         velocity = [network(x, steps.timesteps[k], part) for part in (given.empty, given.prompt)]
         noise = [signal.sqrt() * v + (1 - signal).sqrt() * x for v in velocity]
-        found = NoisePredictor(network, steps, given, 4.0)(x, k)
+        found = NetworkPredictor(network, steps, given, 4.0)(x, k)
     assert torch.allclose(found, noise[0] + 4 * (noise[1] - noise[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_the_empty_prompt_is_what_the_family_uses() -> None:
-    sd, xl = adapter_for(pipelines.stable_diffusion()), adapter_for(pipelines.stable_diffusion_xl())
+    sd, xl = family_for(pipelines.stable_diffusion()), family_for(pipelines.stable_diffusion_xl())
     assert torch.equal(sd.encode_empty(3).hidden_states[2], sd.encode([""]).hidden_states[0])
     empty = xl.encode_empty(2)
     assert torch.count_nonzero(empty.hidden_states) == 0
@@ -253,7 +254,7 @@ def test_an_unknown_family_is_an_error() -> None:
         pass
 
     with pytest.raises(UsageError, match="PixelPipeline is not supported"):
-        adapter_for(PixelPipeline())
+        family_for(PixelPipeline())
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
@@ -270,7 +271,7 @@ def test_gradient_checkpointing_spares_the_base(parameterization: str) -> None:
         for module in network.modules():
             if isinstance(module, ResnetBlock2D):
                 module.register_forward_hook(lambda *_: calls.append(1))
-    timesteps, condition = torch.tensor([999, 19]), conditioning(policy.adapter).prompt
+    timesteps, condition = torch.tensor([999, 19]), conditioning(policy.family).prompt
 
     def called(predict: Callable[..., Tensor]) -> int:
         calls.clear()

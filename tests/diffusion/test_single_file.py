@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from amsd.diffusion.loading import load_adapter, locate_configuration
+from amsd.diffusion.loading import load_family, locate_configuration
 from amsd.errors import UsageError
 from amsd.experiment.plan import make_plan
 from amsd.recipe import Model, from_dict
@@ -44,7 +44,7 @@ def drawn(pipeline: Any) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_networks_are_those_of_the_original_pipeline(family: str, tmp_path: Path) -> None:
     original = FAMILIES[family](1)
-    loaded = load_adapter(written(tmp_path, family)).pipeline
+    loaded = load_family(written(tmp_path, family)).pipeline
     assert type(loaded) is type(original)
     for name, part in original.components.items():
         if isinstance(part, nn.Module):
@@ -61,7 +61,7 @@ def test_half_precision_files_are_loaded_in_float32(tmp_path: Path) -> None:
     model = written(tmp_path)
     halves = {key: value.half() for key, value in load_file(model.pretrained).items()}
     save_file(halves, model.pretrained)
-    network = load_adapter(model).pipeline.unet
+    network = load_family(model).pipeline.unet
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
     bias = halves["model.diffusion_model.out.2.bias"]
     assert torch.equal(network.conv_out.bias, bias.float())
@@ -71,7 +71,7 @@ def test_a_ckpt_of_tensors_is_read(tmp_path: Path) -> None:
     model = written(tmp_path)
     file = tmp_path / "model.ckpt"
     torch.save({"state_dict": load_file(model.pretrained), "global_step": 470000}, file)
-    loaded = load_adapter(model.model_copy(update={"pretrained": str(file)})).pipeline
+    loaded = load_family(model.model_copy(update={"pretrained": str(file)})).pipeline
     assert torch.equal(drawn(loaded), drawn(FAMILIES["sd1"](1)))
 
 
@@ -91,7 +91,7 @@ def test_a_ckpt_with_code_is_refused_and_its_code_is_not_run(tmp_path: Path) -> 
     torch.save({"state_dict": load_file(model.pretrained), "callbacks": Attack(touched)}, file)
     for config in (model.config, None):
         with pytest.raises(UsageError, match=r"a \.ckpt is a pickle.*Use the \.safetensors file"):
-            load_adapter(Model(pretrained=str(file), config=config))
+            load_family(Model(pretrained=str(file), config=config))
     assert not touched.exists()
 
 
@@ -119,7 +119,7 @@ def test_a_ckpt_that_is_no_checkpoint_is_refused(
     else:
         torch.save(content, file)
     with pytest.raises(UsageError, match=r"model\.ckpt' cannot be read as a checkpoint: "):
-        load_adapter(Model(pretrained=str(file), config=str(configuration) if configured else None))
+        load_family(Model(pretrained=str(file), config=str(configuration) if configured else None))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_offline_without_configuration_says_what_to_set(tmp_path: Path) -> None:
     model = written(tmp_path).model_copy(update={"config": None})
     with pytest.raises(UsageError) as caught:
-        load_adapter(model)
+        load_family(model)
     for words in (f"= '{SD15}' is not in the local cache", "HF_HUB_OFFLINE", "set model.config", f"hf download {SD15}"):
         assert words in str(caught.value)
 
@@ -150,7 +150,7 @@ def test_the_configuration_of_the_family_comes_from_the_hubs_cache(
     shutil.copytree(tmp_path / "config", snapshot, ignore=shutil.ignore_patterns("*.safetensors"))
     default = model.model_copy(update={"config": None})
     assert locate_configuration(default).resolve() == snapshot.resolve()
-    assert torch.equal(drawn(load_adapter(default).pipeline), drawn(FAMILIES["sd1"](1)))
+    assert torch.equal(drawn(load_family(default).pipeline), drawn(FAMILIES["sd1"](1)))
     named = model.model_copy(update={"config": SD15})
     assert locate_configuration(named).resolve() == snapshot.resolve()
 
@@ -158,7 +158,7 @@ def test_the_configuration_of_the_family_comes_from_the_hubs_cache(
 def test_sd2_needs_a_configuration(tmp_path: Path) -> None:
     model = written(tmp_path, "sd2").model_copy(update={"config": None})
     with pytest.raises(UsageError, match=r"noise \(512 px\) or velocity \(768 px\).*Set model\.config"):
-        load_adapter(model)
+        load_family(model)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_sd2_needs_a_configuration(tmp_path: Path) -> None:
 )
 def test_a_configuration_that_does_not_fit_is_named(config: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=reason):
-        load_adapter(written(tmp_path).model_copy(update={"config": config}))
+        load_family(written(tmp_path).model_copy(update={"config": config}))
 
 
 def test_a_configuration_of_another_kind_is_named(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_configuration_of_another_kind_is_named(tmp_path: Path) -> None:
     index = tmp_path / "config" / "model_index.json"
     index.write_text(index.read_text().replace("StableDiffusionPipeline", "FluxPipeline"))
     with pytest.raises(UsageError, match="is of a FluxPipeline; known are StableDiffusionPipeline"):
-        load_adapter(model)
+        load_family(model)
 
 
 @pytest.mark.parametrize("lost", ["model.diffusion_model.out.2.weight", "first_stage_model.decoder.conv_out.bias"])
@@ -189,7 +189,7 @@ def test_a_file_with_lost_weights_is_refused(lost: str, tmp_path: Path) -> None:
     del tensors[lost]
     save_file(tensors, model.pretrained)
     with pytest.raises(UsageError, match="cannot be read as a checkpoint with the configuration"):
-        load_adapter(model)
+        load_family(model)
 
 
 def planned(model: Model) -> dict[str, str]:

@@ -32,7 +32,7 @@ def test_each_step_equals_diffusers(eta: float, prediction: str, count: int) -> 
     for k, t in enumerate(theirs.timesteps):
         x, output, noise = torch.randn(3, 2, 4, 8, 8, generator=random, dtype=torch.float64)
         expected = theirs.step(output, t, x, eta=eta, variance_noise=noise if eta else None)
-        got = steps.step(k, x, steps.epsilon(output, k, x), noise)
+        got = steps.step(k, x, steps.prediction(output, k, x), noise)
         scale = expected.prev_sample.abs().max()
         assert (got - expected.prev_sample).abs().max() < 2e-6 * scale  # diffusers' alpha table is float32
         again = ours.step(output, t, x, eta=eta, variance_noise=noise)

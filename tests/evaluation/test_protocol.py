@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
-from amsd.diffusion.adapters import adapter_for
+from amsd.diffusion.families import family_for
 from amsd.diffusion.scheduler import SOCDDIMScheduler
 from amsd.errors import UsageError
 from amsd.evaluation.metrics import quantize
@@ -36,13 +36,13 @@ def setting(eta: float = 1.0, scheduler: Any = "fine-tuning", scale: float = 3.0
 
 
 def pictures_of(pipeline: Any, chosen: EvaluationSetting, indices: Sequence[Index], size: int, seed: int = 0) -> Tensor:
-    adapter = adapter_for(pipeline)
-    sampler = sampler_for(chosen, pipeline.scheduler, SCHEDULE)
-    encode = PromptEncoder(adapter, PROMPTS)
+    family = family_for(pipeline)
+    sampler = sampler_for(chosen, family_for(pipeline), SCHEDULE)
+    encode = PromptEncoder(family, PROMPTS)
     with sampling(pipeline, sampler):
         parts = [list(indices[start : start + size]) for start in range(0, len(indices), size)]
         return torch.cat(
-            [generate(adapter, sampler, encode(part), part, seed, [PROMPTS[p] for p, _ in part]) for part in parts]
+            [generate(family, sampler, encode(part), part, seed, [PROMPTS[p] for p, _ in part]) for part in parts]
         )
 
 
@@ -115,10 +115,10 @@ def test_half_precision_text_does_not_touch_the_noise(pipeline: Any) -> None:
 
 def test_a_prompt_is_encoded_once(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    adapter = adapter_for(pipeline)
-    encode = type(adapter).encode
-    monkeypatch.setattr(type(adapter), "encode", lambda self, texts: calls.append(list(texts)) or encode(self, texts))
-    encoder = PromptEncoder(adapter, PROMPTS)
+    family = family_for(pipeline)
+    encode = type(family).encode
+    monkeypatch.setattr(type(family), "encode", lambda self, texts: calls.append(list(texts)) or encode(self, texts))
+    encoder = PromptEncoder(family, PROMPTS)
     for batch in ([(0, 0), (0, 1), (1, 0)], [(1, 1), (0, 2)]):
         encoder(batch)
     assert calls == [[""], [PROMPTS[0]], [PROMPTS[1]]]
@@ -126,7 +126,7 @@ def test_a_prompt_is_encoded_once(pipeline: Any, monkeypatch: pytest.MonkeyPatch
 
 def test_fine_tuning_sampler_follows_the_recipe(pipeline: Any) -> None:
     schedule = Schedule(num_inference_steps=4, beta_start=0.002, beta_end=0.009, final_step="midpoint")
-    sampler = sampler_for(setting(), pipeline.scheduler, schedule)
+    sampler = sampler_for(setting(), family_for(pipeline), schedule)
     assert isinstance(sampler.scheduler, SOCDDIMScheduler)
     described = sampler.description
     assert (described["beta_start"], described["beta_end"], described["final_step"]) == (0.002, 0.009, "midpoint")
@@ -134,18 +134,23 @@ def test_fine_tuning_sampler_follows_the_recipe(pipeline: Any) -> None:
     assert sampler.fallback is None
 
 
+def with_scheduler(scheduler: Any) -> Any:
+    return stable_diffusion(scheduler=scheduler)
+
+
 def test_default_sampler_is_the_models_own(pipeline: Any) -> None:
-    sampler = sampler_for(setting(scheduler="default"), pipeline.scheduler, SCHEDULE)
+    sampler = sampler_for(setting(scheduler="default"), family_for(pipeline), SCHEDULE)
     assert type(sampler.scheduler) is DDIMScheduler
     assert dict(sampler.scheduler.config) == dict(pipeline.scheduler.config)
-    euler = sampler_for(setting(0.0, "default"), EulerDiscreteScheduler(), SCHEDULE)
+    euler = sampler_for(setting(0.0, "default"), family_for(with_scheduler(EulerDiscreteScheduler())), SCHEDULE)
     assert type(euler.scheduler) is EulerDiscreteScheduler
 
 
 def test_a_scheduler_without_eta_gives_way_to_ddim_and_says_so() -> None:
     own = PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True)
-    assert type(sampler_for(setting(0.0, "default"), own, SCHEDULE).scheduler) is PNDMScheduler
-    sampler = sampler_for(setting(1.0, "default"), own, SCHEDULE)
+    family = family_for(with_scheduler(own))
+    assert type(sampler_for(setting(0.0, "default"), family, SCHEDULE).scheduler) is PNDMScheduler
+    sampler = sampler_for(setting(1.0, "default"), family, SCHEDULE)
     assert type(sampler.scheduler) is DDIMScheduler
     assert torch.equal(sampler.scheduler.alphas_cumprod, own.alphas_cumprod)
     assert sampler.fallback is not None
@@ -155,7 +160,7 @@ def test_a_scheduler_without_eta_gives_way_to_ddim_and_says_so() -> None:
 @pytest.mark.parametrize("scale", [0.0, 0.5])
 def test_a_scale_that_the_pipeline_would_ignore_is_refused(pipeline: Any, scale: float) -> None:
     with pytest.raises(UsageError, match=f"guidance_scale = {scale:g}"):
-        sampler_for(setting(scale=scale), pipeline.scheduler, SCHEDULE)
+        sampler_for(setting(scale=scale), family_for(pipeline), SCHEDULE)
 
 
 def test_scheduler_and_training_mode_come_back_even_after_an_error(pipeline: Any) -> None:

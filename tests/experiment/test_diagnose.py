@@ -14,7 +14,7 @@ from amsd.diffusion.parameterizations import build_policy
 from amsd.experiment.diagnose import DOCS, Finding, findings
 from amsd.recipe import from_dict
 from amsd.training.problem import ControlProblem
-from tests.training.gaussian import GaussianAdapter, quadratic
+from tests.training.gaussian import GaussianFamily, quadratic
 from tests.training.test_closed_form import SPREAD, gaussian_slope, steps_of
 
 STEPS = 20
@@ -34,9 +34,9 @@ def problem(eta: float = 1.0, collection_batch: int = 1024, **guidance: Any) -> 
             "training": {"collection_batch": collection_batch},
         }
     )
-    adapter = GaussianAdapter(STEPS)
-    policy = build_policy(adapter, recipe.model)
-    return ControlProblem(recipe, adapter, policy, steps_of(STEPS, eta), quadratic, torch.device("cpu"))
+    family = GaussianFamily(STEPS)
+    policy = build_policy(family, recipe.model)
+    return ControlProblem(recipe, family, policy, steps_of(STEPS, eta), quadratic, torch.device("cpu"))
 
 
 def diagnosed(chosen: ControlProblem, pairs: int = 400) -> dict[str, Finding]:
@@ -112,7 +112,7 @@ def test_an_unchanged_policy_is_its_base_and_a_changed_one_is_not() -> None:
     assert same["base-reconstruction"].value == 0
     assert same["control-to-target"].value == 0
     with torch.no_grad():
-        chosen.adapter.pipeline.unet.b.add_(1.0)
+        chosen.family.pipeline.unet.b.add_(1.0)
     changed = diagnosed(chosen, pairs=4)
     assert not changed["base-reconstruction"].passed
     assert not changed["control-to-target"].passed

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amsd.diffusion.adapters import StableDiffusionAdapter
-from amsd.diffusion.guidance import Conditioning, NoisePredictor, TextCondition
-from amsd.diffusion.parameterizations import SummedUNet
+from amsd.diffusion.families.stable_diffusion import StableDiffusion
+from amsd.diffusion.guidance import Conditioning, NetworkPredictor, TextCondition
+from amsd.diffusion.parameterizations import SummedNetworks
 from amsd.diffusion.rollout import rollout
 from amsd.matching import QuantileThreshold, control, effective_sample_size, lean_adjoint, smooth
-from amsd.recipe import from_dict
+from amsd.recipe import Model, from_dict
 from amsd.training.adjoint_matching import AMTrainer
 from amsd.training.experience import Experience
 from amsd.training.problem import ControlProblem
@@ -29,6 +29,9 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["
 CHOSEN = {10: [0, 1, 5, 9], 50: [0, 1, 25, 49]}
 STEPS = scheduler().affine(1.0)
 CPU = torch.device("cpu")
+
+FAMILY = StableDiffusion(SimpleNamespace(vae_scale_factor=8), Model(size=(64, 64)))
+"""The way of calling the network; of its pipeline nothing is asked."""
 
 
 def conditioning(prompt: Tensor, empty: Tensor) -> Conditioning:
@@ -47,11 +50,11 @@ def trainer(finetuned: nn.Module, base: nn.Module, scale: float, adjoint: bool =
             "reward": [{"name": "brightness"}],
         }
     )
-    adapter = StableDiffusionAdapter(None)
-    networks: Any = SimpleNamespace(finetuned=adapter.network(finetuned), base=adapter.network(base))
+    family = FAMILY
+    networks: Any = SimpleNamespace(finetuned=family.network(finetuned), base=family.network(base))
     missing: Any = None
     result = AMTrainer.__new__(AMTrainer)
-    result.problem = ControlProblem(recipe, adapter, networks, STEPS, missing, CPU)
+    result.problem = ControlProblem(recipe, family, networks, STEPS, missing, CPU)
     result.recipe = recipe
     return result
 
@@ -112,20 +115,20 @@ def compare_step(golden: Golden, key: str, dtype: torch.dtype, ours: Any, k: int
     golden.agrees(f"{key}/prev_sample_init", base.prev_sample, tolerance, part)
     golden.agrees(f"{key}/pred_original_sample", step.pred_original_sample, tolerance, part[1])
     steps = ours.affine(eta)
-    means = [steps.mean(k, x, steps.epsilon(value, k, x)) for value in (output, output_base)]
+    means = [steps.mean(k, x, steps.prediction(value, k, x)) for value in (output, output_base)]
     golden.agrees(f"{key}/prev_sample_diff", means[0] - means[1], tolerance, part)
 
 
 @DTYPES
 def test_trajectory(dtype: torch.dtype) -> None:
     golden = Golden("g2_trajectory")
-    network = StableDiffusionAdapter(None).network(unet(["unet_finetuned"], dtype))
+    network = FAMILY.network(unet(["unet_finetuned"], dtype))
     given = conditioning(golden["in/prompt_embeds"].to(dtype), golden["in/negative_prompt_embeds"].to(dtype))
     golden.agrees("timesteps", STEPS.timesteps, 0)
     for scale in (1.0, 7.5):
         noises = golden[f"cfg{scale}/random_noises"]
         noise = torch.cat([golden["in/latents"][:, None], noises], 1).to(dtype)
-        found = rollout(NoisePredictor(network, STEPS, given, scale), STEPS, noise)
+        found = rollout(NetworkPredictor(network, STEPS, given, scale), STEPS, noise)
         golden.agrees(f"cfg{scale}/random_noises", found.noises, TOLERANCE[dtype])
         golden.agrees(f"cfg{scale}/x_t", found.states, TOLERANCE[dtype])
         golden.agrees(f"cfg{scale}/noise_preds", found.predictions, TOLERANCE[dtype])
@@ -135,13 +138,13 @@ def test_trajectory(dtype: torch.dtype) -> None:
 @DTYPES
 def test_adjoint(dtype: torch.dtype) -> None:
     golden, trajectory = Golden("g3_adjoint"), Golden("g2_trajectory")
-    base = StableDiffusionAdapter(None).network(unet(["unet_base"], dtype).requires_grad_(False))
+    base = FAMILY.network(unet(["unet_base"], dtype).requires_grad_(False))
     states = trajectory["cfg7.5/x_t"].to(dtype)
     given = conditioning(trajectory["in/prompt_embeds"].to(dtype), trajectory["in/negative_prompt_embeds"].to(dtype))
     offset = states[:, -1] - golden["in/c"].to(dtype)  # minus the gradient of r(x) = -|x - c|^2 / 2
     golden.agrees("reward_values", -0.5 * offset.square().flatten(1).sum(1), TOLERANCE[dtype])
     for guided, scale in ((0, 1.0), (1, 7.5)):
-        predict = NoisePredictor(base, STEPS, given, scale)
+        predict = NetworkPredictor(base, STEPS, given, scale)
         for multiplier in (1, 100):
             found = adjoints(predict, states, multiplier * offset, 0)
             golden.agrees(f"cfgadj{guided}/mult{multiplier}/adjoint_states", found.adjoints, TOLERANCE[dtype])
@@ -149,7 +152,7 @@ def test_adjoint(dtype: torch.dtype) -> None:
     assert not golden.missed()
 
 
-def adjoints(predict: NoisePredictor, states: Tensor, terminal: Tensor, lowest: int) -> Any:
+def adjoints(predict: NetworkPredictor, states: Tensor, terminal: Tensor, lowest: int) -> Any:
     stop = torch.full((len(states),), lowest)
     return lean_adjoint(terminal, states, STEPS.A, STEPS.B, lambda x, k, rows: predict.rows(rows)(x, k), stop)
 
@@ -254,7 +257,7 @@ def compare_loss(
 ) -> None:
     base = unet(["unet_base"], dtype).requires_grad_(False)
     trained = unet(["unet_finetuned", *["unet_offset_conv_out"] * offset], dtype)
-    subject = trainer(SummedUNet(base, trained) if offset else trained, base, 7.5, adjoint, control)
+    subject = trainer(SummedNetworks(base, trained) if offset else trained, base, 7.5, adjoint, control)
     threshold: float | None = None
     for batch in range(batches):
         items = loss_items(golden, subject, batch, name, dtype, dropped)

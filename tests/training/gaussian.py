@@ -1,6 +1,6 @@
 """A Gaussian base as a pipeline of its own: latents of three independent numbers, an affine network, a known optimum.
 
-The library sees a model family like any other (an `Adapter` whose pipeline holds a network that diffusers can save), so
+The library sees a model family like any other (an `Family` whose pipeline holds a network that diffusers can save), so
 its own trainers, policies and checkpoints run on it.
 """
 
@@ -15,7 +15,10 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from amsd.diffusion.families.base import Family
 from amsd.diffusion.guidance import Network, TextCondition
+from amsd.diffusion.steps import AffineSteps
+from amsd.recipe import Schedule
 from amsd.rewards.combination import RewardValues
 from tests.training.test_closed_form import CENTRE, MEAN, Affine, gaussian_slope, steps_of
 
@@ -56,15 +59,48 @@ class GaussianNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return Affine(self.w.detach().double(), self.b.detach().double())
 
 
-class GaussianAdapter:
+class GaussianFamily(Family):
     """The family of that network: prompts mean nothing, and images are the latents in other units."""
 
-    latent_shape = (3, 1, 1)
+    denoiser_name = "unet"
+    output_layers = ()
 
     def __init__(self, num_steps: int) -> None:
-        self.pipeline: Any = SimpleNamespace(
-            unet=GaussianNetwork(num_steps), vae=nn.Identity(), components={}, vae_scale_factor=1
-        )
+        self.num_steps = num_steps
+        network = GaussianNetwork(num_steps)
+        super().__init__(SimpleNamespace(unet=network, vae=nn.Identity(), components={}, vae_scale_factor=1))
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Three numbers."""
+        return (3, 1, 1)
+
+    def _default_size(self) -> tuple[int, int]:
+        return (1, 1)
+
+    def steps(self, schedule: Schedule) -> AffineSteps:
+        """Those that the network was made for."""
+        return steps_of(self.num_steps)
+
+    def training_sampler(self, schedule: Schedule) -> Any:
+        """There is no pipeline to call."""
+        raise NotImplementedError
+
+    exported_sampler = training_sampler
+
+    departures = training_sampler
+
+    def own_sampler(self, eta: float) -> tuple[Any, str | None]:
+        """There is no pipeline to call."""
+        raise NotImplementedError
+
+    def prompt_arguments(self, prompt: TextCondition, empty: TextCondition) -> dict[str, Any]:
+        """There is no pipeline to call."""
+        raise NotImplementedError
+
+    def draw(self, *args: Any, **kwargs: Any) -> Any:
+        """There is no pipeline to call."""
+        raise NotImplementedError
 
     def encode(self, prompts: Sequence[str]) -> TextCondition:
         """Nothing, one row each."""

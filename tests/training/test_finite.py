@@ -212,10 +212,11 @@ def test_pictures_that_are_not_finite_are_never_scored(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint whose pictures are not finite is taken back, and the one before stays best."""
-    from amsd.diffusion.adapters import Adapter, adapter_for
+    from amsd.diffusion.families import family_for
+    from amsd.diffusion.families.base import Family
 
     seen: list[torch.Tensor] = []
-    kind: type[Adapter] = type(adapter_for(pipelines.stable_diffusion()))
+    kind: type[Family] = type(family_for(pipelines.stable_diffusion()))
     decode: Callable[..., torch.Tensor] = kind.decode
     run = RunDirectory(tmp_path / "run")
 

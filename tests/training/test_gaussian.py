@@ -17,7 +17,7 @@ from amsd.run_directory import RunDirectory
 from amsd.training.adjoint_matching import TRAINERS
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
 from amsd.training.problem import ControlProblem
-from tests.training.gaussian import GaussianAdapter, GaussianNetwork, quadratic
+from tests.training.gaussian import GaussianFamily, GaussianNetwork, quadratic
 from tests.training.test_closed_form import CENTRE, Affine, fixed_point, steps_of, uncontrolled
 
 STEPS, MULTIPLIER = 10, 2.0
@@ -62,9 +62,9 @@ def fitted(method: dict[str, Any], multiplier: float, folder: Path) -> tuple[Aff
             "evaluation": {"every": 0},
         }
     )  # fmt: skip
-    adapter, accelerator = GaussianAdapter(STEPS), Accelerator(cpu=True)
-    policy, steps = build_policy(adapter, recipe.model), steps_of(STEPS)
-    problem = ControlProblem(recipe, adapter, policy, steps, quadratic, accelerator.device)
+    family, accelerator = GaussianFamily(STEPS), Accelerator(cpu=True)
+    policy, steps = build_policy(family, recipe.model), steps_of(STEPS)
+    problem = ControlProblem(recipe, family, policy, steps, quadratic, accelerator.device)
     run = RunDirectory(folder / "run")
     write_text(run.recipe, dump_toml(recipe))
     trainer = TRAINERS[recipe.method.name](problem, run, ["anything"], accelerator, [values := Values()])
@@ -72,7 +72,7 @@ def fitted(method: dict[str, Any], multiplier: float, folder: Path) -> tuple[Aff
     assert trainer.step == updates
 
     found = GaussianNetwork.from_pretrained(run.checkpoint(updates) / "unet").controls()
-    assert torch.equal(found.w, adapter.pipeline.unet.controls().w)
+    assert torch.equal(found.w, family.pipeline.unet.controls().w)
     return found, values.of_steps
 
 

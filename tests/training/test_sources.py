@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from amsd.diffusion.adapters import adapter_for
+from amsd.diffusion.families import family_for
 from amsd.diffusion.guidance import Conditioning, TextCondition
 from amsd.diffusion.parameterizations import build_policy
 from amsd.diffusion.scheduler import SOCDDIMScheduler
@@ -214,12 +214,12 @@ def trainer_on(guidance: dict[str, Any], dropout: float = 0.0) -> Any:
             "reward": [{"name": "brightness"}],
         }
     )
-    adapter = adapter_for(pipelines.stable_diffusion())
-    policy = build_policy(adapter, settings.model)
-    steps = SOCDDIMScheduler.for_recipe(adapter.pipeline.scheduler, settings.schedule).affine(1.0)
+    family = family_for(pipelines.stable_diffusion())
+    policy = build_policy(family, settings.model)
+    steps = SOCDDIMScheduler.for_recipe(family.pipeline.scheduler, settings.schedule).affine(1.0)
     trainer = BufferAMTrainer.__new__(BufferAMTrainer)
     reward = WeightedReward.from_recipe(settings.reward)
-    trainer.problem = ControlProblem(settings, adapter, policy, steps, reward, torch.device("cpu"))
+    trainer.problem = ControlProblem(settings, family, policy, steps, reward, torch.device("cpu"))
     trainer.recipe = settings
     trainer.clock = PhaseClock(torch.device("cpu"), lambda phase: None)
     return trainer

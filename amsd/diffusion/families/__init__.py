@@ -1,0 +1,53 @@
+"""Families of text-to-image models: everything that depends on the architecture, one file per family.
+
+A family is one row of `FAMILIES` (its pipeline's class -> `module:class`), or an entry point of the group
+`amsd.families` in an installed package. Nothing outside this folder knows a network by its class or its name in a
+pipeline (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, cast
+
+from amsd.errors import UsageError
+
+if TYPE_CHECKING:
+    from amsd.diffusion.families.base import Family
+    from amsd.recipe import Model
+
+FAMILIES: dict[str, str] = {
+    "StableDiffusionPipeline": "amsd.diffusion.families.stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "amsd.diffusion.families.stable_diffusion_xl:StableDiffusionXL",
+}
+"""Class of the pipeline, as its model_index.json names it -> `module:class` of its family."""
+
+_ENTRY_POINTS = "amsd.families"
+
+
+def known_families() -> dict[str, str]:
+    """Every family by its pipeline's class, those of installed packages too."""
+    return FAMILIES | {entry.name: entry.value for entry in entry_points(group=_ENTRY_POINTS)}
+
+
+def family_class(pipeline_class: str) -> type[Family]:
+    """The family of a pipeline's class.
+
+    Raises:
+        UsageError: it is not supported.
+    """
+    families = known_families()
+    if pipeline_class not in families:
+        raise UsageError(f"{pipeline_class} is not supported; supported are {', '.join(sorted(families))}.")
+    module, _, name = families[pipeline_class].partition(":")
+    return cast("type[Family]", getattr(import_module(module), name))
+
+
+def family_for(pipeline: Any, model: Model | None = None) -> Family:
+    """The family of a loaded pipeline, with the choices of a recipe (unset: the defaults).
+
+    Raises:
+        UsageError: the family is not supported, or a choice means nothing to it.
+    """
+    return family_class(type(pipeline).__name__)(pipeline, model)

@@ -1,0 +1,200 @@
+"""What a family of models says: its networks, its steps, its prompts, its latents, and how its pipeline is called."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from amsd.diffusion.guidance import Network, TextCondition
+from amsd.diffusion.steps import AffineSteps
+from amsd.errors import UsageError
+from amsd.recipe import Model, Schedule
+
+DECODED_PIXELS = 2 * 512 * 512
+"""Pixels that are decoded at once: two images of 512 x 512."""
+
+
+class Family(ABC):
+    """The architecture-specific half of a latent diffusion pipeline.
+
+    Args:
+        pipeline: the loaded diffusers pipeline.
+        model: the recipe's choices, such as the size of the pictures; unset: the defaults.
+
+    Raises:
+        UsageError: the model cannot draw this size, or a choice means nothing to it.
+    """
+
+    denoiser_name: ClassVar[str]
+    """Name of the denoising network in the pipeline, and of its folder."""
+    output_layers: ClassVar[tuple[str, ...]]
+    """Last layers of the denoiser: with their weights at zero its output is zero."""
+    text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    """Names of the text encoders in the pipeline; absent ones are left out."""
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Layers that get a LoRA where the recipe does not name them."""
+
+    def __init__(self, pipeline: Any, model: Model | None = None) -> None:
+        self.pipeline = pipeline
+        self.model = model or Model()
+        self.size = self.model.size or self._default_size()
+        multiple = self._size_multiple()
+        if any(side % multiple or side < multiple for side in self.size):
+            height, width = self.size
+            raise UsageError(f"A size of {height} x {width} pixels: this model draws multiples of {multiple} only.")
+
+    # The networks
+
+    @property
+    def denoiser(self) -> Any:
+        """The denoising network that the pipeline holds now."""
+        return getattr(self.pipeline, self.denoiser_name)
+
+    @denoiser.setter
+    def denoiser(self, module: nn.Module) -> None:
+        # `components` of a pipeline and its attributes are one: nothing else has to be told.
+        setattr(self.pipeline, self.denoiser_name, module)
+
+    @property
+    @final
+    def text_encoders(self) -> list[nn.Module]:
+        """The text encoders that are there."""
+        found = (self.pipeline.components.get(name) for name in self.text_encoder_names)
+        return [module for module in found if module is not None]
+
+    @property
+    @final
+    def device(self) -> torch.device:
+        """Where the denoiser lies."""
+        device: torch.device = next(iter(self.denoiser.parameters())).device
+        return device
+
+    @abstractmethod
+    def network(self, module: nn.Module) -> Network:
+        """A denoising module of this family as a function of (x, timesteps, condition)."""
+
+    # Prompts
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Encode prompts, as the family's pipeline would; one row each, float32."""
+
+    @abstractmethod
+    def encode_empty(self, count: int) -> TextCondition:
+        """What the family's pipeline uses as unconditional input, `count` rows."""
+
+    @abstractmethod
+    def prompt_arguments(self, prompt: TextCondition, empty: TextCondition) -> dict[str, Any]:
+        """Arguments of the pipeline's call that stand for encoded prompts and for the empty one."""
+
+    # Latents and pictures
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent as the denoiser takes it, such as (4, 64, 64)."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, *latent_shape) to images (B, 3, H, W) in float32, about [0, 1] but not clamped."""
+
+    @abstractmethod
+    def _default_size(self) -> tuple[int, int]:
+        """Height and width in pixels that the model was trained at."""
+
+    def _size_multiple(self) -> int:
+        """Both sides of a picture are multiples of this number of pixels."""
+        return int(self.pipeline.vae_scale_factor)
+
+    # Sampling
+
+    @abstractmethod
+    def steps(self, schedule: Schedule) -> AffineSteps:
+        """The affine steps of a recipe, from the pipeline's own scheduler.
+
+        Raises:
+            UsageError: the pipeline's scheduler has no affine step, or a key of the schedule means nothing here.
+        """
+
+    @abstractmethod
+    def training_sampler(self, schedule: Schedule) -> Any:
+        """A scheduler for the pipeline that takes the steps of fine-tuning.
+
+        Raises:
+            UsageError: as `steps`.
+        """
+
+    @abstractmethod
+    def exported_sampler(self, schedule: Schedule) -> Any:
+        """A plain diffusers scheduler that steps as fine-tuning does, for exports and for `amsd sample`."""
+
+    @abstractmethod
+    def departures(self, schedule: Schedule) -> Iterator[str]:
+        """What the exported sampler does otherwise than fine-tuning did, as sentences."""
+
+    @abstractmethod
+    def own_sampler(self, eta: float) -> tuple[Any, str | None]:
+        """The model's own scheduler for a noise level, and why it is another one where it has no such noise."""
+
+    @abstractmethod
+    def draw(
+        self,
+        prompt: Mapping[str, Any],
+        generators: Sequence[torch.Generator],
+        *,
+        eta: float,
+        guidance_scale: float,
+        num_inference_steps: int,
+        output_type: str,
+        latents: Tensor | None = None,
+    ) -> Any:
+        """One picture per generator through the pipeline's own call and the scheduler that it holds now.
+
+        Args:
+            prompt: arguments of the call that stand for the prompts, such as those of `prompt_arguments`.
+            generators: one per picture; all its noise comes from it.
+            eta: noise of the sampler.
+            guidance_scale: 1 is none.
+            num_inference_steps: steps.
+            output_type: `pt`, `pil` or `latent`, as in diffusers.
+            latents: initial noise (B, *latent_shape); unset: drawn by the pipeline.
+        """
+
+    # LoRA
+
+    @final
+    def write_lora(self, folder: Path, file: str, layers: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Write a LoRA of the denoiser as a file for diffusers' loader."""
+        arguments: dict[str, Any] = {
+            f"{self.denoiser_name}_lora_layers": dict(layers),
+            f"{self.denoiser_name}_lora_adapter_metadata": dict(metadata),
+        }
+        self.pipeline.save_lora_weights(folder, weight_name=file, **arguments)
+
+    @final
+    def merge_lora(self) -> None:
+        """Add the denoiser's LoRA to its weights and take it out."""
+        self.pipeline.fuse_lora(components=[self.denoiser_name])
+        self.pipeline.unload_lora_weights()
+
+
+def image_size(family: Family) -> tuple[int, int]:
+    """Height and width in pixels of the images that a family decodes."""
+    return family.size
+
+
+def decode_in_slices(vae: Any, scaled: Tensor, pixels: int) -> Tensor:
+    """Images (B, 3, H, W), about [0, 1], of latents (B, C, h, w) that are scaled as the decoder takes them.
+
+    In slices of `DECODED_PIXELS`, for a decoder needs far more memory per image than the denoiser does; in float32,
+    whatever the networks' precision. `pixels` is the number of pixels of one image.
+    """
+    rows = max(1, DECODED_PIXELS // pixels)
+    with torch.autocast(scaled.device.type, enabled=False):
+        images = [vae.decode(part, return_dict=False)[0] for part in scaled.float().split(rows)]
+    return torch.cat(images) / 2 + 0.5

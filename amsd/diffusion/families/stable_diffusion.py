@@ -1,0 +1,24 @@
+"""Stable Diffusion 1.x and 2.x: one text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from amsd.diffusion.families.unet import UNetFamily
+from amsd.diffusion.guidance import TextCondition
+
+
+class StableDiffusion(UNetFamily):
+    """`StableDiffusionPipeline`."""
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Token embeddings of the prompts, (B, L, D)."""
+        embeddings, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
+        return TextCondition(embeddings.float())
+
+    def encode_empty(self, count: int) -> TextCondition:
+        """Embedding of the empty string."""
+        return self.encode([""]).map(lambda value: value.expand(count, *value.shape[1:]))

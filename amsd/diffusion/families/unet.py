@@ -1,0 +1,121 @@
+"""What pipelines with a UNet2DConditionModel and an AutoencoderKL have in common: the DDIM family of steps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from amsd.diffusion.families.base import Family, decode_in_slices
+from amsd.diffusion.guidance import Network, TextCondition
+from amsd.diffusion.inference import departures, inference_scheduler
+from amsd.diffusion.scheduler import SOCDDIMScheduler
+from amsd.diffusion.steps import AffineSteps
+from amsd.recipe import Schedule
+
+
+class UNetFamily(Family):
+    """A UNet on a variance-preserving path."""
+
+    denoiser_name = "unet"
+    output_layers = ("conv_out",)
+    scales_by_statistics: ClassVar[bool] = False
+    """Whether the pipeline obeys `latents_mean` and `latents_std` of its autoencoder."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(in_channels, height, width) of the UNet's input."""
+        scale = int(self.pipeline.vae_scale_factor)
+        return (self.denoiser.config.in_channels, self.size[0] // scale, self.size[1] // scale)
+
+    def _default_size(self) -> tuple[int, int]:
+        side = self.denoiser.config.sample_size
+        height, width = (side, side) if isinstance(side, int) else side
+        scale = int(self.pipeline.vae_scale_factor)
+        return height * scale, width * scale
+
+    def network(self, module: nn.Module) -> Network:
+        """The UNet as a function."""
+
+        def network(x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+            added = dict(condition.added) or None
+            output: Tensor = module(
+                x, timesteps, encoder_hidden_states=condition.hidden_states, added_cond_kwargs=added, return_dict=False
+            )[0]
+            return output.to(x.dtype)
+
+        return network
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """AutoencoderKL in float32, whatever the networks' precision."""
+        vae = self.pipeline.vae
+        pixels = latents.shape[-2] * latents.shape[-1] * int(self.pipeline.vae_scale_factor) ** 2
+        return decode_in_slices(vae, self._unscaled(vae.config, latents.float()), pixels)
+
+    def _unscaled(self, config: Any, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as the decoder takes them.
+
+        Source: `StableDiffusionXLPipeline.__call__` of diffusers (Playground 2.5 has statistics per channel).
+        """
+        mean, deviation = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+        if not self.scales_by_statistics or mean is None or deviation is None:
+            return latents / float(config.scaling_factor)
+        mean, deviation = (latents.new_tensor(value).view(1, -1, 1, 1) for value in (mean, deviation))
+        return latents * deviation / float(config.scaling_factor) + mean
+
+    def steps(self, schedule: Schedule) -> AffineSteps:
+        """DDIM's steps on the model's noise table, or on that of the recipe."""
+        return self.training_sampler(schedule).affine(schedule.eta)
+
+    def training_sampler(self, schedule: Schedule) -> SOCDDIMScheduler:
+        """DDIM with the next grid point as target of every step."""
+        scheduler: SOCDDIMScheduler = SOCDDIMScheduler.for_recipe(self.pipeline.scheduler, schedule)
+        return scheduler
+
+    def exported_sampler(self, schedule: Schedule) -> Any:
+        """Plain DDIM."""
+        return inference_scheduler(self.pipeline.scheduler, schedule)
+
+    def departures(self, schedule: Schedule) -> Iterator[str]:
+        """The half last step, and eta above 1."""
+        return departures(schedule)
+
+    def own_sampler(self, eta: float) -> tuple[Any, str | None]:
+        """The model's own scheduler; DDIM on its noise table where it has no eta and noise is asked for."""
+        own = self.pipeline.scheduler
+        if eta == 0 or "eta" in inspect.signature(own.step).parameters:
+            return type(own).from_config(own.config), None
+        from diffusers import DDIMScheduler
+
+        return DDIMScheduler.from_config(own.config, clip_sample=False), (
+            f"the model's own {type(own).__name__} has no eta: it is sampled by DDIM on the model's own noise"
+        )
+
+    def prompt_arguments(self, prompt: TextCondition, empty: TextCondition) -> dict[str, Any]:
+        """Embeddings, and pooled ones where there are any."""
+        arguments = {"prompt_embeds": prompt.hidden_states, "negative_prompt_embeds": empty.hidden_states}
+        if "text_embeds" in prompt.added:
+            arguments["pooled_prompt_embeds"] = prompt.added["text_embeds"]
+            arguments["negative_pooled_prompt_embeds"] = empty.added["text_embeds"]
+        return arguments
+
+    def draw(
+        self,
+        prompt: Mapping[str, Any],
+        generators: Sequence[torch.Generator],
+        *,
+        eta: float,
+        guidance_scale: float,
+        num_inference_steps: int,
+        output_type: str,
+        latents: Tensor | None = None,
+    ) -> Any:
+        """As `Family.draw`."""
+        height, width = self.size
+        return self.pipeline(
+            **prompt, latents=latents, generator=list(generators), num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale, eta=eta, height=height, width=width, output_type=output_type,
+        ).images  # fmt: skip
