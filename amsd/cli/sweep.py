@@ -42,6 +42,7 @@ def run(
     from rich.console import Console
 
     from amsd.errors import UsageError
+    from amsd.sweep.checks import require_inputs
     from amsd.sweep.plan import load_plan
 
     budget = [] if trials is None else [f"budget.trials={trials}"]
@@ -51,9 +52,11 @@ def run(
     if dry_run:
         from amsd.sweep.display import outline
 
+        require_inputs(plan, download=False)
         for line in outline(plan):
             typer.echo(line)
         return
+    require_inputs(plan)
     if backend == "wandb" and launcher == "local":
         from amsd.sweep.wandb_backend import run_wandb
 
@@ -92,6 +95,18 @@ def _run(name: str, plan: Plan, folder: Path, storage: str | None, workers: int,
         raise typer.Exit(INTERRUPTED)
 
 
+@app.command("list")
+def list_sweeps() -> None:
+    """Sweeps that ship with amsd, by name, with what they ask."""
+    from amsd.recipe.catalogue import find, names
+    from amsd.recipe.load import read_toml
+
+    shipped = names("sweeps")
+    width = max(map(len, shipped), default=0)
+    for name in shipped:
+        typer.echo(f"{name:{width}}  {read_toml(find(name, kind='sweeps')).get('description', '')}")
+
+
 @app.command("worker")
 def worker(
     storage: Annotated[str, typer.Option(envvar="AMSD_SWEEP_STORAGE", help="Storage URL, or the sweep's folder.")],
@@ -99,17 +114,34 @@ def worker(
     directory: Annotated[
         Path | None, typer.Option(help="The sweep's folder as this machine sees it [default: as in the study].")
     ] = None,
+    sweep: Annotated[
+        str | None, typer.Option("--sweep", help="Your own sweep file, whose command and code may run.")
+    ] = None,
+    command: Annotated[
+        str | None, typer.Option(help="What runs a trial, before RECIPE --output DIR [--resume].")
+    ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let scorers and pickles that only the storage names run code.")
+    ] = False,
 ) -> None:
-    """Join a sweep from this or any machine, until nothing is left to do."""
+    """Join a sweep from this or any machine, until nothing is left to do.
+
+    Whatever the storage names is data. Commands and code come from --directory's plan.json, --sweep or --command.
+    """
     import logging
+    import shlex
+    import time
 
     from amsd.sweep.launchers.local import work
+    from amsd.sweep.study import Consent
     from amsd.sweep.wandb_backend import SCHEME, join
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.Formatter.converter = time.gmtime  # workers of several machines: one clock
+    logging.basicConfig(level=logging.INFO, format="%(asctime)sZ %(levelname)s %(message)s", force=True)
+    consent = Consent(sweep, tuple(shlex.split(command)) if command else None, allow_code)
     if storage.startswith(SCHEME):
         join(storage, directory or Path())
-    elif work(storage, study, directory).interrupted:
+    elif work(storage, study, directory, consent).interrupted:
         raise typer.Exit(INTERRUPTED)
 
 
@@ -181,9 +213,10 @@ def export(
     from amsd.sweep.export import as_csv
     from amsd.sweep.plan import load_plan
     from amsd.sweep.results import load_sweep
+    from amsd.sweep.storage import is_storage
     from amsd.sweep.wandb_backend import as_wandb_yaml
 
-    stored = ":" in sweep or Path(sweep).is_dir()
+    stored = is_storage(sweep) or Path(sweep).is_dir()
     text = as_csv(load_sweep(sweep)) if stored else as_wandb_yaml(load_plan(sweep))
     if output is None:
         typer.echo(text, nl=False)

@@ -29,7 +29,7 @@ def load_recipe(source: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     """
     path = find(str(source), kind="recipes")
     tree = read_toml(path)
-    _anchor_prompts(tree, path.parent)
+    anchor_prompts(tree, path.parent)
     label = path.name
     for assignment in assignments:
         key, value = parse_assignment(assignment)
@@ -38,7 +38,7 @@ def load_recipe(source: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     return from_dict(tree, source=label)
 
 
-def _anchor_prompts(tree: dict[str, Any], folder: Path) -> None:
+def anchor_prompts(tree: dict[str, Any], folder: Path) -> None:
     """Let prompt files be named relative to the recipe's folder, where the working directory has no such file."""
     prompts = tree.get("prompts")
     if not isinstance(prompts, dict):

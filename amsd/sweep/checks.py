@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amsd.errors import UsageError
 from amsd.evaluation.result import DIVERSITY, FID, KID, is_distance
 from amsd.recipe import Problem, RecipeError
 from amsd.sweep.schema import TRAINING, Dimension, Objective, Sweep
-from amsd.sweep.space import ends, ordered, satisfying, settings_of
+from amsd.sweep.space import declared, ends, ordered, satisfying, settings_of
 
 if TYPE_CHECKING:
     from amsd.sweep.plan import Plan
@@ -39,9 +41,11 @@ def _relations(sweep: Sweep) -> Iterator[Problem]:
 
 
 def _contains(dimension: Dimension, value: Any) -> bool:
-    if dimension.low is not None and dimension.high is not None:
-        return isinstance(value, int | float) and dimension.low <= value <= dimension.high
-    return value in (dimension.choices or dimension.variants or ())
+    try:
+        declared(dimension, value)
+    except ValueError:
+        return False
+    return True
 
 
 def _metrics(plan: Plan) -> Iterator[Problem]:
@@ -92,18 +96,57 @@ def _machinery(sweep: Sweep) -> Iterator[Problem]:
                       sweep.execution.lost_after_seconds)  # fmt: skip
 
 
+def _ends(plan: Plan) -> list[dict[str, Any]]:
+    """Points that together have every choice and both ends of every range, and the points tried first.
+
+    Raises:
+        ValueError: a condition is never fulfilled, or conditions go round in a circle.
+    """
+    search = plan.sweep.search
+    ordered(search)
+    parents = {name: satisfying(plan.sweep, name) for name in search}
+    points = [{**parents[name], name: value} for name, dim in search.items() for value in ends(dim)]
+    return [*points, *(dict(first) for first in plan.sweep.first)]
+
+
+def require_inputs(plan: Plan, download: bool = True) -> None:
+    """Check what the trials will read, before the first of them starts: rewards, prompts and the model's path.
+
+    Prompts of the hub are checked only where they may be downloaded.
+
+    Raises:
+        UsageError: a scorer is unknown, or a prompt file or a model is not there; the way out is named.
+    """
+    from amsd.prompts import load_prompts
+    from amsd.prompts.hub import PREFIX
+    from amsd.recipe.schema import only_path
+    from amsd.rewards.table import require_known
+
+    checked: set[str] = set()
+    for recipe in [plan.recipe, *(plan.resolve(settings_of(plan.sweep, point)) for point in _ends(plan))]:
+        inputs = (recipe.model.pretrained, recipe.prompts, recipe.reward, recipe.evaluation.metrics)
+        if repr(inputs) in checked:
+            continue
+        checked.add(repr(inputs))
+        require_known([term.name for term in recipe.reward], recipe.evaluation)
+        model = recipe.model
+        if (model.is_single_file or only_path(model.pretrained)) and not Path(model.pretrained).expanduser().exists():
+            raise UsageError(f"sweep {plan.sweep.name}: model.pretrained: there is nothing at {model.pretrained}")
+        for prompts, split in ((recipe.prompts.train, "train"), (recipe.prompts.evaluation, "evaluation")):
+            if download or not (isinstance(prompts, str) and prompts.startswith(PREFIX)):
+                load_prompts(prompts, split)  # type: ignore[arg-type]
+
+
 def _search(plan: Plan) -> Iterator[Problem]:
     """Resolve sample recipes: every choice and both ends of every range must be a valid value of a valid key."""
     sweep = plan.sweep
     try:
-        ordered(sweep.search)
-        parents = {name: satisfying(sweep, name) for name in sweep.search}
+        points = _ends(plan)
     except ValueError as error:
         yield Problem("search", str(error))
         return
     seen: set[str] = set()
-    points = [{**parents[name], name: value} for name, dim in sweep.search.items() for value in ends(dim)]
-    for point in [*points, *(dict(first) for first in sweep.first)]:
+    for point in points:
         try:
             plan.resolve(settings_of(sweep, point))
         except RecipeError as error:

@@ -63,14 +63,17 @@ def as_csv(results: SweepResults) -> str:
     dimensions, bounds = list(results.sweep.search), [constraint.metric for constraint in results.sweep.constraint]
     labels = [objective.label for objective in results.objectives]
     heads = [head for label in labels for head in (label, f"{label} standard error")]
-    writer.writerow(["number", "state", "cfg_mode", *dimensions, *heads, *bounds, "seconds", "copy_of", "error"])
+    writer.writerow(
+        ["number", "state", "cfg_mode", *dimensions, *heads, *bounds, "started", "seconds", "copy_of", "error"]
+    )
     for trial in results.trials:
         values = trial.values or ("",) * len(labels)
         errors = [trial.error_of(label) if trial.values else None for label in labels]
         found = [cell for pair in zip(values, errors, strict=True) for cell in pair]
         limits = [trial.constraints.get(metric, "") for metric in bounds]
         params = [trial.params.get(name, "") for name in dimensions]
-        last = [trial.duration, trial.copy_of, trial.error]
+        began = trial.started.isoformat(timespec="seconds") if trial.started else ""
+        last = [began, trial.duration, trial.copy_of, trial.error]
         writer.writerow([trial.number, trial.state, trial.cfg_mode, *params, *found, *limits, *last])
     return stream.getvalue()
 

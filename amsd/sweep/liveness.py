@@ -66,6 +66,7 @@ class Liveness:
         owner = {
             "token": claim.token,
             "worker": self._worker,
+            "since": time.time(),
             "attempt": earlier.get("attempt", 0) + 1,
             "lost": earlier.get("lost", 0),
         }

@@ -16,9 +16,9 @@ from amsd.errors import UsageError
 from amsd.recipe import Recipe, RecipeError, from_dict, parse_assignment
 from amsd.recipe.catalogue import find
 from amsd.recipe.errors import problems_from
-from amsd.recipe.load import assign, read_toml
+from amsd.recipe.load import anchor_prompts, assign, read_toml
 from amsd.sweep.checks import problems_of
-from amsd.sweep.schema import Dimension, Sweep
+from amsd.sweep.schema import FORMAT, Dimension, Sweep
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Plan:
 
     def dump(self) -> dict[str, Any]:
         """As JSON data, for the storage."""
-        return {"sweep": self.sweep.model_dump(mode="json", exclude_unset=True), "recipe": dict(self.tree)}
+        sweep = self.sweep.model_dump(mode="json", exclude_unset=True)
+        return {"format": FORMAT, "sweep": sweep, "recipe": dict(self.tree)}
 
 
 def load_plan(source: str | Path, assignments: Sequence[str] = ()) -> Plan:
@@ -64,8 +65,12 @@ def load_plan(source: str | Path, assignments: Sequence[str] = ()) -> Plan:
         assign(tree, *parse_assignment(assignment))
     tree.setdefault("name", path.stem)
     recipe = tree.get("recipe")
-    beside = path.parent / str(recipe)
-    base = read_toml(beside if beside.is_file() else find(str(recipe), kind="recipes")) if recipe else {}
+    base: dict[str, Any] = {}
+    if recipe:
+        beside = path.parent / str(recipe)
+        file = beside if beside.is_file() else find(str(recipe), kind="recipes")
+        base = read_toml(file)
+        anchor_prompts(base, file.parent)
     return plan_from(tree, base, source=path.name)
 
 
@@ -75,6 +80,7 @@ def plan_from(tree: Mapping[str, Any], base: Mapping[str, Any], source: str = "s
     Raises:
         RecipeError: with every problem found.
     """
+    require_format(tree.get("format", FORMAT), source)
     try:
         sweep = Sweep.model_validate_json(json.dumps(_flattened(tree), default=str))
     except ValidationError as error:
@@ -92,16 +98,40 @@ def plan_from(tree: Mapping[str, Any], base: Mapping[str, Any], source: str = "s
     return plan
 
 
-def restore_plan(data: Mapping[str, Any]) -> Plan:
+def restore_plan(data: Any, source: str = "sweep in the storage") -> Plan:
     """The plan that `Plan.dump` wrote.
 
     Raises:
-        UsageError: another version of amsd wrote it and this one cannot read it.
+        UsageError: it is damaged, or a newer amsd wrote it.
     """
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{source}: is no plan of a sweep")
+    require_format(data.get("format", FORMAT), source)
     try:
-        return plan_from(data["sweep"], data["recipe"], source="sweep in the storage")
-    except KeyError as error:
-        raise UsageError(f"the study's plan lacks {error}: it was not made by this version of amsd") from None
+        return plan_from(data["sweep"], data["recipe"], source=source)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{source}: the plan is damaged or not made by amsd ({error})") from None
+
+
+def require_format(version: Any, source: str) -> None:
+    """Refuse a file of a newer amsd.
+
+    Raises:
+        UsageError: naming both versions.
+    """
+    if version != FORMAT or isinstance(version, bool):
+        raise UsageError(f"{source}: has format {version!r}, but this amsd reads format {FORMAT}. "
+                         "A newer amsd wrote it: update amsd, or correct the line `format`.")  # fmt: skip
+
+
+def code_in(data: Any, key: str = "") -> list[str]:
+    """Keys and values of a plan that would run code when a trial trains: `python:` scorers and trusted pickles."""
+    if isinstance(data, Mapping):
+        own = [f"{key}{name} = true" for name, value in data.items() if name.endswith("trust_pickle") and value]
+        return own + [found for name, value in data.items() for found in code_in(value, f"{key}{name}.")]
+    if isinstance(data, list | tuple):
+        return [found for index, value in enumerate(data) for found in code_in(value, f"{key.rstrip('.')}[{index}].")]
+    return [f"{key.rstrip('.')} = {data}"] if isinstance(data, str) and data.startswith("python:") else []
 
 
 def _flattened(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import stdev
 from typing import TYPE_CHECKING, Any, Literal
 
+from amsd.errors import UsageError
 from amsd.recipe import Recipe
 from amsd.sweep import optuna_access as names
 from amsd.sweep.schema import Objective, Sweep
 from amsd.sweep.space import settings_of
+from amsd.sweep.storage import printable
 from amsd.sweep.study import StudyHandle, counted, locate
 
 if TYPE_CHECKING:
@@ -69,6 +72,8 @@ class TrialResult:
     """How often it was started (2 and more: a worker was lost or interrupted)."""
     worker: str | None
     """Host and process that run or ran it."""
+    started: datetime | None = None
+    """When its last attempt began (UTC)."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -91,7 +96,7 @@ class SweepResults:
     directory: Path
     """Folder of the sweep; its trials lie in `trials/`."""
     storage: str
-    """Storage URL."""
+    """Storage URL, without passwords."""
     sweep: Sweep
     recipe: Recipe
     """Base recipe with the sweep's overrides."""
@@ -159,7 +164,7 @@ def results_of(handle: StudyHandle) -> SweepResults:
     return SweepResults(
         name=handle.study.study_name,
         directory=handle.directory,
-        storage=handle.url,
+        storage=printable(handle.url),
         sweep=handle.plan.sweep,
         recipe=handle.plan.recipe,
         trials=tuple(_trial(trial, handle) for trial in trials),
@@ -191,11 +196,14 @@ def _trial(trial: FrozenTrial, handle: StudyHandle) -> TrialResult:
         copy_of=outcome.get("copy_of"),
         attempts=int(owner.get("attempt", 0)),
         worker=owner.get("worker"),
+        started=datetime.fromtimestamp(owner["since"], UTC) if "since" in owner else None,
     )
 
 
 def _seed_run(run: Mapping[str, Any], directory: Path) -> SeedRun:
-    place = directory / run["directory"]
+    place = directory / str(run["directory"])
+    if not place.resolve().is_relative_to(directory.resolve()):
+        raise UsageError(f"the storage names a run outside the sweep's folder {directory}: {run['directory']}")
     return SeedRun(run["seed"], run["identity"], place, run.get("values", {}), run.get("errors", {}))
 
 
@@ -205,9 +213,10 @@ def seconds_spent(trial: FrozenTrial) -> float | None:
     A trial that was handed back and is queued again keeps its seconds: the budget counts them.
     """
     earlier: float | None = trial.user_attrs.get(names.OUTCOME, {}).get("seconds")
-    if trial.state.name != "RUNNING" or trial.datetime_start is None:
+    since: float | None = trial.user_attrs.get(names.OWNER, {}).get("since")
+    if trial.state.name != "RUNNING" or since is None:
         return earlier
-    return (earlier or 0.0) + max(0.0, (datetime.now() - trial.datetime_start).total_seconds())
+    return (earlier or 0.0) + max(0.0, time.time() - since)
 
 
 def _state(trial: FrozenTrial) -> State:

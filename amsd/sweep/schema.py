@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,6 +15,8 @@ from amsd.recipe.schema import Positive, Section
 Scalar = bool | int | float | str
 #: Prefix of objectives and constraints that are read from the training log instead of the evaluation.
 TRAINING = "train/"
+#: Version of sweep files and of the plans that are written from them.
+FORMAT: Final = 1
 
 
 class Condition(Section):
@@ -86,6 +88,11 @@ class Dimension(Section):
             raise ValueError("log and step exclude each other")
         if self.is_int and not all(isinstance(v, int) for v in (self.low, self.high, self.step) if v is not None):
             raise ValueError("an int range needs integers for low, high and step")
+
+    @property
+    def kind(self) -> str:
+        """What a range yields, in words."""
+        return "integer" if self.is_int else "number"
 
     @property
     def is_int(self) -> bool:
@@ -177,7 +184,7 @@ class Execution(Section):
     processes: int = Field(default=1, ge=1)
     """Processes (accelerate ranks) per trial."""
     command: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """What runs a trial, before `RECIPE --output DIR --resume`; unset: `python -m amsd train`."""
+    """What runs a trial, before `RECIPE --output DIR [--resume]`; unset: `python -m amsd train`."""
     poll_seconds: Positive = 1.0
     """How often a running trial's log is read."""
     heartbeat_seconds: Positive = 15.0
@@ -211,7 +218,9 @@ class Slurm(Section):
 class Sweep(Section):
     """A search over recipes."""
 
-    name: str
+    format: Literal[1] = FORMAT
+    """Version of this file's format."""
+    name: str = Field(min_length=1, max_length=100)
     """Study name and W&B group; unset in a file: the file's stem."""
     description: str = ""
     recipe: str
@@ -231,6 +240,13 @@ class Sweep(Section):
     budget: Budget = Budget()
     execution: Execution = Execution()
     slurm: Slurm = Slurm()
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if name.startswith(".") or not name.isprintable() or set(name) & set('/\\:*?"<>|'):
+            raise ValueError('names a folder too: it must not begin with a dot nor have any of / \\ : * ? " < > |')
+        return name
 
     @field_validator("seeds")
     @classmethod

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from amsd.errors import UsageError
 from amsd.sweep.schema import Dimension, Sweep
 
 if TYPE_CHECKING:
@@ -36,13 +37,39 @@ def active(dimension: Dimension, params: Mapping[str, Any]) -> bool:
 
 
 def suggest(sweep: Sweep, trial: Trial) -> dict[str, Any]:
-    """Let the sampler choose a value for every active dimension (those asked for by conditions come first)."""
+    """Let the sampler choose a value for every active dimension (those asked for by conditions come first).
+
+    Raises:
+        UsageError: the trial was queued with a value that the search does not have.
+    """
     params: dict[str, Any] = {}
     for name in ordered(sweep.search):
         dimension = sweep.search[name]
         if active(dimension, params):
-            params[name] = _suggested(trial, name, dimension)
+            value = _suggested(trial, name, dimension)
+            try:  # Optuna only warns of a value that somebody queued and that lies outside
+                params[name] = declared(dimension, value)
+            except ValueError as error:
+                raise UsageError(f"trial {trial.number}: {name}: {error}. The storage names a value that the sweep "
+                                 "does not search.") from None  # fmt: skip
     return params
+
+
+def declared(dimension: Dimension, value: Any) -> Any:
+    """`value` as this dimension declares it (an integral number for an int range, a float for a float range).
+
+    Raises:
+        ValueError: the dimension does not have this value.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if dimension.low is None or dimension.high is None:
+        for choice in dimension.choices or dimension.variants or ():
+            if isinstance(choice, bool) == isinstance(value, bool) and choice == value:
+                return choice
+        raise ValueError(f"{value!r} is not one of {list(dimension.choices or dimension.variants or ())}")
+    if not is_number or not dimension.low <= value <= dimension.high or (dimension.is_int and value != int(value)):
+        raise ValueError(f"{value!r} is no {dimension.kind} from {dimension.low:g} to {dimension.high:g}")
+    return int(value) if dimension.is_int else float(value)
 
 
 def settings_of(sweep: Sweep, params: Mapping[str, Any]) -> dict[str, Any]:

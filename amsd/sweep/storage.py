@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from amsd.errors import RunError, UsageError
 
@@ -18,7 +20,12 @@ logger = logging.getLogger(__name__)
 
 #: How long a storage may be unreachable (a database restart, a failover) before a worker gives up, in seconds.
 PATIENCE = 600.0
+#: How long a gRPC proxy may take to answer at first, in seconds.
+PROXY_SECONDS = 20.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0
+_SCHEMES = ("sqlite", "postgresql", "journal", "grpc")
+#: How a worker is told the storage without its password showing in the list of processes.
+STORAGE_VARIABLE = "AMSD_SWEEP_STORAGE"
 FORMS = "sqlite:///FILE, journal:FILE, postgresql://USER@HOST/DATABASE, grpc://HOST:PORT"
 
 
@@ -27,15 +34,70 @@ def default_url(directory: Path) -> str:
     return f"sqlite:///{directory.resolve() / 'study.db'}"
 
 
-def without_password(url: str) -> str:
-    """The URL as it may be shown and written; a password belongs in the environment or in a password file."""
-    if "@" not in url:
-        return url
-    from sqlalchemy.engine import URL, make_url
+def is_storage(source: str) -> bool:
+    """Whether `source` is a storage URL, and not the path of a folder or a file."""
+    return _scheme(source) in (*_SCHEMES, "postgres") and not Path(source).exists()
 
-    parts = make_url(url)  # its set(password=None) leaves the password as it is
-    bare = URL.create(parts.drivername, parts.username, None, parts.host, parts.port, parts.database, parts.query)
-    return bare.render_as_string()
+
+def _scheme(url: str) -> str:
+    return url.partition(":")[0].partition("+")[0] if ":" in url else ""
+
+
+def printable(url: str) -> str:
+    """The URL as it may be shown and written: without passwords, however malformed it is.
+
+    Of what stands before the last `@` only the scheme and the user's name are kept, and not even the name where no
+    `//` says where it begins. Query parameters that may be secret are left out. Paths of files stay as they are. A
+    password belongs in the environment (`PGPASSWORD`) or in a password file.
+    """
+    if not re.match(r"sqlite(\+\w+)?:///|journal:(?!//[^/])(?!\w+:)", url):
+        url = _without_login(url)
+    if not re.search(_SECRET + r"[\w-]*\s*=", unquote(url)):
+        return url
+    kept: list[str] = []
+    secret = False
+    for part in re.split(r"[?&;\s]", url):
+        name, equals, _ = unquote(part).partition("=")
+        secret = bool(re.search(_SECRET, name)) if equals else secret
+        if secret and not kept:
+            kept.append(re.split(_SECRET, name)[0])
+        elif not secret:
+            kept.append(part)
+    return kept[0] + ("?" + "&".join(kept[1:]) if kept[1:] else "")
+
+
+#: Names of query parameters whose values are not shown.
+_SECRET = "(?i)(?:pass|pwd|secret|token|credential|api_?key)"
+
+
+def _without_login(url: str) -> str:
+    known = _scheme(url) in (*_SCHEMES, "postgres")
+    head, at, tail = url.rpartition("@")
+    if not at:
+        scheme, slashes, rest = url.partition("://")
+        if not slashes:
+            return url if known or ":" not in url else f"{url.partition(':')[0]}:..."
+        host, colon, port = re.split(r"[/?#]", rest)[0].rpartition(":")
+        is_password = colon and not port.isdigit() and not port.endswith("]")  # `USER:PASSWORD` whose host is missing
+        return f"{scheme}://{host}" if is_password else url
+    scheme, slashes, login = head.partition("://")
+    if not slashes:
+        return f"{_scheme(url)}:{tail}" if known else tail
+    user = re.split(r"[:/?#@&]", login)[0]
+    return f"{scheme}://{user}@{tail}" if user else f"{scheme}://{tail}"
+
+
+def scrubbed(text: str, url: str) -> str:
+    """A message of a library, in which the URL and its secrets are replaced."""
+    shown, secrets = printable(url), set()
+    for part in re.split(r"[/?&;\s@:]+", url):
+        value = part.partition("=")[2] or part
+        if value and value not in shown:
+            secrets |= {value, unquote(value)}
+    text = text.replace(url, shown)
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 def open_storage(url: str, patience: float = PATIENCE) -> BaseStorage:
@@ -48,60 +110,88 @@ def open_storage(url: str, patience: float = PATIENCE) -> BaseStorage:
 
 
 def _connect(url: str) -> BaseStorage:
-    scheme = url.partition(":")[0].partition("+")[0]
-    match scheme:
-        case "sqlite" | "postgresql":
-            return _database(url, scheme)
+    match _scheme(url):
+        case "sqlite":
+            return _sqlite(url)
+        case "postgresql" | "postgres":
+            # client_encoding: a database made in the C locale would else answer in bytes.
+            arguments = {"connect_timeout": 10, "client_encoding": "utf8"}
+            server = re.sub(r"^postgres(?=[:+])", "postgresql", url)
+            return _database(server, url, {"pool_pre_ping": True, "connect_args": arguments})
         case "journal":
             from optuna.storages import JournalStorage
             from optuna.storages.journal import JournalFileBackend
 
-            path = Path(url.removeprefix("journal:").removeprefix("//"))
+            path = Path(re.sub("^journal:(//)?", "", url)).expanduser()
             path.parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(str(path)))
         case "grpc":
             return _proxy(url)
         case _:
-            raise UsageError(f"{url!r} is not a storage. Forms: {FORMS}.")
+            raise UsageError(f"{printable(url)!r} is not a storage. Forms: {FORMS}.")
 
 
-def _database(url: str, scheme: str) -> BaseStorage:
+def sqlite_path(url: str) -> tuple[Path, str]:
+    """File and query of `sqlite:///FILE[?name=value...]`; any other question or percent sign belongs to the file."""
+    rest = re.sub(r"^sqlite(\+\w+)?:///", "", url)
+    query = re.search(r"\?[^?/=&]+=[^?/=&]*(&[^?/=&]+=[^?/=&]*)*$", rest)
+    file = rest[: query.start()] if query else rest
+    return Path(file).expanduser(), query.group()[1:] if query else ""
+
+
+def _sqlite(url: str) -> BaseStorage:
+    """A file whose path may have every character: it never becomes part of a URL, unless options follow it."""
+    import sqlite3
+
+    from sqlalchemy.pool import QueuePool
+
+    if not re.match(r"sqlite(\+\w+)?:///.", url):
+        raise UsageError(f"{printable(url)!r} is not a storage. Forms: {FORMS}.")
+    path, query = sqlite_path(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if query:
+        return _database(url, url, {"connect_args": {"timeout": 60}})
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path, timeout=60, check_same_thread=False)
+
+    return _database("sqlite://", url, {"creator": connect, "poolclass": QueuePool})
+
+
+def _database(target: str, url: str, engine: dict[str, Any]) -> BaseStorage:
     from optuna.storages import RDBStorage, get_storage
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-    if scheme == "sqlite":
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        engine: dict[str, Any] = {"connect_args": {"timeout": 60}}
-    else:
-        # client_encoding: a database made in the C locale would else answer in bytes.
-        engine = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, "client_encoding": "utf8"}}
+    shown = printable(url)
     try:
-        return get_storage(RDBStorage(url, engine_kwargs=engine))
+        return get_storage(RDBStorage(target, engine_kwargs=engine))
     except ModuleNotFoundError as error:
-        raise UsageError(f"{without_password(url)}: needs the package {error.name}: install amsd[postgresql]") from None
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise UsageError(f"{url!r} is not a storage ({error}). Forms: {FORMS}.") from None
-    except SQLAlchemyError as error:
+        raise UsageError(f"{shown}: needs the package {error.name}: install amsd[postgresql]") from None
+    except (ArgumentError, NoSuchModuleError, ValueError, TypeError) as error:
+        hint = "In a user's name or a password, write @ as %40, / as %2F, : as %3A and ? as %3F."
+        reason = scrubbed(str(error).splitlines()[0], url)
+        raise UsageError(f"{shown!r} is not a storage ({reason}). {hint} Forms: {FORMS}.") from None
+    except (SQLAlchemyError, ImportError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise UsageError(f"{without_password(url)}: cannot be opened: {reason}") from None
+        raise UsageError(f"{shown}: cannot be opened: {scrubbed(reason, url)}") from None
 
 
 def _proxy(url: str) -> BaseStorage:
     try:
         import grpc  # type: ignore[import-untyped, unused-ignore]  # noqa: F401
     except ModuleNotFoundError:
-        raise UsageError(f"{url}: needs the package grpcio: install amsd[grpc]") from None
+        raise UsageError(f"{printable(url)}: needs the package grpcio: install amsd[grpc]") from None
     from optuna.storages import GrpcStorageProxy
 
     host, _, port = url.removeprefix("grpc://").rstrip("/").partition(":")
     if not host or not port.isdigit():
-        raise UsageError(f"{url!r}: a gRPC proxy is named as grpc://HOST:PORT")
+        raise UsageError(f"{printable(url)!r}: a gRPC proxy is named as grpc://HOST:PORT")
     proxy = GrpcStorageProxy(host=host, port=int(port))
     try:
-        proxy.wait_server_ready(timeout=20)
+        proxy.wait_server_ready(timeout=PROXY_SECONDS)
     except TimeoutError:
         raise UsageError(
-            f"{url}: nothing answers there. Start one with optuna.storages.run_grpc_proxy_server."
+            f"{printable(url)}: nothing answers there. Start one with optuna.storages.run_grpc_proxy_server."
         ) from None
     return proxy
 

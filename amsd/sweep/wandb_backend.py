@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from amsd.sweep.executor import RunLog, Stop, TrialExecutor, Verdict
 from amsd.sweep.launchers.processes import ProcessExecutor
 from amsd.sweep.plan import Plan, restore_plan
 from amsd.sweep.points import make_point
-from amsd.sweep.schema import TRAINING, Dimension, Objective
-from amsd.sweep.space import active, ordered, values
+from amsd.sweep.schema import FORMAT, TRAINING, Dimension, Objective
+from amsd.sweep.space import active, declared, ordered, values
 from amsd.sweep.trial import measure
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def create_wandb(plan: Plan, folder: Path) -> str:
         raise UsageError(f"W&B did not create the sweep {plan.sweep.name}: {error}") from None
     path = "/".join(part for part in (tracking.entity, tracking.project, sweep_id) if part)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(pointer, {"sweep": path, "plan": plan.dump()})
+    write_json(pointer, {"format": FORMAT, "sweep": path, "plan": plan.dump()})
     return path
 
 
@@ -84,7 +85,7 @@ def join(source: str, folder: Path) -> None:
         data = json.loads((folder / POINTER).read_text(encoding="utf-8"))["plan"]
     except (OSError, ValueError, KeyError):
         raise UsageError(f"{folder}: {POINTER} is missing or damaged; --directory names the sweep's folder") from None
-    plan = restore_plan(data)
+    plan = restore_plan(data, str(folder / POINTER))
     run_agent(source.removeprefix(SCHEME), plan, folder.resolve(), ProcessExecutor(plan.sweep.execution))
 
 
@@ -123,9 +124,13 @@ def run_trial(
     import yaml
 
     run_id = environment["WANDB_RUN_ID"]
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]{0,127}", run_id):  # it names a folder
+        raise RunError(f"W&B names the run {run_id!r}; only letters, digits, - and _ are taken")
     given = yaml.safe_load(Path(environment["WANDB_SWEEP_PARAM_PATH"]).read_text(encoding="utf-8"))
     chosen = {key: entry["value"] for key, entry in given.items() if isinstance(entry, dict) and "value" in entry}
     seed = chosen.pop("training.seed", plan.sweep.seeds[0])
+    if isinstance(seed, bool) or seed not in plan.sweep.seeds:
+        raise RunError(f"W&B chose training.seed = {seed!r}, but the sweep's seeds are {list(plan.sweep.seeds)}")
     single = Plan(plan.sweep.model_copy(update={"seeds": (seed,)}), plan.tree)
     point = make_point(single, folder, f"wandb-{run_id}", _params(plan, chosen))
     ended = executor.run(point.jobs[0], _watch(stop))
@@ -135,13 +140,21 @@ def run_trial(
 
 
 def _params(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """What W&B chose, without dimensions whose conditions do not hold (W&B draws every one)."""
+    """What W&B chose, without dimensions whose conditions do not hold (W&B draws every one).
+
+    Raises:
+        RunError: a key or a value is not one that the sweep declares.
+    """
+    search = plan.sweep.search
+    if unknown := sorted(chosen.keys() - search.keys()):
+        raise RunError(f"W&B chose {', '.join(unknown)}, which sweep {plan.sweep.name} does not search")
     params: dict[str, Any] = {}
-    for name in ordered(plan.sweep.search):
-        dimension = plan.sweep.search[name]
-        if name in chosen and active(dimension, params):
-            is_real = dimension.low is not None and not dimension.is_int
-            params[name] = float(chosen[name]) if is_real else chosen[name]
+    for name in ordered(search):
+        if name in chosen and active(search[name], params):
+            try:
+                params[name] = declared(search[name], chosen[name])
+            except ValueError as error:
+                raise RunError(f"W&B chose a value for {name} that the sweep does not declare: {error}") from None
     return params
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -20,12 +21,11 @@ from pathlib import Path
 
 import pytest
 
-from amsd.sweep.launchers.local import STORAGE_VARIABLE
 from amsd.sweep.launchers.processes import MARK, end_processes
 from amsd.sweep.results import SweepResults, load_sweep
-from amsd.sweep.storage import default_url
+from amsd.sweep.storage import STORAGE_VARIABLE, default_url
 from amsd.sweep.study import create
-from tests.sweep.conftest import MakePlan
+from tests.sweep.conftest import FAKE_TRAINER, MakePlan
 from tests.sweep.waiting import gone, until
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,8 @@ PATIENT = {"heartbeat_seconds": 0.5, "lost_after_seconds": 15.0}
 
 def start_worker(url: str, held: Path | None = None) -> subprocess.Popen[bytes]:
     """A worker that joins by URL only, as from another machine; its trials stop half-way while `held` exists."""
-    command = [sys.executable, "-m", "amsd", "sweep", "worker", "--study", "small"]
+    own = shlex.join([sys.executable, str(FAKE_TRAINER)])
+    command = [sys.executable, "-m", "amsd", "sweep", "worker", "--study", "small", "--command", own]
     environment = {**os.environ, **holding(held), STORAGE_VARIABLE: url}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
 

@@ -9,11 +9,10 @@ import pytest
 
 from amsd.errors import UsageError
 from amsd.sweep.launchers import Launch
-from amsd.sweep.launchers.local import STORAGE_VARIABLE
 from amsd.sweep.launchers.slurm import SlurmLauncher, make_executor, parameters, submit_to
 from amsd.sweep.results import load_sweep
 from amsd.sweep.schema import Slurm
-from amsd.sweep.storage import default_url
+from amsd.sweep.storage import STORAGE_VARIABLE, default_url
 from amsd.sweep.study import create
 from tests.sweep.conftest import MakePlan
 

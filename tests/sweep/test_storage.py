@@ -11,7 +11,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from amsd.errors import RunError, UsageError
-from amsd.sweep.storage import default_url, open_storage, patient, without_password
+from amsd.sweep.storage import default_url, open_storage, patient
 from amsd.sweep.study import locate
 
 
@@ -47,11 +47,6 @@ def test_patience_ends() -> None:
     away.failures = 1000
     with pytest.raises(RunError, match=r"did not answer for 0\.5 s: the connection is gone"):
         storage.set_trial_state_values(trial, TrialState.WAITING)
-
-
-def test_passwords_are_not_shown() -> None:
-    assert without_password("postgresql://me:secret@host/db") == "postgresql://me@host/db"
-    assert without_password("sqlite:///x.db") == "sqlite:///x.db"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,29 @@ def test_a_resumed_sweep_adds_nothing_and_a_larger_budget_adds_the_rest(
     assert len(load_sweep(url).trials) == 5
     with pytest.raises(UsageError, match="'search' differs"):
         create(make_plan(search={"schedule.eta": {"low": 0.5, "high": 1.4}}), tmp_path, url)
+
+
+def test_another_sampler_takes_over_with_a_word_but_a_grid_stays_a_grid(
+    make_plan: MakePlan, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    create(make_plan(), tmp_path)
+    create(make_plan(), tmp_path)
+    assert caplog.text == ""
+    create(make_plan(sampler={"name": "qmc"}, pruner={"name": "median"}), tmp_path)
+    assert "goes on with another sampler: name = qmc (it was 'random')" in caplog.text
+    assert "goes on with another pruner: name = median (it was 'none')" in caplog.text
+    with pytest.raises(UsageError, match="cannot go on with 'grid'"):
+        create(make_plan(sampler={"name": "grid"}), tmp_path)
+    with pytest.raises(UsageError, match="'first' differs"):
+        create(make_plan(first=[{"schedule.eta": 1.0}]), tmp_path)
+
+
+def test_times_are_those_of_one_clock_wherever_a_worker_is(make_plan: MakePlan, tmp_path: Path) -> None:
+    Worker(create(make_plan(budget={"trials": 1}), tmp_path), Formula()).run()
+    started = load_sweep(tmp_path).trials[0].started
+    assert started is not None
+    assert started.tzinfo is UTC
+    assert abs((datetime.now(UTC) - started).total_seconds()) < 60
 
 
 def test_equal_runs_are_run_once(make_plan: MakePlan, tmp_path: Path) -> None:

@@ -17,13 +17,11 @@ from amsd.errors import AmsdError, RunError, UsageError
 from amsd.sweep.executor import Stop, on_signals
 from amsd.sweep.launchers import Launch, Launched
 from amsd.sweep.launchers.processes import ProcessExecutor, leashed, tail
-from amsd.sweep.study import StudyHandle, create, locate
+from amsd.sweep.storage import STORAGE_VARIABLE
+from amsd.sweep.study import Consent, StudyHandle, create, join
 from amsd.sweep.worker import Worker, WorkerReport, last_line
 
 logger = logging.getLogger(__name__)
-
-#: How a worker is told the storage without its password showing in the list of processes.
-STORAGE_VARIABLE = "AMSD_SWEEP_STORAGE"
 
 
 @dataclass(frozen=True)
@@ -53,14 +51,16 @@ class LocalLauncher:
         return Launched(handle, report.interrupted)
 
 
-def work(source: str, study: str | None = None, directory: Path | None = None) -> WorkerReport:
+def work(
+    source: str, study: str | None = None, directory: Path | None = None, consent: Consent | None = None
+) -> WorkerReport:
     """Join a sweep as one worker until nothing is left to do; SIGINT, SIGTERM or SIGHUP hands the trial back.
 
     Raises:
-        UsageError: there is no such sweep.
+        UsageError: there is no such sweep, or it names what the user has not allowed.
         RunError: the storage stayed away, or the first trials all failed alike.
     """
-    return run_worker(locate(source, study, directory))
+    return run_worker(join(source, study, directory, consent))
 
 
 def run_worker(handle: StudyHandle) -> WorkerReport:

@@ -20,6 +20,7 @@ from amsd.recipe import dump_toml
 from amsd.run_directory import RunDirectory
 from amsd.sweep.executor import Ended, Job, Monitor, RunLog, Verdict
 from amsd.sweep.schema import Execution
+from amsd.sweep.storage import STORAGE_VARIABLE
 from amsd.tracking.log import LogFollower, read_log
 
 if TYPE_CHECKING:
@@ -62,17 +63,18 @@ class ProcessExecutor:
     def command(self, job: Job, recipe: Path) -> list[str]:
         """The command line of a job."""
         command = list(self.execution.command or (sys.executable, "-m", "amsd", "train"))
-        command += [str(recipe), "--output", str(job.run), "--resume"]
+        command += [str(recipe), "--output", str(job.run), *(["--resume"] if RunDirectory(job.run).used else [])]
         processes = self.execution.processes
         return command + (["--processes", str(processes)] if processes > 1 else [])
 
     def _start(self, job: Job, recipe: Path, mark: str, output: IO[bytes]) -> subprocess.Popen[bytes]:
+        inherited = {name: value for name, value in os.environ.items() if name != STORAGE_VARIABLE}  # has a password
         return subprocess.Popen(
             leashed(self.command(job, recipe)),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **self.environment, MARK: mark},
+            env={**inherited, **self.environment, MARK: mark},
             start_new_session=True,  # Ctrl-C reaches the worker, which then decides
         )
 

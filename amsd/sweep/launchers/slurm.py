@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from amsd.errors import UsageError
 from amsd.sweep.launchers import Launch, Launched
-from amsd.sweep.launchers.local import STORAGE_VARIABLE
 from amsd.sweep.plan import Plan
 from amsd.sweep.schema import Slurm
+from amsd.sweep.storage import STORAGE_VARIABLE
 from amsd.sweep.study import StudyHandle, create
 
 
