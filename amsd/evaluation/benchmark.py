@@ -43,7 +43,7 @@ PUBLISHED: Mapping[tuple[float, float], tuple[float, float, float, float]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """One metric of one set of weights under one setting."""
 
     model: str
@@ -64,7 +64,7 @@ class Row:
 class Benchmark:
     """The table and what it was made with."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[BenchmarkRow, ...]
     conditions: Mapping[str, Any]
 
     @classmethod
@@ -89,7 +89,7 @@ class Benchmark:
 
     def columns(self) -> list[str]:
         """Names of a row's values."""
-        return [field.name for field in fields(Row)]
+        return [field.name for field in fields(BenchmarkRow)]
 
     def values(self) -> list[list[Any]]:
         """Rows as plain lists, in the order of `columns`."""
@@ -131,18 +131,18 @@ def published(recipe: Recipe, multiplier: float, result: EvaluationResult, metri
     return None if numbers is None or metric not in _METRICS else numbers[_METRICS.index(metric)]
 
 
-def _rows(model: str, multiplier: float, recipe: Recipe, result: EvaluationResult) -> list[Row]:
+def _rows(model: str, multiplier: float, recipe: Recipe, result: EvaluationResult) -> list[BenchmarkRow]:
     rows = []
     for name, metric in result.metrics.items():
         known = published(recipe, multiplier, result, name)
         difference = None if known is None else metric.mean - known
         error = metric.standard_error
         errors = None if difference is None or not error else difference / error
-        rows.append(Row(model, result.name, name, metric.mean, error, known, difference, errors))
+        rows.append(BenchmarkRow(model, result.name, name, metric.mean, error, known, difference, errors))
     return rows
 
 
-def _cell(row: Row) -> str:
+def _cell(row: BenchmarkRow) -> str:
     text = measured(row.mean, row.standard_error)
     if row.published is None:
         return text

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from amsd.diffusion.steps import AffineSteps
-from amsd.experiment.probe import Mode, Probe, modes, probe
+from amsd.experiment.probe import GuidanceScales, Probe, modes, probe
 from amsd.experiment.setup import build_accelerator, build_problem, load_policy
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe
@@ -111,7 +111,7 @@ def unit_variance_correlation(steps: AffineSteps) -> float:
     return memory**2 / variance
 
 
-def _growth(mode: Mode, norms: Tensor, used: bool) -> Finding:
+def _growth(mode: GuidanceScales, norms: Tensor, used: bool) -> Finding:
     """Norm of the lean adjoint by step index; `norms` (B, N + 1)."""
     by_step = norms.mean(0)
     growth = float(by_step.max() / by_step[-1])

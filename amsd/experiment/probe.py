@@ -13,6 +13,7 @@ from amsd.diffusion.noise import normal
 from amsd.diffusion.rollout import Trajectory, rollout
 from amsd.matching import lean_adjoint
 from amsd.recipe import Guidance
+from amsd.recipe.guidance_modes import FULL, TRAJECTORIES, UNGUIDED, GuidanceMode
 from amsd.training.chunks import chunk_size, in_chunks
 from amsd.training.collect import reward_gradient
 from amsd.training.experience import Sample
@@ -20,14 +21,19 @@ from amsd.training.problem import ControlProblem
 
 
 @dataclass(frozen=True)
-class Mode:
-    """One of the three modes of guidance (docs/method.md section 2)."""
+class GuidanceScales:
+    """A guidance mode at the scales that its trajectories and its adjoint are measured with."""
 
-    name: str
+    mode: GuidanceMode
     sampler: float
     """Guidance scale of the trajectory."""
     adjoint: float
     """Guidance scale of the base drift in the adjoint."""
+
+    @property
+    def name(self) -> str:
+        """Name of the mode in the names of findings."""
+        return self.mode.slug
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,17 @@ class Probe:
     """Largest value of the base's prediction there, (B,)."""
 
 
-def modes(guidance_scale: float) -> tuple[Mode, Mode, Mode]:
+def modes(guidance_scale: float) -> tuple[GuidanceScales, GuidanceScales, GuidanceScales]:
     """The three modes; a recipe without guidance is shown at the default scale in the guided ones."""
     strong = Guidance().guidance_scale if guidance_scale == 1 else guidance_scale
     return (
-        Mode("cfg-trajectories", strong, 1.0),
-        Mode("no-guidance", 1.0, 1.0),
-        Mode("full-cfg", strong, strong),
+        GuidanceScales(TRAJECTORIES, strong, 1.0),
+        GuidanceScales(UNGUIDED, 1.0, 1.0),
+        GuidanceScales(FULL, strong, strong),
     )
 
 
-def probe(problem: ControlProblem, samples: Sequence[Sample], own: Mode) -> Probe:
+def probe(problem: ControlProblem, samples: Sequence[Sample], own: GuidanceScales) -> Probe:
     """Measure all modes; `own` is the one whose trajectories the control is evaluated on.
 
     Raises:
@@ -89,7 +95,7 @@ def probe(problem: ControlProblem, samples: Sequence[Sample], own: Mode) -> Prob
     )  # fmt: skip
 
 
-def _probe(problem: ControlProblem, samples: Sequence[Sample], own: Mode) -> Probe:
+def _probe(problem: ControlProblem, samples: Sequence[Sample], own: GuidanceScales) -> Probe:
     conditioning = problem.encode([sample.prompt for sample in samples])
     scale = problem.recipe.guidance.guidance_scale
     chosen = modes(scale)

@@ -17,12 +17,12 @@ from markupsafe import Markup, escape
 import amsd
 from amsd.files import write_text
 from amsd.recipe import dump_toml
+from amsd.recipe.guidance_modes import MODES
 from amsd.report.figures.curves import adjoint_panels, learning_panels
 from amsd.report.figures.parallel import parallel_figure
 from amsd.report.figures.svg import MARKS
 from amsd.report.figures.tradeoff import diversity_figure, kl_figure
 from amsd.report.gallery import Gallery, build_gallery
-from amsd.report.modes import MODES
 from amsd.report.story import Story
 from amsd.report.tables import tables
 from amsd.report.winner import standfirst

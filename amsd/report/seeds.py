@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from amsd.evaluation.result import Metric
 from amsd.evaluation.statistics import mean, standard_error, tested
-from amsd.report.story import Entry, Point, Story, points
+from amsd.report.story import Entry, EvaluatedPoint, Story, points
 
 
-def by_trial(story: Story) -> dict[int, list[tuple[Entry, Point]]]:
+def by_trial(story: Story) -> dict[int, list[tuple[Entry, EvaluatedPoint]]]:
     """Trial number -> its runs with their last evaluated checkpoints; trials without any are left out."""
-    groups: dict[int, list[tuple[Entry, Point]]] = {}
+    groups: dict[int, list[tuple[Entry, EvaluatedPoint]]] = {}
     for entry in story.entries:
         found = points(story, entry.run) if entry.run is not None else []
         if found and entry.trial is not None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from amsd.evaluation.result import DIVERSITY, FID, KID, EvaluationResult, Metric, is_distance
+from amsd.recipe.guidance_modes import GuidanceMode, mode_of
 from amsd.report.data import Checkpoint, Run, load_run
-from amsd.report.modes import Mode, mode_of
 
 #: Logged steps over which the KL divergence at a checkpoint is averaged.
 KL_WINDOW = 5
@@ -26,7 +26,7 @@ class Entry:
     label: str
     state: str
     """`complete`, `running`, `pruned`, `failed`, `queued`, `stopped`."""
-    mode: Mode | None
+    mode: GuidanceMode | None
     params: Mapping[str, Any]
     """Searched keys and their values; empty for a single run."""
     run: Run | None
@@ -65,7 +65,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Objective:
+class Goal:
     """What a sweep optimises."""
 
     name: str
@@ -87,7 +87,7 @@ class Story:
     setting: str | None
     """Evaluation setting that figures show; a run without it shows its own first one (`setting_of`)."""
     axes: tuple[Axis, ...] = ()
-    objectives: tuple[Objective, ...] = ()
+    objectives: tuple[Goal, ...] = ()
     importance: Mapping[str, float] | None = None
     """Share of the first objective's variation that each searched key explains."""
     constraints: tuple[str, ...] = ()
@@ -118,14 +118,14 @@ class Story:
         return tuple(name for name in metric_names(self.runs) if is_distance(name))
 
     @property
-    def modes(self) -> tuple[Mode, ...]:
+    def modes(self) -> tuple[GuidanceMode, ...]:
         """Guidance modes that occur, in their fixed order."""
         found = {entry.mode.index: entry.mode for entry in self.entries if entry.mode is not None}
         return tuple(mode for _, mode in sorted(found.items()))
 
 
 @dataclass(frozen=True)
-class Point:
+class EvaluatedPoint:
     """One evaluated checkpoint, as the trade-off figures need it."""
 
     step: int
@@ -153,7 +153,7 @@ def run_state(run: Run) -> str:
     return "complete" if run.finished else "stopped"
 
 
-def run_mode(run: Run) -> Mode | None:
+def run_mode(run: Run) -> GuidanceMode | None:
     """Guidance mode of a run, if its recipe is known."""
     return None if run.recipe is None else mode_of(run.recipe.guidance)
 
@@ -204,7 +204,7 @@ def base_metric(story: Story, run: Run, name: str) -> Metric | None:
     return found.metrics.get(name) if found else None
 
 
-def points(story: Story, run: Run) -> list[Point]:
+def points(story: Story, run: Run) -> list[EvaluatedPoint]:
     """The evaluated checkpoints of a run, by ascending step."""
     found, setting = [], setting_of(story, run)
     for checkpoint in run.checkpoints:
@@ -213,7 +213,7 @@ def points(story: Story, run: Run) -> list[Point]:
         if result is None or reward is None:
             continue
         diversity = result.metrics.get(story.diversity) if story.diversity else None
-        found.append(Point(checkpoint.step, reward, diversity, kl_at(run, checkpoint.step)))
+        found.append(EvaluatedPoint(checkpoint.step, reward, diversity, kl_at(run, checkpoint.step)))
     return found
 
 

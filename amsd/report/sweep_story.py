@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amsd.recipe.guidance_modes import mode_named
 from amsd.report.data import Run, is_run, named_together, read_run
-from amsd.report.modes import mode_named
-from amsd.report.story import Axis, Entry, Objective, Story, chosen_metrics, run_mode, shown_settings
+from amsd.report.story import Axis, Entry, Goal, Story, chosen_metrics, run_mode, shown_settings
 
 if TYPE_CHECKING:
     from amsd.sweep.results import SweepResults, TrialResult
@@ -42,7 +42,7 @@ def story_of(results: SweepResults) -> Story:
         diversity=diversity,
         setting=setting,
         axes=tuple(_axis(key, space, results.trials) for key, space in results.sweep.search.items()),
-        objectives=tuple(Objective(o.label, o.direction == "maximize") for o in results.objectives),
+        objectives=tuple(Goal(o.label, o.direction == "maximize") for o in results.objectives),
         importance=results.importance,
         constraints=tuple(_bound(constraint) for constraint in results.sweep.constraint),
         description=results.sweep.description,

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from amsd.evaluation.result import Metric
+from amsd.recipe.guidance_modes import GuidanceMode
 from amsd.report.data import Checkpoint, Run
 from amsd.report.figures.scale import number
-from amsd.report.modes import Mode
 from amsd.report.numbers import difference, duration, p_value, with_error
 from amsd.report.seeds import by_trial, over_seeds
-from amsd.report.story import Axis, Entry, Point, Story, kl_at, points
+from amsd.report.story import Axis, Entry, EvaluatedPoint, Story, kl_at, points
 from amsd.report.winner import standings
 
 
@@ -23,12 +23,12 @@ class Cell:
     text: str
     below: tuple[str, ...] = ()
     sort: float | str | None = None
-    mode: Mode | None = None
+    mode: GuidanceMode | None = None
     badge: str = ""
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line; `key` links it to the marks of the same run in the figures."""
 
     key: str
@@ -42,7 +42,7 @@ class Table:
 
     caption: str
     heads: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     setting: str = ""
 
 
@@ -65,14 +65,14 @@ def checkpoint_table(run: Run, setting: str) -> Table:
     return Table("Checkpoints", ("model", *names, "KL (nats)"), rows, setting)
 
 
-def _checkpoint_row(run: Run, point: Checkpoint, setting: str, names: Sequence[str]) -> Row:
+def _checkpoint_row(run: Run, point: Checkpoint, setting: str, names: Sequence[str]) -> TableRow:
     metrics = point.evaluations[setting].metrics
     is_base = point is run.base
     badge = " · ".join((*point.labels, *(() if point.on_disk else ("weights deleted",))))
     name = Cell("base" if is_base else f"step {point.step}", sort=point.step, badge=badge)
     kl = None if is_base else kl_at(run, point.step)
     values = (metric_cell(metrics.get(name)) for name in names)
-    return Row("base" if is_base else "run", (name, *values, metric_cell(kl)), "best" in point.labels)
+    return TableRow("base" if is_base else "run", (name, *values, metric_cell(kl)), "best" in point.labels)
 
 
 def trial_table(story: Story) -> Table:
@@ -104,7 +104,7 @@ def _winners(story: Story) -> set[str]:
     return {entry.key for entry in story.entries if best and entry.trial == best[0].entry.trial}
 
 
-def _trial_row(story: Story, entry: Entry) -> tuple[float, Row]:
+def _trial_row(story: Story, entry: Entry) -> tuple[float, TableRow]:
     found = points(story, entry.run) if entry.run is not None else []
     last = found[-1] if found else None
     notes = []
@@ -122,10 +122,10 @@ def _trial_row(story: Story, entry: Entry) -> tuple[float, Row]:
         Cell(str(last.step) if last else "–", sort=last.step if last else None),
         Cell(duration(entry.duration), sort=entry.duration),
     )
-    return (-last.reward.mean if last else float("inf"), Row(entry.key, cells))
+    return (-last.reward.mean if last else float("inf"), TableRow(entry.key, cells))
 
 
-def _point_cells(point: Point | None) -> tuple[Cell, Cell, Cell]:
+def _point_cells(point: EvaluatedPoint | None) -> tuple[Cell, Cell, Cell]:
     if point is None:
         return EMPTY, EMPTY, EMPTY
     return metric_cell(point.reward), metric_cell(point.diversity), metric_cell(point.kl)
@@ -153,7 +153,7 @@ def seed_table(story: Story) -> Table | None:
             Cell(str(len(group)), sort=len(group)),
             *(_parameter(entry.params.get(axis.key)) for axis in _axes(story)),
         )
-        rows.append((-rewards.mean if rewards else float("inf"), Row(entry.key, cells)))
+        rows.append((-rewards.mean if rewards else float("inf"), TableRow(entry.key, cells)))
     keys = tuple(axis.key for axis in _axes(story))
     heads = ("trial", "CFG mode", story.reward, story.diversity or "diversity", "KL (nats)", "seeds", *keys)
     winners = _winners(story)

@@ -11,7 +11,7 @@ from typing import Any
 
 from amsd.errors import RunError, UsageError
 from amsd.recipe import Tracking
-from amsd.report.modes import FULL, MIXED, TRAJECTORIES, UNGUIDED, Mode
+from amsd.recipe.guidance_modes import FULL, MIXED, TRAJECTORIES, UNGUIDED, GuidanceMode
 from amsd.report.story import Story
 from amsd.report.tables import Table, tables
 from amsd.report.winner import standfirst
@@ -145,7 +145,7 @@ def _runsets(wr: Any, story: Story, where: dict[str, str], tracking: Tracking) -
         name = tracking.name or story.title
         return [wr.Runset(name=story.title, filters=f"Metric('displayName') = '{_quoted(name)}'", **where)]
     group = f"Metric('Group') = '{_quoted(tracking.group or story.title)}'"
-    modes: Sequence[Mode] = story.modes or tuple(FILTERS)
+    modes: Sequence[GuidanceMode] = story.modes or tuple(FILTERS)
     return [wr.Runset(name=mode.name, filters=f"{group} and {FILTERS[mode]}", **where) for mode in modes]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from amsd.recipe import Recipe, identity
 from amsd.recipe.cost import training_cost
+from amsd.recipe.guidance_modes import mode_of
 from amsd.sweep import optuna_access as names
 from amsd.sweep.executor import Job
 from amsd.sweep.plan import Plan
@@ -55,7 +56,7 @@ def make_point(plan: Plan, folder: Path, number: int | str, params: Mapping[str,
     return Point(
         key=_key(recipes),
         directory=directory,
-        cfg_mode=cfg_mode(recipes[0]),
+        cfg_mode=mode_of(recipes[0].guidance).name,
         cost=sum(training_cost(recipe, plan.sweep.execution.processes) for recipe in recipes),
         jobs=tuple(
             Job(recipe, seed, folder / directory / f"seed-{seed}")
@@ -83,15 +84,6 @@ def _bookkeeping(plan: Plan, label: str, seed: int, params: Mapping[str, Any]) -
 
 def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def cfg_mode(recipe: Recipe) -> str:
-    """Name of the guidance mode of a recipe (docs/method.md section 2)."""
-    guidance = recipe.guidance
-    flags = (guidance.guidance_in_adjoint_computation, guidance.guidance_in_control_computation)
-    if guidance.guidance_scale == 1:
-        return "no guidance"
-    return {(False, False): "CFG trajectories", (True, True): "full CFG"}.get(flags, "mixed")
 
 
 def points_to_queue(plan: Plan) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from amsd.recipe import Recipe, dump_toml, from_dict, identity
+from amsd.recipe.guidance_modes import mode_of
 from amsd.run_directory import RunDirectory
-from amsd.sweep.points import cfg_mode
 from amsd.sweep.results import SeedRun, SweepResults, TrialResult
 from amsd.sweep.schema import Sweep
 
@@ -156,7 +156,7 @@ def _trial(
         write_run(place, made, strength, pictures=pictures, seed=seed)
         runs.append(SeedRun(seed, identity(made), place, {REWARD: 0.1 + strength, DIVERSITY: 0.3 - strength / 4}))
     return TrialResult(
-        number=number, state="complete", params=params, settings={}, cfg_mode=cfg_mode(made),
+        number=number, state="complete", params=params, settings={}, cfg_mode=mode_of(made.guidance).name,
         values=(0.1 + gain, 0.3 - gain / 4), constraints={}, feasible=True, intermediate={}, runs=tuple(runs),
         duration=50.0 + 4 * number, error=None, copy_of=None, attempts=1, worker="host/1",
     )  # fmt: skip

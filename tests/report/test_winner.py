@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_rel
 
-from amsd.report.modes import UNGUIDED
+from amsd.recipe.guidance_modes import UNGUIDED
 from amsd.report.numbers import difference
 from amsd.report.page import render
 from amsd.report.story import Story

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from amsd.evaluation.result import Metric
+from amsd.recipe.guidance_modes import GuidanceMode
 from amsd.report.figures.scale import Scale, scale_for
 from amsd.report.figures.svg import BASE_MARK, MARKS, Figure, Frame, axes, label, mark, path, picture, plane, tag
-from amsd.report.modes import Mode
 from amsd.report.numbers import with_error
-from amsd.report.story import Entry, Point, Story, base_metric, pareto, points
+from amsd.report.story import Entry, EvaluatedPoint, Story, base_metric, pareto, points
 
 
 @dataclass(frozen=True)
 class _Dot:
     entry: Entry
-    point: Point
+    point: EvaluatedPoint
     across: Metric
     """What the horizontal axis shows."""
     last: bool
@@ -61,7 +61,7 @@ def _base(story: Story, across: str) -> tuple[Metric, Metric] | None:
 
 def _figure(
     story: Story,
-    across: Callable[[Point], Metric | None],
+    across: Callable[[EvaluatedPoint], Metric | None],
     base: tuple[Metric, Metric] | None,
     more_is_better: bool,
     x_title: str,
@@ -189,6 +189,6 @@ def _base_mark(plot: _Plot, x: Scale, y: Scale) -> str:
     )
 
 
-def mode_class(mode: Mode | None) -> str:
+def mode_class(mode: GuidanceMode | None) -> str:
     """CSS class that carries the colour of a mode."""
     return f"m{mode.index}" if mode else "m9"
