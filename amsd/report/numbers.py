@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 from amsd.evaluation.result import Metric, Paired
 from amsd.evaluation.statistics import measured
 from amsd.report.figures.scale import MINUS, number
+
+_EXPONENT = re.compile(rf"e([+{MINUS}-]?\d+)$")
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def with_error(metric: Metric) -> str:
@@ -16,8 +20,7 @@ def with_error(metric: Metric) -> str:
 
 def difference(paired: Paired) -> str:
     """`+0.21 ± 0.02`."""
-    text = _pair(paired.difference, paired.standard_error)
-    return text if text.startswith(MINUS) else f"+{text}"
+    return _pair(paired.difference, paired.standard_error, "+")
 
 
 def p_value(value: float | None) -> str:
@@ -39,5 +42,13 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _pair(mean: float, error: float | None) -> str:
-    return measured(mean, error).replace("-", MINUS) if error else number(mean)
+def _pair(mean: float, error: float | None, sign: str = "") -> str:
+    if not error:
+        return (sign if mean > 0 else "") + number(mean)
+    return powers(measured(mean, error, sign))
+
+
+def powers(text: str) -> str:
+    """A number with a true minus sign, and its exponent as a power of ten: `(1.2 ± 0.3) × 10⁻⁵`."""
+    text = text.replace("-", MINUS)
+    return _EXPONENT.sub(lambda found: f" × 10{str(int(found[1].replace(MINUS, '-'))).translate(_RAISED)}", text)

@@ -25,7 +25,7 @@ from amsd.report.figures.tradeoff import diversity_figure, kl_figure
 from amsd.report.gallery import Gallery, build_gallery
 from amsd.report.story import Story
 from amsd.report.tables import tables
-from amsd.report.winner import standfirst
+from amsd.report.winner import headline, standfirst
 from amsd.report.words import facts, notices
 
 
@@ -45,6 +45,7 @@ def render(story: Story) -> str:
         script=Markup(_template("page.js")),
         version=amsd.__version__,
         made=datetime.now(UTC),
+        headline=_together(headline(story)),
         standfirst=_together(standfirst(story)),
         facts=facts(story),
         notices=notices(story),

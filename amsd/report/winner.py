@@ -13,6 +13,10 @@ from amsd.report.seeds import by_trial, over_seeds
 from amsd.report.story import Entry, Story, base_metric, points, setting_of
 
 
+#: p-value of the paired test below which a title calls a change a change.
+CERTAIN = 0.05
+
+
 @dataclass(frozen=True)
 class Standing:
     """A trial (or the run) at its last evaluated checkpoints, over its seeds."""
@@ -23,6 +27,30 @@ class Standing:
     diversity: Metric | None
     runs: int
     """Training seeds."""
+
+
+def headline(story: Story) -> str:
+    """The result in one sentence, for the title of a report."""
+    ranked = standings(story)
+    if not ranked:
+        return f"Nothing has been evaluated yet in this {story.kind}"
+    best = ranked[0]
+    if story.kind == "sweep":
+        return f"Trial {best.entry.trial} of {_trials(story)} has the highest {story.reward}: {with_error(best.reward)}"
+    paired = best.reward.paired
+    if paired is None:
+        return f"Fine-tuning reached a mean {story.reward} of {with_error(best.reward)}"
+    certain = paired.p_value is not None and paired.p_value < CERTAIN
+    if not certain:
+        return f"No certain change of {story.reward}: {difference(paired)}"
+    size = Paired(abs(paired.difference), paired.standard_error, paired.p_value)
+    verb = "raised" if paired.difference > 0 else "lowered"
+    return f"Fine-tuning {verb} {story.reward} by {difference(size).removeprefix('+')}"
+
+
+def _trials(story: Story) -> str:
+    count = len({entry.trial for entry in story.entries})
+    return f"{count} trial{'s' * (count != 1)}"
 
 
 def standfirst(story: Story) -> str:

@@ -120,7 +120,7 @@ def _logged(story: Story, what: _Logged, range_of: Sequence[float] = ()) -> Pane
         kind = "linear"
     frame = _frame()
     x = scale_for([step for _, curve in curves for step in curve.steps], *frame.x, include=(0,))
-    x = Scale(0, max(x.high, 1), *frame.x)
+    x = Scale(0, max(x.high, 1), *frame.x, whole=True)
     y = scale_for(values, *frame.y, kind=kind)
     content = "".join(_line(entry, curve, x, y, len(curves)) for entry, curve in curves)
     return _panel(what.title, what.axis + (" (log)" if kind == "log" else ""), frame, x, y, content, len(curves))
@@ -162,7 +162,7 @@ def _evaluated(story: Story, name: str, title: str, axis: str) -> Panel | None:
     frame = _frame()
     every = list(itertools.chain.from_iterable(each.points for each in series))
     ends = [m.mean + sign * (m.standard_error or 0) for _, m in every for sign in (-1, 1)]
-    x = Scale(0, max(step for step, _ in every) * 1.06 or 1, *frame.x)
+    x = Scale(0, max(step for step, _ in every) * 1.06 or 1, *frame.x, whole=True)
     y = scale_for(ends, *frame.y)
     level = next((metric.mean for step, metric in every if step == 0), None)
     content = "" if level is None else tag("path", d=f"M{frame.left} {y(level):.1f}H{frame.x[1]:.1f}", class_="level")

@@ -21,6 +21,8 @@ class Scale:
     start: float
     end: float
     kind: Kind = "linear"
+    whole: bool = False
+    """Whether only whole numbers exist, such as optimizer steps: none is marked between them."""
 
     def __call__(self, value: float) -> float:
         """Pixel of a value; a log axis takes values at or below zero to its lower end."""
@@ -36,7 +38,7 @@ class Scale:
             return _log_ticks(self.low, self.high, count)
         if self.kind == "sqrt":
             return _sqrt_ticks(self.high, count)
-        return _linear_ticks(self.low, self.high, count)
+        return _linear_ticks(self.low, self.high, count, self.whole)
 
 
 def scale_for(
@@ -95,8 +97,10 @@ def _round_step(rough: float) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
 
 
-def _linear_ticks(low: float, high: float, count: int) -> list[float]:
+def _linear_ticks(low: float, high: float, count: int, whole: bool) -> list[float]:
     step = _round_step((high - low) / max(count, 1))
+    if whole and step != round(step):
+        step = max(1.0, 5 * math.ceil(step / 5) if step > 2 else math.ceil(step))  # 2.5 becomes 5
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
