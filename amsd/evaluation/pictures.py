@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +14,8 @@ from amsd.files import write_folder
 _GAP = 2
 _CELL = 128
 """Smallest side of an image in a labelled comparison: small images are enlarged by whole factors."""
+_CAPTION_LINES = 4
+"""Lines of a prompt above its column."""
 
 
 def to_image(picture: Tensor) -> Image.Image:
@@ -56,9 +59,15 @@ def save_pictures(result: EvaluationResult, folder: Path) -> Path | None:
 
 
 def side_by_side(
-    base: Tensor, tuned: Tensor, labels: tuple[str, str] = ("base model", "fine-tuned"), cell: int = _CELL
+    base: Tensor,
+    tuned: Tensor,
+    prompts: Sequence[str] = (),
+    labels: tuple[str, str] = ("base model", "fine-tuned"),
+    cell: int = _CELL,
 ) -> Image.Image:
     """Pictures (n, 3, H, W), uint8, of two models: the base's in the upper row, the same noise fine-tuned below.
+
+    `prompts` stand above their columns, broken into lines of a picture's width.
 
     Raises:
         ValueError: the two have different shapes.
@@ -67,13 +76,49 @@ def side_by_side(
         raise ValueError(f"expected two equal shapes (n, 3, H, W) but got {tuple(base.shape)} and {tuple(tuned.shape)}")
     zoom = max(1, -(-cell // base.shape[-1]))
     rows = [grid(pictures[None], zoom) for pictures in (base, tuned)]
+    head = _captions(prompts[: len(base)], base.shape[-1] * zoom, rows[0].width)
     size = max(14, rows[0].height // 9)
     font = ImageFont.load_default(size)
     band = size + size // 2
-    canvas = Image.new("RGB", (rows[0].width, 2 * (rows[0].height + band)), "white")
+    canvas = Image.new("RGB", (rows[0].width, head.height + 2 * (rows[0].height + band)), "white")
+    canvas.paste(head, (0, 0))
     draw = ImageDraw.Draw(canvas)
     for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        top = index * (row.height + band)
+        top = head.height + index * (row.height + band)
         draw.text((size // 4, top + band // 2), label, fill="black", font=font, anchor="lm")
         canvas.paste(row, (0, top + band))
     return canvas
+
+
+def _captions(prompts: Sequence[str], cell: int, width: int) -> Image.Image:
+    """A strip of `width` pixels with a text above each column of `cell` pixels; of no height without texts."""
+    size = max(11, cell // 11)
+    font = ImageFont.load_default(size)
+    broken = [_lines(prompt, font, cell - size // 2) for prompt in prompts]
+    height = round(1.25 * size * max(map(len, broken), default=0)) + (size // 2 if broken else 0)
+    strip = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(strip)
+    for column, lines in enumerate(broken):
+        for row, line in enumerate(lines):
+            draw.text((column * (cell + _GAP) + size // 4, size // 4 + round(1.25 * size * row)), line, "black", font)
+    return strip
+
+
+def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """A text in at most `_CAPTION_LINES` lines of `width` pixels; what does not fit ends in an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    shown = lines[:_CAPTION_LINES]
+    cut = len(lines) > len(shown)
+    for index, line in enumerate(shown):
+        last = cut and index == len(shown) - 1
+        mark = "..." if last else ""
+        while line and font.getlength(line + mark) > width:
+            line, mark = line[:-1], "..."
+        shown[index] = line + mark
+    return shown

@@ -117,7 +117,7 @@ class CheckpointEvaluation:
         """Write `comparison.png`: the first sample of each kept prompt, base above fine-tuned, same noise."""
         base = self._evaluation.base.results[0].pictures
         if base is not None and result.pictures is not None and len(base):
-            side_by_side(base[:, 0], result.pictures[:, 0]).save(self._run.path / "comparison.png")
+            side_by_side(base[:, 0], result.pictures[:, 0], result.prompts).save(self._run.path / "comparison.png")
 
 
 def _changed(run: RunDirectory, base: Sequence[EvaluationResult]) -> Iterator[tuple[str, str]]:

@@ -71,6 +71,8 @@ class Run:
     """What is missing, in sentences."""
     last_time: float | None = None
     """Unix time of the last logged step, seconds."""
+    address: str = ""
+    """Of its W&B run; empty where it has none or was offline."""
     series: Mapping[str, Series] = field(default_factory=dict)
     """By name; settings of the recipe first, in its order."""
 
@@ -163,9 +165,17 @@ def read_run(path: Path) -> Run:
         notices=_notices(log),
         gaps=(),
         last_time=next((entry.time for entry in reversed(log.entries) if entry.kind == "step" and entry.time), None),
+        address=_address(folder),
         series={**known.series, **{name: Series(name, name, {}, logged=False) for name in sorted(pictured)}},
     )
     return replace(run, gaps=(*gaps, *_missing(run)))
+
+
+def _address(folder: RunDirectory) -> str:
+    """Address of the W&B run, if the tracker left a web address."""
+    file = folder.path / "wandb" / "run-url"
+    text = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    return text if text.startswith(("https://", "http://")) else ""
 
 
 def _recipe(file: Path, gaps: list[str]) -> Recipe | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -18,8 +17,9 @@ import amsd
 from amsd.files import write_text
 from amsd.recipe import dump_toml
 from amsd.recipe.guidance_modes import MODES
-from amsd.report.figures.curves import adjoint_panels, learning_panels
+from amsd.report.figures.curves import adjoint_panels, learning_panels, speed_panels
 from amsd.report.figures.parallel import parallel_figure
+from amsd.report.figures.search import history_figure, slice_panels, timeline_figure
 from amsd.report.figures.svg import MARKS
 from amsd.report.figures.tradeoff import diversity_figure, kl_figure
 from amsd.report.gallery import Gallery, build_gallery
@@ -52,8 +52,12 @@ def render(story: Story) -> str:
         tradeoffs=_tradeoffs(story),
         panels=learning_panels(story),
         adjoint=adjoint_panels(story),
+        speed=speed_panels(story),
         parallel=parallel_figure(story),
-        importance=_importance(story.importance),
+        importance=sorted(story.importance.items(), key=lambda pair: -pair[1][0]),
+        history=history_figure(story),
+        timeline=timeline_figure(story),
+        slices=slice_panels(story),
         gallery=gallery,
         reels=_island(gallery),
         tables=tables(story),
@@ -76,10 +80,6 @@ def _tradeoffs(story: Story) -> list[tuple[str, Any]]:
         ("Reward against distance from the base", kl_figure(story)),
     )
     return [(title, figure) for title, figure in figures if figure is not None]
-
-
-def _importance(shares: Mapping[str, float] | None) -> list[tuple[str, float]]:
-    return sorted((shares or {}).items(), key=lambda pair: -pair[1])
 
 
 def _recipe(story: Story) -> str:

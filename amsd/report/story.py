@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,12 @@ class Entry:
     """None for a trial without a run directory."""
     values: tuple[float, ...] = ()
     """Values of the objectives."""
+    objective: float | None = None
+    """The first objective of the whole trial, over its seeds."""
+    started: float | None = None
+    """When the trial's latest attempt began, Unix time in seconds."""
+    ended: float | None = None
+    """When it ended; of a running trial, now."""
     duration: float | None = None
     """Seconds."""
     error: str | None = None
@@ -43,6 +49,8 @@ class Entry:
     """The trial whose identical run was taken over."""
     feasible: bool = True
     """Whether it keeps the constraints of the sweep."""
+    folder: str = ""
+    """Address of its folder, from the sweep's folder where it lies inside; empty where it is not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,9 @@ class Story:
     """Evaluation setting that figures show; a run without it shows its own first one (`setting_of`)."""
     axes: tuple[Axis, ...] = ()
     objectives: tuple[Goal, ...] = ()
-    importance: Mapping[str, float] | None = None
-    """Share of the first objective's variation that each searched key explains."""
+    importance: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Share of the first objective's variation that each searched key explains, with its standard error over trials;
+    empty where there are too few trials to tell."""
     constraints: tuple[str, ...] = ()
     """Such as `train/kl at most 100`."""
     gaps: tuple[str, ...] = ()
@@ -133,6 +142,8 @@ class EvaluatedPoint:
     diversity: Metric | None
     kl: Metric | None
     """KL(fine-tuned || base) of the path law in nats: mean and standard error over the last logged steps."""
+    others: Mapping[str, Metric] = field(default_factory=dict)
+    """Every metric by name."""
 
 
 def run_story(path: Path) -> Story:
@@ -213,7 +224,8 @@ def points(story: Story, run: Run) -> list[EvaluatedPoint]:
         if result is None or reward is None:
             continue
         diversity = result.metrics.get(story.diversity) if story.diversity else None
-        found.append(EvaluatedPoint(checkpoint.step, reward, diversity, kl_at(run, checkpoint.step)))
+        kl = kl_at(run, checkpoint.step)
+        found.append(EvaluatedPoint(checkpoint.step, reward, diversity, kl, result.metrics))
     return found
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from amsd.recipe.guidance_modes import mode_named
 from amsd.report.data import Run, is_run, named_together, read_run
 from amsd.report.story import Axis, Entry, Goal, Story, chosen_metrics, run_mode, shown_settings
 
 if TYPE_CHECKING:
-    from amsd.sweep.results import SweepResults, TrialResult
+    from amsd.sweep.results import SeedRun, SweepResults, TrialResult
     from amsd.sweep.schema import Constraint, Dimension
 
 
@@ -31,6 +33,7 @@ def story_of(results: SweepResults) -> Story:
     """The story of a sweep that was read already."""
     gaps: list[str] = []
     entries = _named_together([entry for trial in results.trials for entry in _entries(trial, gaps)])
+    entries = [replace(entry, folder=_folder(entry, results.directory)) for entry in entries]
     runs = [entry.run for entry in entries if entry.run is not None]
     reward, diversity, setting = chosen_metrics(runs)
     story = Story(
@@ -43,11 +46,20 @@ def story_of(results: SweepResults) -> Story:
         setting=setting,
         axes=tuple(_axis(key, space, results.trials) for key, space in results.sweep.search.items()),
         objectives=tuple(Goal(o.label, o.direction == "maximize") for o in results.objectives),
-        importance=results.importance,
+        importance=_importance(results),
         constraints=tuple(_bound(constraint) for constraint in results.sweep.constraint),
         description=results.sweep.description,
     )
     return replace(story, gaps=(*_sweep_gaps(results, runs), *_unequal(story), *gaps))
+
+
+def _importance(results: SweepResults) -> dict[str, tuple[float, float]]:
+    from amsd.sweep.importance import importance
+
+    own = [trial for trial in results.complete if trial.copy_of is None]
+    values = [trial.values[0] for trial in own if trial.values is not None]
+    maximize = results.objectives[0].direction == "maximize"
+    return importance(results.sweep.search, [trial.params for trial in own], values, maximize)
 
 
 def _named_together(entries: Sequence[Entry]) -> list[Entry]:
@@ -70,43 +82,38 @@ def _unequal(story: Story) -> list[str]:
 
 def _entries(trial: TrialResult, gaps: list[str]) -> list[Entry]:
     """One entry for each training seed, or one without a run where a trial has not begun."""
+    now = datetime.now() if trial.state == "running" else None
+    whole = Entry(
+        key=f"t{trial.number}",
+        label=f"trial {trial.number}",
+        state=trial.state,
+        mode=mode_named(trial.cfg_mode),
+        params=trial.params,
+        run=None,
+        objective=trial.values[0] if trial.values else None,
+        started=None if trial.started is None else trial.started.timestamp(),
+        ended=None if (end := trial.ended or now) is None else end.timestamp(),
+        duration=trial.duration,
+        error=trial.error,
+        trial=trial.number,
+        copy_of=trial.copy_of,
+        feasible=trial.feasible,
+    )
     several = len(trial.runs) > 1
-    found = []
-    for seed in trial.runs:
-        run = _run(seed.directory, trial, gaps)
-        found.append(
-            Entry(
-                key=f"t{trial.number}s{seed.seed}",
-                label=f"trial {trial.number}" + (f", seed {seed.seed}" if several else ""),
-                state=trial.state,
-                mode=mode_named(trial.cfg_mode) or (run_mode(run) if run else None),
-                params=trial.params,
-                run=run,
-                values=tuple(seed.values.values()),
-                duration=trial.duration,
-                error=trial.error,
-                trial=trial.number,
-                seed=seed.seed,
-                copy_of=trial.copy_of,
-                feasible=trial.feasible,
-            )
-        )
-    if found:
-        return found
-    label, mode = f"trial {trial.number}", mode_named(trial.cfg_mode)
-    return [
-        Entry(
-            key=f"t{trial.number}",
-            label=label,
-            state=trial.state,
-            mode=mode,
-            params=trial.params,
-            run=None,
-            duration=trial.duration,
-            error=trial.error,
-            trial=trial.number,
-        )
-    ]
+    return [_of_seed(whole, seed, trial, several, gaps) for seed in trial.runs] or [whole]
+
+
+def _of_seed(whole: Entry, seed: SeedRun, trial: TrialResult, several: bool, gaps: list[str]) -> Entry:
+    run = _run(seed.directory, trial, gaps)
+    return replace(
+        whole,
+        key=f"{whole.key}s{seed.seed}",
+        label=whole.label + (f", seed {seed.seed}" if several else ""),
+        mode=whole.mode or (run_mode(run) if run else None),
+        run=run,
+        values=tuple(seed.values.values()),
+        seed=seed.seed,
+    )
 
 
 def _run(directory: Path, trial: TrialResult, gaps: list[str]) -> Run | None:
@@ -118,6 +125,13 @@ def _run(directory: Path, trial: TrialResult, gaps: list[str]) -> Run | None:
         place = "/".join(directory.parts[-4:])
         gaps.append(f"Trial {trial.number}: its run directory {place} is not on this machine.")
     return None
+
+
+def _folder(entry: Entry, sweep: Path) -> str:
+    if entry.run is None:
+        return ""
+    place, home = entry.run.path.resolve(), sweep.resolve()
+    return quote(f"{place.relative_to(home).as_posix()}/") if place.is_relative_to(home) else place.as_uri()
 
 
 def _axis(key: str, space: Dimension, trials: Sequence[TrialResult]) -> Axis:

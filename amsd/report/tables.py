@@ -25,6 +25,8 @@ class Cell:
     sort: float | str | None = None
     mode: GuidanceMode | None = None
     badge: str = ""
+    link: str = ""
+    """Address that the text leads to."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def trial_table(story: Story) -> Table:
     winners = _winners(story)
     rows = [(order, replace(row, emphasis=row.key in winners)) for order, row in rows]
     keys = tuple(axis.key for axis in _axes(story))
-    heads = ("run", "CFG mode", story.reward, story.diversity or "diversity", "KL (nats)", *keys, "step", "time")
+    measured = (story.reward, story.diversity or "diversity", "KL (nats)", *_others(story))
+    heads = ("run", "CFG mode", *measured, *keys, "step", "time", "W&B")
     return Table("Runs", heads, tuple(row for _, row in rows), story.setting or "")
 
 
@@ -115,14 +118,25 @@ def _trial_row(story: Story, entry: Entry) -> tuple[float, TableRow]:
     state = "" if entry.state == "complete" else entry.state
     state = state if entry.feasible else "breaks a constraint"
     cells = (
-        Cell(entry.label, tuple(notes), (entry.trial or 0) + 1e-6 * (entry.seed or 0), badge=state),
+        Cell(entry.label, tuple(notes), (entry.trial or 0) + 1e-6 * (entry.seed or 0), badge=state, link=entry.folder),
         Cell(entry.mode.name if entry.mode else "–", sort=entry.mode.name if entry.mode else "", mode=entry.mode),
         *_point_cells(last),
+        *(metric_cell(last.others.get(name) if last else None) for name in _others(story)),
         *(_parameter(entry.params.get(axis.key)) for axis in _axes(story)),
         Cell(str(last.step) if last else "–", sort=last.step if last else None),
         Cell(duration(entry.duration), sort=entry.duration),
+        Cell("run", link=address) if (address := _address(entry)) else EMPTY,
     )
     return (-last.reward.mean if last else float("inf"), TableRow(entry.key, cells))
+
+
+def _others(story: Story) -> tuple[str, ...]:
+    """Further metrics of a sweep's table: those that were held out, and distances to the base model."""
+    return (*story.held_out, *story.distances)
+
+
+def _address(entry: Entry) -> str:
+    return entry.run.address if entry.run is not None else ""
 
 
 def _point_cells(point: EvaluatedPoint | None) -> tuple[Cell, Cell, Cell]:

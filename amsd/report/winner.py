@@ -12,7 +12,6 @@ from amsd.report.numbers import difference, p_value, with_error
 from amsd.report.seeds import by_trial, over_seeds
 from amsd.report.story import Entry, Story, base_metric, points, setting_of
 
-
 #: p-value of the paired test below which a title calls a change a change.
 CERTAIN = 0.05
 

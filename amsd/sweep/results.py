@@ -74,6 +74,8 @@ class TrialResult:
     """Host and process that run or ran it."""
     started: datetime | None = None
     """When its last attempt began (UTC)."""
+    ended: datetime | None = None
+    """When it ended (UTC)."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -197,6 +199,7 @@ def _trial(trial: FrozenTrial, handle: StudyHandle) -> TrialResult:
         attempts=int(owner.get("attempt", 0)),
         worker=owner.get("worker"),
         started=datetime.fromtimestamp(owner["since"], UTC) if "since" in owner else None,
+        ended=None if trial.datetime_complete is None else trial.datetime_complete.astimezone(UTC),
     )
 
 

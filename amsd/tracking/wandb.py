@@ -116,7 +116,10 @@ class WandbTracker:
         import wandb
 
         try:
-            return _open(info, "online"), None
+            run = _open(info, "online")
+            if run.url:  # reports link to it
+                write_text(info.run.path / "wandb" / "run-url", f"{run.url}\n")
+            return run, None
         except (wandb.Error, OSError) as error:
             return None, f"the server refused or did not answer in {INIT_TIMEOUT:g} s ({error})"
 

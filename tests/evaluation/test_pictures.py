@@ -66,3 +66,17 @@ def test_side_by_side_has_the_base_above_under_its_label() -> None:
 def test_side_by_side_wants_equal_shapes() -> None:
     with pytest.raises(ValueError, match="two equal shapes"):
         side_by_side(pictures(2, 3, 8, 8), pictures(3, 3, 8, 8))
+
+
+def test_prompts_stand_above_their_columns_and_long_ones_are_cut() -> None:
+    base = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    plain = side_by_side(base, base)
+    named = side_by_side(base, base, ["a red circle", "word " * 200])
+    assert named.width == plain.width
+    head = named.height - plain.height
+    assert 30 < head < 120
+    strip = np.asarray(named.convert("L"))[:head]
+    middle = named.width // 2
+    assert (strip[:, :middle] < 128).any()
+    assert (strip[:, middle:] < 128).sum() > (strip[:, :middle] < 128).sum()
+    assert (np.asarray(named)[head:] == np.asarray(plain)).all()

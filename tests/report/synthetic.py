@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,7 @@ def write_sweep(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), pictures: bool
         TrialResult(number=number + 2, state="queued", params={"mode": "none"}, cfg_mode="", values=None, runs=(),
                     duration=None, error=None, copy_of=None, **base),
     ]  # fmt: skip
-    importance = {"mode": 0.61, "method.reward_multiplier": 0.27, "schedule.eta": 0.12}
-    return SweepResults("cfg-modes", folder, "sqlite:///sweep.db", sweep, recipe(), tuple(trials), importance, None)
+    return SweepResults("cfg-modes", folder, "sqlite:///sweep.db", sweep, recipe(), tuple(trials), {}, None)
 
 
 def _trial(
@@ -159,6 +159,7 @@ def _trial(
         number=number, state="complete", params=params, settings={}, cfg_mode=mode_of(made.guidance).name,
         values=(0.1 + gain, 0.3 - gain / 4), constraints={}, feasible=True, intermediate={}, runs=tuple(runs),
         duration=50.0 + 4 * number, error=None, copy_of=None, attempts=1, worker="host/1",
+        started=datetime(2026, 11, 26, 8, 2 * number), ended=datetime(2026, 11, 26, 8, 2 * number + 3),
     )  # fmt: skip
 
 

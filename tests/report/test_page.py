@@ -38,7 +38,8 @@ class Checker(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
         self.ids += [values["id"] or ""] if "id" in values else []
-        self.sources += [values[key] or "" for key in ("src", "href", "srcset", "data", "action") if key in values]
+        fetched = ("src", "srcset", "data", "action") if tag == "a" else ("src", "href", "srcset", "data", "action")
+        self.sources += [values[key] or "" for key in fetched if key in values]
         if tag == "img":
             self.images += 1
             assert values.get("alt")

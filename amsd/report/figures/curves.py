@@ -53,6 +53,15 @@ _ADJOINT = (
 )
 
 
+_SPEED = {
+    key: _Logged(key, title, axis)
+    for key, title, axis in (
+        ("performance/mfu", "Model FLOP utilization", "share of the device's peak"),
+        ("performance/tflops", "Operations", "TFLOP per second"),
+    )
+}
+
+
 def learning_panels(story: Story) -> list[Panel]:
     """What was evaluated and what was logged, over optimizer steps."""
     evaluated = [_evaluated(story, story.reward, "Reward in evaluation", story.reward)]
@@ -61,8 +70,24 @@ def learning_panels(story: Story) -> list[Panel]:
         evaluated.append(_evaluated(story, story.diversity, "Diversity in evaluation", f"{name} variance in a prompt"))
     evaluated += [_evaluated(story, name, "Held-out metric", name) for name in story.held_out[:_HELD_OUT]]
     evaluated += [_evaluated(story, name, "Distance to the base model", name) for name in story.distances]
-    logged = [_logged(story, what) for what in _LOGGED]
+    logged = [_logged(story, what) for what in (*_LOGGED[:1], *_terms(story), *_LOGGED[1:])]
     return [panel for panel in (*logged[:1], *evaluated, *logged[1:]) if panel is not None]
+
+
+def _terms(story: Story) -> list[_Logged]:
+    """A curve for each term of a reward of several."""
+    names = {term.name for run in story.runs if run.recipe is not None for term in run.recipe.reward}
+    keys = sorted(f"reward/{name}" for name in names if len(names) > 1)
+    return [_Logged(key, f"Reward term {key.removeprefix('reward/')}", "mean over the batch") for key in keys]
+
+
+def speed_panels(story: Story) -> list[Panel]:
+    """How fast it went: trajectories and operations per second, and the use of the device where they were logged."""
+    keys = sorted({key for run in story.runs for key in run.curves if key.startswith("performance/")})
+    named = [_SPEED.get(key, _Logged(key, key.removeprefix("performance/").replace("_", " "), "")) for key in keys]
+    shown = [*named, _Logged("images_per_second", "Throughput", "images per second"),
+             _Logged("seconds/total", "Time of an update", "seconds")]  # fmt: skip
+    return [panel for what in shown if (panel := _logged(story, what)) is not None]
 
 
 def adjoint_panels(story: Story) -> list[Panel]:

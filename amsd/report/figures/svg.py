@@ -73,25 +73,39 @@ def mark(shape: str, x: float, y: float, radius: float) -> dict[str, str]:
     return {"d": shape, "transform": f"translate({x:.1f} {y:.1f}) scale({radius:g})"}
 
 
-def axes(frame: Frame, x: Scale, y: Scale, x_title: str, y_title: str, ticks: tuple[int, int] = (5, 5)) -> str:
-    """Hairline grid, tick labels and titles. The vertical title stands above the axis, where it reads best."""
+def axes(
+    frame: Frame,
+    x: Scale,
+    y: Scale,
+    x_title: str,
+    y_title: str,
+    ticks: tuple[int, int] = (5, 5),
+    x_ticks: Sequence[tuple[float, str]] | None = None,
+    y_ticks: Sequence[tuple[float, str]] | None = None,
+) -> str:
+    """Hairline grid, tick labels and titles. The vertical title stands above the axis, where it reads best.
+
+    `ticks` says about how many round numbers are marked; `x_ticks` and `y_ticks` are places and words instead of them.
+    """
     left, right = frame.x
     bottom, _top = frame.y
     parts = []
-    y_ticks = y.ticks(ticks[1])
-    for value, words in zip(y_ticks, tick_labels(y_ticks), strict=True):
-        level = y(value)
+    for level, words in _round(y, ticks[1]) if y_ticks is None else y_ticks:
         parts.append(tag("path", d=f"M{left:.1f} {level:.1f}H{right:.1f}", class_="grid"))
         parts.append(label(left - 7, level + 3.8, words, "tick end"))
-    x_ticks = x.ticks(ticks[0])
-    for value, words in zip(x_ticks, tick_labels(x_ticks), strict=True):
-        place = x(value)
+    for place, words in _round(x, ticks[0]) if x_ticks is None else x_ticks:
         parts.append(tag("path", d=f"M{place:.1f} {bottom:.1f}v4", class_="axis"))
         parts.append(label(place, bottom + 17, words, "tick mid"))
     parts.append(tag("path", d=f"M{left:.1f} {bottom:.1f}H{right:.1f}", class_="axis"))
     parts.append(label(right, frame.height - 6, x_title, "title end"))
     parts.append(label(2, 11, y_title, "title"))
     return "".join(parts)
+
+
+def _round(scale: Scale, count: int) -> list[tuple[float, str]]:
+    """Round numbers of a scale: pixels and words."""
+    values = scale.ticks(count)
+    return [(scale(value), words) for value, words in zip(values, tick_labels(values), strict=True)]
 
 
 def picture(frame: Frame, content: str, words: str, class_: str = "", **attributes: object) -> str:

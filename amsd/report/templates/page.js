@@ -157,6 +157,7 @@
       const shots = side.querySelector(".shots");
       const pictures = shot.pictures.map((uri, index) => {
         const image = shots.querySelectorAll("img")[index] ?? new Image();
+        image.tabIndex = 0;
         image.src = uri;
         image.alt = `${who}, sample ${index + 1} for “${prompt}”`;
         return image;
@@ -189,6 +190,34 @@
     if (choice) choice.value = "0";
     show();
   }
+
+  // Pictures: enlarged, both models side by side.
+  const zoom = one("zoom");
+  const enlarge = (image) => {
+    const place = image.closest(".prompt");
+    const index = [...image.parentElement.children].indexOf(image);
+    one("zoomed").textContent = place.querySelector("h3").textContent;
+    zoom.querySelector(".zoomed").replaceChildren(...all(".side", place).map((side) => {
+      const figure = document.createElement("figure");
+      const words = document.createElement("figcaption");
+      const picture = new Image();
+      const source = all(".shots img", side)[index];
+      if (source) { picture.src = source.src; picture.alt = source.alt; }
+      words.textContent = source ? source.alt : "no picture";
+      figure.append(picture, words);
+      return figure;
+    }));
+    zoom.classList.toggle("pixelated", Boolean(image.closest(".pixelated")));
+    zoom.showModal();
+  };
+  for (const place of all(".prompt")) {
+    place.addEventListener("click", (event) => { if (event.target.matches(".shots img")) enlarge(event.target); });
+    place.addEventListener("keydown", (event) => {
+      if (event.target.matches(".shots img") && (event.key === "Enter" || event.key === " ")) { event.preventDefault(); enlarge(event.target); }
+    });
+  }
+  for (const image of all(".shots img")) image.tabIndex = 0;
+  zoom.addEventListener("click", (event) => { if (event.target === zoom) zoom.close(); });
 
   // Tables: one evaluation setting at a time; sorting.
   const setting = one("setting");
