@@ -74,6 +74,15 @@ def wandb_server(session: nox.Session) -> None:
 
 
 @nox.session
+def trackio(session: nox.Session) -> None:
+    """The trackio tracker, in an environment of its own: trackio caps pillow below what the tested set has."""
+    session.install("trackio>=0.24", "pydantic", "rich", "typer", "pytest", "pytest-timeout", "hypothesis")
+    folder = str(Path(session.create_tmp()).resolve())
+    environment = {"TRACKIO_DIR": folder, "PYTHONPATH": str(ROOT)}
+    session.run("pytest", "tests/tracking/test_backends.py", "-k", "trackio", *session.posargs, env=environment)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """The wheel holds what it needs, and works from a folder that knows nothing of this one."""
     session.install("build")

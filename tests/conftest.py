@@ -35,7 +35,6 @@ def _isolate() -> None:
         "TORCH_HOME": str(_SCRATCH / "torch"),
         "WANDB_MODE": "offline",
         "WANDB_SILENT": "true",
-        "WANDB_DIR": str(_SCRATCH),
         "WANDB_CONFIG_DIR": str(_SCRATCH / "wandb-config"),
         "WANDB_CACHE_DIR": str(_SCRATCH / "wandb-cache"),
         "WANDB_DATA_DIR": str(_SCRATCH / "wandb-data"),

@@ -51,11 +51,13 @@ def check(recipe: RecipeArgument, assignments: SetOption = None) -> None:
     from amsd.recipe import identity, load_recipe
     from amsd.recipe.rules import warnings
     from amsd.rewards.table import require_known
+    from amsd.tracking.backend import require_known_trackers
 
     resolved = load_recipe(recipe, assignments or [])
     for warning in warnings(resolved):
         typer.echo(f"Warning: {warning}", err=True)
     require_known([term.name for term in resolved.reward], resolved.evaluation)
+    require_known_trackers(resolved.tracking.trackers)
     for note in _notes(resolved):
         typer.echo(f"Note: {note}", err=True)
     typer.echo(f"{recipe}: ok, identity {identity(resolved)}")

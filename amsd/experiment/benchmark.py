@@ -9,6 +9,7 @@ from amsd.evaluation.benchmark import Benchmark
 from amsd.experiment.evaluate import standalone
 from amsd.recipe import Recipe
 from amsd.tracking.connection import connect
+from amsd.tracking.names import Names
 from amsd.training import processes
 
 _LOG = logging.getLogger(__name__)
@@ -37,16 +38,17 @@ def benchmark(recipe: Recipe, checkpoint: Path | None, folder: Path) -> list[Pat
 
 def _log_to_wandb(recipe: Recipe, table: Benchmark, folder: Path) -> None:
     """The same table as a W&B run of its own, unless tracking is disabled."""
-    if recipe.tracking.mode == "disabled":
+    if recipe.tracking.mode == "disabled" or "wandb" not in recipe.tracking.trackers:
         return
     import wandb
 
     try:
+        names = Names.of(recipe.tracking)
         connection = connect(recipe.tracking.mode)
         if connection.mode == "disabled":
             return
         with wandb.init(
-            project=recipe.tracking.project, entity=recipe.tracking.entity, group=recipe.tracking.group,
+            project=names.project, entity=names.entity, group=names.group, tags=names.tags, notes=names.notes,
             job_type="benchmark", mode=connection.mode, dir=folder, config=recipe.model_dump(mode="json"),
         ) as run:  # fmt: skip
             run.log({"benchmark": wandb.Table(columns=table.columns(), data=table.values(), allow_mixed_types=True)})

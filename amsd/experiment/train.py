@@ -30,6 +30,7 @@ from amsd.rewards.combination import WeightedReward
 from amsd.rewards.table import require_known
 from amsd.run_directory import RunDirectory
 from amsd.tracking import RunInfo, Tracker, Trackers, standard
+from amsd.tracking.backend import require_known_trackers
 from amsd.training.adjoint_matching import TRAINERS
 from amsd.training.checkpoint import newest_whole
 from amsd.training.events import Notice
@@ -64,11 +65,12 @@ def train(recipe: Recipe, output: Path, resume: bool) -> Finished:
     training = load_prompts(recipe.prompts.train, "train")
     held_out = load_prompts(recipe.prompts.evaluation, "evaluation")
     require_known([term.name for term in recipe.reward], recipe.evaluation)  # before anything is written
+    require_known_trackers(recipe.tracking.trackers)
     nothing_to_resume = resume and not run.used
     _prepare(run, recipe, (training, held_out), resume, accelerator)
     newest = newest_whole(run) if resume else None
     info = RunInfo(recipe, run, identity(recipe), None if newest is None else int(newest.name.removeprefix("step-")))
-    tracker: Tracker = standard(Console()) if accelerator.is_main_process else Trackers([])
+    tracker: Tracker = standard(Console(), recipe.tracking) if accelerator.is_main_process else Trackers([])
     status, error = "failed", None
     tracker.on_start(info)
     try:

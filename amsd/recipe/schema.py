@@ -269,16 +269,34 @@ class Evaluation(Section):
     """Prompts whose samples are kept as pictures."""
 
 
-class Tracking(Section):
-    """Weights & Biases. `metrics.jsonl` is always written, whatever is chosen here."""
+def _names(value: Any) -> Any:
+    """`"none"` is no name, and one name needs no list."""
+    if isinstance(value, str):
+        return () if value == "none" else (value,)
+    return value
 
-    project: str = "amsd"
+
+class Tracking(Section):
+    """Where values go besides `metrics.jsonl`, which is always written. Unset names come from the environment."""
+
+    trackers: Annotated[tuple[str, ...], BeforeValidator(_names)] = ("wandb",)
+    """One or several of "wandb", "tensorboard" (files under RUN/tensorboard) and "trackio", or "none"."""
+    project: str | None = None
+    """Unset: WANDB_PROJECT, else "amsd"."""
     entity: str | None = None
+    """W&B user or team; unset: WANDB_ENTITY, else the key's own."""
     group: str | None = None
+    """Unset: WANDB_RUN_GROUP."""
     name: str | None = None
-    tags: tuple[str, ...] = ()
+    """Unset: WANDB_NAME, else the name of the run directory."""
+    tags: tuple[str, ...] | None = None
+    """Unset: WANDB_TAGS."""
+    notes: str | None = None
+    """Longer description of the run; unset: WANDB_NOTES."""
+    job_type: str | None = None
+    """Kind of the run within its group; unset: WANDB_JOB_TYPE."""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """`auto`: online with a key and a network, else offline, said once."""
+    """Of W&B. `auto`: what WANDB_MODE says, else online with a key and a network, else offline, said once."""
 
 
 class Recipe(Section):

@@ -16,6 +16,7 @@ from amsd.report.story import Story
 from amsd.report.tables import Table, tables
 from amsd.report.winner import standfirst
 from amsd.report.words import facts, notices
+from amsd.tracking.names import Names
 
 _SCALE = "Config('guidance.guidance_scale')"
 _ADJOINT = "Config('guidance.guidance_in_adjoint_computation')"
@@ -58,9 +59,9 @@ def build_report(story: Story) -> Any:
         UsageError: wandb-workspaces is not installed.
     """
     wr = _reports()
-    tracking = _tracking(story)
-    where = {"project": tracking.project, **({"entity": tracking.entity} if tracking.entity else {})}
-    runsets = _runsets(wr, story, where, tracking)
+    names = _names(story)
+    where = {"project": names.project, **({"entity": names.entity} if names.entity else {})}
+    runsets = _runsets(wr, story, where, names)
     blocks = [
         wr.P(text=standfirst(story)),
         *(wr.CalloutBlock(text=f"{said.kind} ({said.where}): {said.text}") for said in notices(story)),
@@ -135,16 +136,16 @@ def _reports() -> Any:
     return wr
 
 
-def _tracking(story: Story) -> Tracking:
-    return next((run.recipe.tracking for run in story.runs if run.recipe is not None), Tracking())
+def _names(story: Story) -> Names:
+    return Names.of(next((run.recipe.tracking for run in story.runs if run.recipe is not None), Tracking()))
 
 
-def _runsets(wr: Any, story: Story, where: dict[str, str], tracking: Tracking) -> list[Any]:
+def _runsets(wr: Any, story: Story, where: dict[str, str], names: Names) -> list[Any]:
     """One run set for each guidance mode of a sweep; of a single run, the run."""
     if story.kind == "run":
-        name = tracking.name or story.title
+        name = names.name or story.title
         return [wr.Runset(name=story.title, filters=f"Metric('displayName') = '{_quoted(name)}'", **where)]
-    group = f"Metric('Group') = '{_quoted(tracking.group or story.title)}'"
+    group = f"Metric('Group') = '{_quoted(names.group or story.title)}'"
     modes: Sequence[GuidanceMode] = story.modes or tuple(FILTERS)
     return [wr.Runset(name=mode.name, filters=f"{group} and {FILTERS[mode]}", **where) for mode in modes]
 

@@ -17,6 +17,7 @@ from amsd.sweep import optuna_access as names
 from amsd.sweep.executor import Job
 from amsd.sweep.plan import Plan
 from amsd.sweep.space import grid, settings_of
+from amsd.tracking.names import own_tags
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -72,7 +73,7 @@ def _key(recipes: list[Recipe]) -> str:
 
 def _bookkeeping(plan: Plan, label: str, seed: int, params: Mapping[str, Any]) -> dict[str, Any]:
     """Seed, and how the run is found in W&B: in the sweep's group, tagged with its parameters."""
-    own = list(plan.recipe.tracking.tags)
+    own = own_tags(plan.recipe.tracking)
     tags = [f"{name.rpartition('.')[2]}={_shown(value)}"[:64] for name, value in params.items()]
     return {
         "training.seed": seed,

@@ -23,6 +23,7 @@ from amsd.sweep.points import make_point
 from amsd.sweep.schema import FORMAT, TRAINING, Dimension, Objective
 from amsd.sweep.space import active, declared, ordered, values
 from amsd.sweep.trial import measure
+from amsd.tracking.names import Names
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +48,12 @@ def create_wandb(plan: Plan, folder: Path) -> str:
         return str(known["sweep"])
     import wandb
 
-    tracking = plan.recipe.tracking
+    names = Names.of(plan.recipe.tracking)
     try:
-        sweep_id = wandb.sweep(configuration, project=tracking.project, entity=tracking.entity)
+        sweep_id = wandb.sweep(configuration, project=names.project, entity=names.entity)
     except wandb.Error as error:
         raise UsageError(f"W&B did not create the sweep {plan.sweep.name}: {error}") from None
-    path = "/".join(part for part in (tracking.entity, tracking.project, sweep_id) if part)
+    path = "/".join(part for part in (names.entity, names.project, sweep_id) if part)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(pointer, {"format": FORMAT, "sweep": path, "plan": plan.dump()})
     return path

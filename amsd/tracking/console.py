@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from amsd.tracking.protocol import FINISHED, RunInfo
+from amsd.tracking.protocol import FINISHED, RunInfo, Tracker
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ SHOWN = (
 _NEWEST = 0.2
 
 
-class ConsoleTracker:
+class ConsoleTracker(Tracker):
     """Shows phase, progress, the main scalars, the time left and the last evaluation."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:

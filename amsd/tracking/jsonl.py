@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from amsd.errors import RunError
 from amsd.files import write_text
 from amsd.tracking.log import parse
-from amsd.tracking.protocol import FINISHED, RunInfo
+from amsd.tracking.protocol import FINISHED, RunInfo, Tracker
 from amsd.tracking.values import evaluation_values
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amsd.evaluation.result import EvaluationResult
 
 
-class JsonlTracker:
+class JsonlTracker(Tracker):
     """Appends to `RUN/metrics.jsonl`.
 
     On a resume from step s every line of a later step is dropped first, and what a resumed run says again (the base
@@ -54,9 +54,6 @@ class JsonlTracker:
         except (OSError, UnicodeDecodeError) as error:
             raise RunError(f"{self._path}: cannot be used for the metrics of the run: {error}") from error
         self._said = {_content(entry) for entry in kept if "evaluation" in entry or "notice" in entry}
-
-    def on_phase(self, phase: str, step: int) -> None:
-        """Nothing: the seconds of every phase are part of the step."""
 
     def on_step(self, record: StepRecord) -> None:
         """One line."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from amsd.recipe import Recipe
 from amsd.run_directory import RunDirectory
-from amsd.training.events import CheckpointRecord, Listener, Notice, StepRecord
+from amsd.training.events import CheckpointRecord, Notice, StepRecord
 
 if TYPE_CHECKING:
     from amsd.evaluation.result import EvaluationResult
@@ -31,29 +31,38 @@ class RunInfo:
     """Step of the checkpoint that the run continues from; None for a new run."""
 
 
-class Tracker(Listener, Protocol):
-    """Somebody who keeps or shows what a run does. Built and called on the main process only.
+class Tracker:
+    """Somebody who keeps or shows what a run does; this one does nothing. Called on the main process only.
 
     Calls come in this order: `on_start`, then any of the others, then `on_end`, which is called exactly once.
     """
 
     def on_start(self, info: RunInfo) -> None:
         """The run begins, or continues from a checkpoint."""
-        ...
+
+    def on_phase(self, phase: str, step: int) -> None:
+        """A phase of step `step` begins."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """An optimizer step is done."""
+
+    def on_checkpoint(self, record: CheckpointRecord) -> None:
+        """A checkpoint is complete on disk."""
 
     def on_evaluation(self, step: int, results: Sequence[EvaluationResult], pictures: Mapping[str, Path]) -> None:
         """The model after `step` optimizer steps was evaluated; step 0 is the base model.
 
         `pictures` gives the grid of samples (a PNG file) by name of the evaluation setting.
         """
-        ...
+
+    def on_notice(self, notice: Notice) -> None:
+        """Something must be said."""
 
     def on_end(self, status: str, error: str | None) -> None:
         """The run is over: `status` is `finished`, `failed` or `interrupted`; `error` is the message of a failure."""
-        ...
 
 
-class Trackers:
+class Trackers(Tracker):
     """Several trackers as one: told in their order, ended in the reverse order, all of them even if one raises."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:

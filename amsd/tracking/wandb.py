@@ -1,173 +1,228 @@
-"""Weights & Biases: one run per training, online or offline, under `RUN/wandb/`.
+"""Weights & Biases: one run per training, online or offline, under `RUN/wandb/` (or WANDB_DIR).
 
 Training scalars have the axis `step`, evaluations the axis `eval/step`; W&B's own step is never set, so late points are
-not dropped. The first evaluation setting logs as `eval/<metric>`, any further one as `eval/<setting>/<metric>`.
+not dropped.
 
 A resumed online run continues under its id (points after the checkpoint appear twice there). W&B does not resume
-offline: a second `offline-run-*` folder with the same id appears, and `wandb sync` of both, in order, joins them.
+offline: a second `offline-run-*` folder with the same id appears, and `wandb sync` of both, in order, joins them. The
+same is done if W&B's own process dies while a run goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from amsd.files import write_text
+from amsd.tracking.backend import Announce, Backend
 from amsd.tracking.connection import connect
+from amsd.tracking.entries import Entry, Picture, Table, Value
+from amsd.tracking.names import Names
 from amsd.tracking.protocol import FINISHED, RunInfo
-from amsd.tracking.values import evaluation_values
-from amsd.training.events import CheckpointRecord, Notice, StepRecord
-
-if TYPE_CHECKING:
-    from amsd.evaluation.result import EvaluationResult
+from amsd.training.events import Notice
 
 #: Seconds that starting a run, and uploading what is left at its end, may take.
 INIT_TIMEOUT = 30.0
-FINISH_TIMEOUT = 300.0
+FINISH_TIMEOUT = 12.0
+#: Entries that W&B's process may hold unwritten when it dies; they are logged again.
+_UNWRITTEN = 1000
 
 
-class WandbTracker:
-    """Logs to one W&B run. No failure of W&B reaches the training: it is announced once, then W&B is left alone."""
+class WandbBackend(Backend):
+    """One W&B run."""
 
-    def __init__(self, announce: Callable[[Notice], None]) -> None:
+    def __init__(self, info: RunInfo, announce: Announce) -> None:
+        """Open the run; say so if it is offline.
+
+        Raises:
+            wandb.Error, ValueError, OSError: it cannot even be offline.
+        """
+        self._info = info
         self._announce = announce
         self._run: Any = None
-        self._step = 0
-        self._first_setting = ""
         self._axes: set[str] = set()
-        self._notices: list[list[Any]] = []
-
-    def on_start(self, info: RunInfo) -> None:
-        """Open the run; say so if it is offline."""
-        self._step = info.resumed_from or 0
-        self._first_setting = info.recipe.evaluation_settings[0].name
-        if info.recipe.tracking.mode == "disabled":
+        self._notices: list[tuple[int, str, str]] = []
+        self._recent: deque[Entry] = deque(maxlen=_UNWRITTEN)
+        self._recovered = False
+        mode = info.recipe.tracking.mode
+        if mode == "disabled":
             return
-        with self._guarded("could not be started", ValueError):  # ValueError: a setting of W&B itself is invalid
-            connection = connect(info.recipe.tracking.mode)
-            if connection.mode == "online":
-                self._run, reason = self._online(info)
-            else:
-                reason = connection.reason
-            if self._run is None and connection.mode != "disabled":
-                self._run = _open(info, "offline")
-            if reason is not None:
-                self._say_not_online(connection.mode, reason)
+        connection = connect(mode)
+        reason = connection.reason
+        if connection.mode == "online":
+            reason = self._online()
+        if self._run is None and connection.mode != "disabled":
+            self._run = _open(info, "offline")
+        if reason is not None:
+            self._say_not_online(connection.mode, reason)
 
-    def on_phase(self, phase: str, step: int) -> None:
-        """Nothing: the seconds of every phase are part of the step."""
-
-    def on_step(self, record: StepRecord) -> None:
-        """Scalars over `step`."""
-        self._step = record.step
-        self._log("step", record.step, record.values)
-
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
-        """Where the checkpoint is and what identifies its weights (the weights themselves stay on disk)."""
-        values = {
-            "checkpoint/step": record.step,
-            "checkpoint/path": str(record.path),
-            "checkpoint/weights_sha256": record.weights_sha256,
-        }
-        self._log("step", record.step, values)
-
-    def on_evaluation(self, step: int, results: Sequence[EvaluationResult], pictures: Mapping[str, Path]) -> None:
-        """Scalars, a table of every prompt and the grid of samples, over `eval/step`."""
+    def log(self, entry: Entry) -> None:
+        """Hand the values to W&B's process, or to a new one if that died."""
         if self._run is None:
             return
-        import wandb
+        self._recent.append(entry)
+        try:
+            self._write(entry)
+        except _died() as error:
+            self._recover(error)
 
-        with self._guarded("stopped"):
-            values: dict[str, Any] = {}
-            for result in results:
-                prefix = "eval" if result.name == self._first_setting else f"eval/{result.name}"
-                values |= evaluation_values(result, prefix)
-                values[f"prompts/{result.name}"] = wandb.Table(*_prompt_table(step, result))
-            for name, path in pictures.items():
-                values[f"samples/{name}"] = wandb.Image(str(path), caption=f"step {step}: a prompt per row")
-            self._log("eval/step", step, values)
-
-    def on_notice(self, notice: Notice) -> None:
-        """A row of the table `notices`, and an alert, which W&B sends on if the user has asked it to."""
-        if self._run is None:
-            return
-        import wandb
-
-        self._notices.append([notice.step, notice.kind, notice.text])
-        with self._guarded("stopped"):
-            self._run.alert(title=notice.kind, text=notice.text, level="WARN")
-            table = wandb.Table(["step", "kind", "text"], [list(row) for row in self._notices])
-            self._log("step", notice.step or self._step, {"notices": table})
-
-    def on_end(self, status: str, error: str | None) -> None:
+    def close(self, status: str, error: str | None) -> None:
         """Upload what is left and close the run."""
         if self._run is None:
             return
-        with self._guarded("could not be finished"):
-            self._run.summary.update({"status": status} | ({"error": error} if error else {}))
-            self._run.finish(exit_code=0 if status == FINISHED else 1)
+        import wandb
+
+        try:
+            self._finish(status, error)
+        except _died() as failure:
+            self._recover(failure)
+            self._finish(status, error)
+        except (wandb.Error, TimeoutError) as failure:  # not all was uploaded in time
+            _end_service()
+            text = f"Not everything reached the W&B server ({failure}). Nothing is lost: {self._how_to_sync()}"
+            self._announce(Notice("wandb-incomplete", text, self._position()))
         self._run = None
 
-    def _online(self, info: RunInfo) -> tuple[Any, str | None]:
+    def interrupt(self) -> None:
+        """W&B's process does not answer any more: end it, so that the waiting call fails and another one takes over."""
+        _kill_service()
+
+    def _finish(self, status: str, error: str | None) -> None:
+        if self._notices:
+            import wandb
+
+            table = wandb.Table(["step", "kind", "text"], [list(row) for row in self._notices])
+            self._put("step", self._position(), {"notices": table})
+        self._run.summary.update({"status": status} | ({"error": error} if error else {}))
+        self._run.finish(exit_code=0 if status == FINISHED else 1)
+
+    def _recover(self, failure: Exception) -> None:
+        """Go on offline with a new process, from the entries that the dead one may not have written.
+
+        Raises:
+            OSError, wandb.Error: it died again, or no other can be started.
+        """
+        if self._recovered:
+            raise failure
+        self._recovered = True
+        before = self._how_to_sync()
+        _end_service()
+        self._axes.clear()
+        self._run = _open(self._info, "offline", again=True)
+        text = f"W&B's process died ({failure}). The run goes on offline; {before}, then `{self._sync()}`."
+        self._announce(Notice("wandb-restarted", text, self._position()))
+        for entry in list(self._recent):
+            self._write(entry)
+
+    def _write(self, entry: Entry) -> None:
+        if entry.notice is not None:
+            notice = entry.notice
+            row = (notice.step, notice.kind, notice.text)
+            if row not in self._notices:
+                self._notices.append(row)
+                self._run.alert(title=notice.kind, text=notice.text, level="WARN")
+            return
+        values = {name: _own(value) for name, value in entry.values.items()}
+        self._put(entry.axis, entry.position, {name: value for name, value in values.items() if value is not None})
+
+    def _put(self, axis: str, position: int, values: dict[str, Any]) -> None:
+        """Log values over an axis that they are bound to when they are first seen."""
+        for name in values.keys() - self._axes:
+            self._run.define_metric(name, step_metric=axis)
+        self._axes |= values.keys()
+        self._run.log({axis: position, **values})
+
+    def _position(self) -> int:
+        steps = [entry.position for entry in self._recent]
+        return max(steps, default=self._info.resumed_from or 0)
+
+    def _online(self) -> str | None:
         import wandb
 
         try:
-            run = _open(info, "online")
-            if run.url:  # reports link to it
-                write_text(info.run.path / "wandb" / "run-url", f"{run.url}\n")
-            return run, None
+            self._run = _open(self._info, "online")
+            if self._run.url:  # reports link to it
+                write_text(self._info.run.path / "wandb" / "run-url", f"{self._run.url}\n")
         except (wandb.Error, OSError) as error:
-            return None, f"the server refused or did not answer in {INIT_TIMEOUT:g} s ({error})"
+            return f"the server refused or did not answer in {INIT_TIMEOUT:g} s ({error})"
+        return None
 
     def _say_not_online(self, mode: str, reason: str) -> None:
+        step = self._info.resumed_from or 0
         if mode == "disabled":
-            self._announce(Notice("wandb-disabled", f"W&B is off: {reason}.", self._step))
+            self._announce(Notice("wandb-disabled", f"W&B is off: {reason}.", step))
             return
-        place = Path(self._run.settings.sync_dir)
-        text = f"W&B runs offline: {reason}. Upload later with `wandb sync {place}`."
-        self._announce(Notice("wandb-offline", text, self._step))
+        self._announce(Notice("wandb-offline", f"W&B runs offline: {reason}. {self._how_to_sync()}", step))
 
-    def _log(self, axis: str, position: int, values: Mapping[str, Any]) -> None:
-        """Log values over an axis that they are bound to when they are first seen."""
-        if self._run is None:
-            return
-        with self._guarded("stopped"):
-            for name in values.keys() - self._axes:
-                self._run.define_metric(name, step_metric=axis)
-            self._axes |= values.keys()
-            self._run.log({axis: position, **values})
+    def _how_to_sync(self) -> str:
+        return f"upload later with `{self._sync()}`"
 
-    @contextmanager
-    def _guarded(self, what: str, *more: type[Exception]) -> Iterator[None]:
-        """Turn a failure of W&B into one notice and silence."""
-        import wandb
-        from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
-
-        try:
-            yield
-        except (wandb.Error, OSError, MailboxClosedError, HandleAbandonedError, *more) as error:
-            self._run = None
-            text = f"Tracking with W&B {what}: {error or type(error).__name__}. The run goes on; see metrics.jsonl."
-            self._announce(Notice("wandb-failed", text, self._step))
+    def _sync(self) -> str:
+        return f"wandb sync {Path(self._run.settings.sync_dir)}"
 
 
-def _open(info: RunInfo, mode: Literal["online", "offline"]) -> Any:
+def _own(value: Value) -> Any:
+    """A value as W&B has it; None for a picture that is gone."""
     import wandb
 
-    tracking = info.recipe.tracking
+    match value:
+        case Picture():
+            return wandb.Image(str(value.path), caption=value.caption) if value.path.is_file() else None
+        case Table():
+            return wandb.Table(list(value.columns), [list(row) for row in value.rows])
+        case _:
+            return value
+
+
+def _died() -> tuple[type[Exception], ...]:
+    """What the client raises when W&B's own process is gone."""
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+
+    return (ConnectionError, BrokenPipeError, MailboxClosedError, HandleAbandonedError)
+
+
+def _kill_service() -> None:
+    """End W&B's process if this one started it; that of an agent (WANDB_SERVICE) is left alone."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if child.name().startswith("wandb-core"):
+                child.kill()
+
+
+def _end_service() -> None:
+    """End W&B's process now; what it would do at the end of Python would wait for the server once more."""
+    import wandb
+
+    _kill_service()
+    with contextlib.suppress(OSError, wandb.Error):
+        wandb.teardown()
+
+
+def _open(info: RunInfo, mode: Literal["online", "offline"], again: bool = False) -> Any:
+    import wandb
+
+    with contextlib.suppress(ImportError):  # the client's own usage statistics: at exit they wait for the server again
+        from wandb.analytics.opentelemetry.opentelemetry_proxy import disable
+
+        disable()
+    names = Names.of(info.recipe.tracking)
     return wandb.init(
-        project=tracking.project,
-        entity=tracking.entity,
-        group=tracking.group,
-        name=tracking.name or info.run.path.resolve().name,
-        tags=tracking.tags,
+        project=names.project,
+        entity=names.entity,
+        group=names.group,
+        name=names.name or info.run.path.resolve().name,
+        tags=names.tags,
+        notes=names.notes,
+        job_type=names.job_type,
         mode=mode,
-        dir=info.run.path,
-        id=_run_id(info),
+        dir=os.environ.get("WANDB_DIR") or info.run.path,
+        id=_run_id(info, again),
         resume="allow",
         reinit="finish_previous",
         config=info.recipe.model_dump(mode="json") | {"identity": info.identity},
@@ -181,22 +236,12 @@ def _open(info: RunInfo, mode: Literal["online", "offline"]) -> Any:
     )
 
 
-def _run_id(info: RunInfo) -> str:
+def _run_id(info: RunInfo, again: bool) -> str:
     """Id of the W&B run: an agent's (WANDB_RUN_ID), or one that is kept beside the run's files for a resume."""
     given = os.environ.get("WANDB_RUN_ID")
     file = info.run.path / "wandb" / "run-id"
-    if given is None and info.resumed_from is not None and file.is_file():
+    if given is None and (again or info.resumed_from is not None) and file.is_file():
         return file.read_text(encoding="utf-8").strip()
     chosen = given or secrets.token_hex(4)
     write_text(file, chosen + "\n")
     return chosen
-
-
-def _prompt_table(step: int, result: EvaluationResult) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows: a prompt per row, a metric per column."""
-    metrics = result.metrics
-    rows = [
-        [step, prompt, *(metric.per_prompt[index] for metric in metrics.values())]
-        for index, prompt in enumerate(result.prompts)
-    ]
-    return ["step", "prompt", *metrics], rows

@@ -6,38 +6,45 @@ import io
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from amsd.tracking import ConsoleTracker, JsonlTracker, Tracker, Trackers, WandbTracker, standard
+from amsd.recipe import Tracking
+from amsd.tracking import BackgroundTracker, ConsoleTracker, JsonlTracker, Tracker, Trackers, standard
 from amsd.training.events import Notice
 from tests.tracking import story
 
 
-class Recorder:
+class Recorder(Tracker):
     """Writes down the names of its calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if not name.startswith("on_"):
-            raise AttributeError(name)
-        return lambda *values: self.calls.append(name)
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("on_") and name not in type(self).__dict__:
+            return lambda *values: self.calls.append(name)
+        return super().__getattribute__(name)
 
 
 def _terminal() -> Console:
     return Console(file=io.StringIO(), force_terminal=True, width=100)
 
 
+def _sound(notice: Notice) -> None:
+    assert not notice.kind.endswith("-failed"), notice.text
+
+
 TRACKERS: dict[str, Callable[[], Tracker]] = {
     "jsonl": JsonlTracker,
     "console": lambda: ConsoleTracker(_terminal()),
     "pipe": lambda: ConsoleTracker(Console(file=io.StringIO())),
-    "wandb": lambda: WandbTracker(lambda notice: None),
+    "wandb": lambda: BackgroundTracker("wandb", _sound),
+    "tensorboard": lambda: BackgroundTracker("tensorboard", _sound),
     "fan-out": lambda: Trackers([JsonlTracker(), ConsoleTracker(_terminal())]),
-    "none": lambda: Trackers([]),
+    "none": Tracker,
 }
 
 
@@ -104,7 +111,7 @@ def test_standard_trackers_pass_on_what_wandb_says(tmp_path: Path, monkeypatch: 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "absent"))
     out = io.StringIO()
-    tracker = standard(Console(file=out))
+    tracker = standard(Console(file=out), Tracking())
     tracker.on_start(story.info(tmp_path, mode="auto"))
     tracker.on_notice(Notice("x", "y"))
     tracker.on_end("finished", None)

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import wandb
 
-from amsd.tracking import RunInfo, WandbTracker
+from amsd.tracking import BackgroundTracker, background
 from amsd.training.events import Notice
 from tests.tracking import story
 
@@ -46,7 +47,7 @@ class Offline:
 def offline(tmp_path_factory: pytest.TempPathFactory) -> Offline:
     run = tmp_path_factory.mktemp("run")
     said: list[Notice] = []
-    tracker = WandbTracker(said.append)
+    tracker = BackgroundTracker("wandb", said.append)
     story.play(tracker, story.info(run, project="p", group="g", name="n", tags=["a", "b"]))
     tracker.on_end("finished", None)
     assert said == []
@@ -101,11 +102,12 @@ def test_images_tables_checkpoints_notices(offline: Offline) -> None:
     assert (summary["status"], offline.summary["exit_code"]) == ("finished", 0)
 
 
+@pytest.mark.slow
 def test_resume_keeps_the_id_and_failure_is_recorded(tmp_path: Path) -> None:
     """Offline, W&B makes a second folder of the same id: `wandb sync` of both joins them."""
     said: list[Notice] = []
     for resumed_from in (None, 4):
-        tracker = WandbTracker(said.append)
+        tracker = BackgroundTracker("wandb", said.append)
         tracker.on_start(story.info(tmp_path, resumed_from))
         story.step(tracker, (resumed_from or 0) + 1)
         tracker.on_end("failed", "loss is nan")
@@ -116,35 +118,73 @@ def test_resume_keeps_the_id_and_failure_is_recorded(tmp_path: Path) -> None:
     assert said == []
 
 
-def test_dead_wandb_is_announced_once_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_names_and_place_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in {
+        "PROJECT": "mine",
+        "RUN_GROUP": "group",
+        "TAGS": "x,y",
+        "NOTES": "why",
+        "NAME": "n",
+    }.items():
+        monkeypatch.setenv(f"WANDB_{variable}", value)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    tracker = BackgroundTracker("wandb", lambda notice: None)
+    tracker.on_start(story.info(tmp_path / "run", tags=["own"], job_type="probe"))
+    tracker.on_end("finished", None)
+    (folder,) = offline_runs(tmp_path / "elsewhere")
+    run = Offline(folder)
+    assert (run.summary["project"], run.summary["name"], run.summary["tags"]) == ("mine", "n", ["own"])
+    (record,) = (record["run"] for record in run.of("run"))
+    assert (record["run_group"], record["notes"], record["job_type"]) == ("group", "why", "probe")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["killed", "stopped", "killed before the end"])
+def test_dead_wandb_loses_nothing_and_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """W&B's own process is killed or frozen: a second offline folder of the same id has what the first one lacks."""
+    monkeypatch.setattr(background, "CALL_PATIENCE", 1.0)
+    monkeypatch.setattr(background, "CLOSE_PATIENCE", (3.0, 2.0, 15.0))
     said: list[Notice] = []
-    tracker = WandbTracker(said.append)
+    tracker = BackgroundTracker("wandb", said.append)
     start = story.info(tmp_path)
     tracker.on_start(start)
-    story.step(tracker, 1)
-
-    def broken(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    tracker._run.log = broken
-    story.play(_Started(tracker), start)
+    story.evaluate(tracker, start.run, 0, None)
+    for number in (1, 2):
+        story.step(tracker, number)
+    time.sleep(1.1)  # W&B names folders by the second
+    last = 6
+    if fault != "killed before the end":
+        strike(fault)
+        last = 400  # enough to fill what lies between the two processes
+    longest = 0.0
+    for number in range(3, last + 1):
+        begin = time.monotonic()
+        story.step(tracker, number)
+        longest = max(longest, time.monotonic() - begin)
+    story.checkpoint(tracker, start.run, last)
+    if fault == "killed before the end":
+        strike(fault)
+    begin = time.monotonic()
     tracker.on_end("finished", None)
-    assert [(notice.kind, notice.step) for notice in said] == [("wandb-failed", 1)]
-    assert "No space left on device" in said[0].text
-    assert "metrics.jsonl" in said[0].text
+    assert time.monotonic() - begin < 28
+    assert longest < 1.0
+    assert [notice.kind for notice in said] == ["wandb-restarted"]
+    runs = [Offline(folder) for folder in offline_runs(tmp_path)]
+    kept = (tmp_path / "wandb" / "run-id").read_text().strip()
+    assert {run.summary["run_id"] for run in runs} <= {kept, ""}  # a killed process may have written nothing
+    assert runs[-1].summary["run_id"] == kept
+    items = [row["history"]["item"] for run in runs for row in run.of("history")]
+    assert {item["step"] for item in items if "loss" in item} == set(range(1, last + 1))
+    assert {item["eval/step"] for item in items if "eval/shapes:right" in item} == {0, last}
+    assert runs[-1].summary["summary"]["status"] == "finished"
+    assert all(str(run.folder) in said[0].text for run in runs)
 
 
-class _Started:
-    """A tracker that was started already."""
-
-    def __init__(self, tracker: WandbTracker) -> None:
-        self._tracker = tracker
-
-    def on_start(self, info: RunInfo) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tracker, name)
+def strike(fault: str) -> None:
+    for child in psutil.Process().children(recursive=True):
+        if child.name().startswith("wandb-core"):
+            child.suspend() if fault == "stopped" else child.kill()
 
 
 @pytest.mark.parametrize("failure", [OSError("disk"), wandb.Error("no service"), ValueError("bad setting")])
@@ -156,7 +196,7 @@ def test_failure_at_the_start_is_announced_once(
 
     monkeypatch.setattr(wandb, "init", refuse)
     said: list[Notice] = []
-    tracker = WandbTracker(said.append)
+    tracker = BackgroundTracker("wandb", said.append)
     story.play(tracker, story.info(tmp_path))
     tracker.on_end("finished", None)
     assert [notice.kind for notice in said] == ["wandb-failed"]
@@ -165,7 +205,7 @@ def test_failure_at_the_start_is_announced_once(
 
 def test_disabled_touches_nothing(tmp_path: Path) -> None:
     said: list[Notice] = []
-    tracker = WandbTracker(said.append)
+    tracker = BackgroundTracker("wandb", said.append)
     tracker.on_start(story.info(tmp_path, mode="disabled"))
     story.step(tracker, 1)
     tracker.on_end("finished", None)

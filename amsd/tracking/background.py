@@ -1,0 +1,171 @@
+"""A backend on a thread of its own: whatever it does, a training neither waits for it nor fails because of it.
+
+What it raises is announced once, then it is left alone. A call that blocks is interrupted, and at the end of a run a
+backend has `CLOSE_PATIENCE` seconds. `metrics.jsonl` has everything in any case.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from amsd.files import write_json
+from amsd.tracking.backend import Announce, Backend, Open, resolve
+from amsd.tracking.entries import Entry, checkpoint_entry, evaluation_entry, notice_entry, step_entry
+from amsd.tracking.protocol import RunInfo, Tracker
+from amsd.training.events import CheckpointRecord, Notice, StepRecord
+
+if TYPE_CHECKING:
+    from amsd.evaluation.result import EvaluationResult
+
+#: Seconds that opening may take and that one call may take while the run goes on.
+OPEN_PATIENCE = 45.0
+CALL_PATIENCE = 30.0
+#: Seconds after the last step: to end by itself, to make way in one call, and to end once it was interrupted.
+CLOSE_PATIENCE = (16.0, 6.0, 8.0)
+
+
+class BackgroundTracker(Tracker):
+    """Hands every event to the thread of one backend."""
+
+    def __init__(self, name: str, announce: Announce, open_backend: Callable[[], Open] | None = None) -> None:
+        """`announce` tells the trackers that cannot fail; `open_backend` finds the class (unset: by `name`)."""
+        self.name = name
+        self._announce = announce
+        self._open_backend = open_backend or (lambda: resolve(name))
+        self._queue: SimpleQueue[Entry | tuple[str, str | None]] = SimpleQueue()
+        self._notices: SimpleQueue[Notice] = SimpleQueue()
+        self._opened, self._given_up = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._backend: Backend | None = None
+        self._busy_since: float | None = None
+        self._step = 0
+        self._first_setting = ""
+        self._said = Said(None, None)
+
+    def on_start(self, info: RunInfo) -> None:
+        """Open the backend and wait until it is open, so that what it has to say comes before the first step."""
+        self._step = info.resumed_from or 0
+        self._first_setting = info.recipe.evaluation_settings[0].name
+        self._said = Said(info.run.path / "trackers" / f"{self.name}.json", info.resumed_from)
+        self._thread = threading.Thread(target=self._work, args=(info,), name=f"amsd-{self.name}", daemon=True)
+        self._thread.start()
+        if not self._opened.wait(OPEN_PATIENCE):
+            self._fail("could not be started", TimeoutError(f"no answer in {OPEN_PATIENCE:g} s"))
+        self._tell()
+
+    def on_step(self, record: StepRecord) -> None:
+        """Scalars over `step`."""
+        self._step = record.step
+        self._put(step_entry(record))
+
+    def on_checkpoint(self, record: CheckpointRecord) -> None:
+        """Where the checkpoint is."""
+        self._put(checkpoint_entry(record))
+
+    def on_evaluation(self, step: int, results: Sequence[EvaluationResult], pictures: Mapping[str, Path]) -> None:
+        """Scalars, tables and pictures over `eval/step`; what an earlier part of the run has logged is not repeated."""
+        new = [result for result in results if self._said.new(step, result.name, result.identity)]
+        if new or not results:
+            kept = {result.name: pictures[result.name] for result in new if result.name in pictures}
+            self._put(evaluation_entry(step, new, kept, self._first_setting))
+
+    def on_notice(self, notice: Notice) -> None:
+        """The notice, once."""
+        if self._said.new(notice.step, notice.kind, notice.text):
+            self._put(notice_entry(notice, self._step))
+
+    def on_end(self, status: str, error: str | None) -> None:
+        """Let the backend write what is left, for a bounded time."""
+        if self._thread is None:
+            return
+        self._queue.put((status, error))
+        deadline = time.monotonic() + CLOSE_PATIENCE[0]
+        while self._thread.is_alive() and time.monotonic() < deadline and not self._stuck(CLOSE_PATIENCE[1]):
+            self._thread.join(0.05)
+        if self._thread.is_alive():
+            self._interrupt()
+            self._thread.join(CLOSE_PATIENCE[2])
+        if self._thread.is_alive():
+            self._fail("did not end", TimeoutError(f"no answer in {sum(CLOSE_PATIENCE):g} s"))
+        self._tell()
+
+    def _put(self, entry: Entry) -> None:
+        self._tell()
+        if self._stuck(CALL_PATIENCE):
+            self._interrupt()
+        if not self._given_up.is_set():
+            self._queue.put(entry)
+
+    def _stuck(self, seconds: float) -> bool:
+        """Whether the call in hand has taken so long."""
+        since = self._busy_since
+        return since is not None and time.monotonic() - since > seconds
+
+    def _interrupt(self) -> None:
+        self._busy_since = None  # once per call
+        if self._backend is not None:
+            self._backend.interrupt()
+
+    def _work(self, info: RunInfo) -> None:
+        """The thread. A backend is somebody else's code, so whatever it raises is caught here."""
+        doing = "could not be started"
+        try:
+            self._backend = self._open_backend()(info, self._notices.put)
+            self._opened.set()
+            doing = "stopped"
+            while isinstance(item := self._queue.get(), Entry):
+                self._busy_since = time.monotonic()
+                self._backend.log(item)
+                self._busy_since = None
+            doing = "could not be finished"
+            self._backend.close(*item)
+        except Exception as error:  # noqa: BLE001
+            self._fail(doing, error)
+        finally:
+            self._opened.set()
+
+    def _fail(self, what: str, error: Exception) -> None:
+        if not self._given_up.is_set():
+            self._given_up.set()
+            reason = str(error) or type(error).__name__
+            text = f"Tracking with {self.name} {what}: {reason}. The run goes on; metrics.jsonl has everything."
+            self._notices.put(Notice(f"{self.name}-failed", text, self._step))
+
+    def _tell(self) -> None:
+        """Announce what the thread has to say, on the thread of the training."""
+        while True:
+            try:
+                self._announce(self._notices.get_nowait())
+            except Empty:
+                return
+
+
+class Said:
+    """Evaluations and notices that a backend was given, on disk, so that a resumed run does not repeat them."""
+
+    def __init__(self, file: Path | None, resumed_from: int | None) -> None:
+        """`file` is None where nothing is remembered; what lies after `resumed_from` happens again."""
+        self._file = file
+        self._known: list[list[str | int]] = []
+        if file is not None and resumed_from is not None and file.is_file():
+            try:
+                known = json.loads(file.read_text(encoding="utf-8"))
+                self._known = [entry for entry in known if entry[0] <= resumed_from]
+            except (ValueError, TypeError, IndexError, KeyError):
+                self._known = []  # damaged: points are logged twice at worst
+
+    def new(self, step: int, *content: str) -> bool:
+        """Whether this was not said before; it is from now on."""
+        entry: list[str | int] = [step, *content]
+        if entry in self._known:
+            return False
+        self._known.append(entry)
+        if self._file is not None:
+            write_json(self._file, self._known)
+        return True
