@@ -1,4 +1,4 @@
-"""Tiny pipelines with random weights, in the architectures of Stable Diffusion and SDXL: 16x16 images on the CPU.
+"""Tiny pipelines with random weights, in the architectures of Stable Diffusion, SDXL and SD3: 16x16 images, on the CPU.
 
 Equal seeds give equal weights. For tests that need trained weights there is `embedded:shapes`.
 """
@@ -11,11 +11,22 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from amsd.shapes import pipeline_path
 
@@ -83,6 +94,56 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(pipeline_path() / "tokenizer")
 
 
+def stable_diffusion_3(seed: int = 0, t5: bool = True, **scheduler: Any) -> StableDiffusion3Pipeline:
+    """A Stable Diffusion 3 pipeline: 16x8x8 latents in patches of 2, 16x16 images, two CLIP encoders and T5.
+
+    `scheduler` are options of its flow-matching scheduler; by default a shift of 3.
+    """
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=LATENT, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=2 * WIDTH, caption_projection_dim=16,
+        pooled_projection_dim=2 * WIDTH, pos_embed_max_size=12, qk_norm="rms_norm", dual_attention_layers=(0,),
+    ).eval()  # fmt: skip
+    _fill_zeros(transformer)
+    pipeline = StableDiffusion3Pipeline(
+        transformer=transformer,
+        vae=_vae(latent_channels=16, shift_factor=0.0609, scaling_factor=1.5305, use_quant_conv=False,
+                 use_post_quant_conv=False),
+        text_encoder=CLIPTextModelWithProjection(_text_config(tokenizer)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer)).eval(),
+        text_encoder_3=_t5() if t5 else None,
+        tokenizer=tokenizer,
+        tokenizer_2=build_tokenizer(),
+        tokenizer_3=t5_tokenizer() if t5 else None,
+        scheduler=FlowMatchEulerDiscreteScheduler(**(scheduler or {"shift": 3.0})),
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A unigram tokenizer of letters with T5's special tokens."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -1.0)]
+    letters = [(letter, -2.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    return T5Tokenizer(vocab=pieces + letters, extra_ids=0, model_max_length=512)
+
+
+def _t5(width: int = 2 * WIDTH) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(vocab_size=len(t5_tokenizer()), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    ).eval()
+
+
+def _fill_zeros(network: torch.nn.Module) -> None:
+    """Fresh transformers begin with zeros where they modulate, so that prompts and times would mean nothing."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+
+
 def ddim(prediction_type: str = "epsilon") -> DDIMScheduler:
     """DDIM with Stable Diffusion's betas, as SD's own configuration has it but without clipping."""
     return DDIMScheduler(
@@ -91,11 +152,12 @@ def ddim(prediction_type: str = "epsilon") -> DDIMScheduler:
     )  # fmt: skip
 
 
-def _vae(attention: bool = False) -> AutoencoderKL:
+def _vae(attention: bool = False, **options: Any) -> AutoencoderKL:
+    settings: dict[str, Any] = {"latent_channels": 4, **options}
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4,
-        sample_size=2 * LATENT, mid_block_add_attention=attention,
+        block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+        sample_size=2 * LATENT, mid_block_add_attention=attention, **settings,
     ).eval()  # fmt: skip
 
 

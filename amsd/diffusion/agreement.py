@@ -37,10 +37,10 @@ def require_agreement(family: Family) -> None:
     try:
         with _recorded(family.denoiser) as asked, _recorded_decoder(pipeline.vae, (height, width)) as decoded:
             noise = torch.randn(1, *family.latent_shape, generator=torch.Generator().manual_seed(0))
-            theirs: Tensor = pipeline(
-                _PROMPT, latents=noise.to(pipeline.device), height=height, width=width, num_inference_steps=2,
-                guidance_scale=1.0, output_type="pt", callback_on_step_end=_keep(last),
-            ).images  # fmt: skip
+            theirs: Tensor = family.draw(
+                {"prompt": _PROMPT}, [torch.Generator().manual_seed(0)], eta=0.0, guidance_scale=1.0,
+                num_inference_steps=2, output_type="pt", latents=noise.to(family.device), callback=_keep(last),
+            )  # fmt: skip
             x, timesteps = next(iter(_tensors(asked[0]).values())), pipeline.scheduler.timesteps[:1].to(noise.device)
             family.network(family.denoiser)(x, timesteps.to(x.device), family.encode([_PROMPT]))
             ours = family.decode(last[-1]).clamp(0, 1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amsd.diffusion.families import family_class, known_families
 from amsd.errors import UsageError
 from amsd.reading import read_json, require_whole
 
@@ -55,6 +56,8 @@ class Folder:
     """Its model_index.json."""
     parts: Mapping[str, Part]
     """What is loaded, by name in the pipeline."""
+    left_out: tuple[str, ...] = ()
+    """Parts that the family can do without and that are not loaded; diffusers has to be told."""
 
 
 def require_pipeline(path: Path, what: str) -> None:
@@ -69,32 +72,38 @@ def require_pipeline(path: Path, what: str) -> None:
     raise UsageError(f"{what}: the folder has no {INDEX}, so it is not a diffusers pipeline{kind}.")
 
 
-def inspect(path: Path, what: str, families: Mapping[str, Any], variant: str | None = None) -> Folder:
+def inspect(path: Path, what: str, variant: str | None = None, t5: bool = True) -> Folder:
     """Look at every file of a pipeline folder that will be loaded.
 
     Args:
         path: folder with `model_index.json`.
         what: whose folder it is, for messages, such as "model.pretrained = 'x'".
-        families: pipeline classes that are supported, by name.
         variant: variant of the weight files; parts without it fall back to their plain files, as in diffusers.
+        t5: whether the parts that a family can do without are loaded.
 
     Raises:
         UsageError: a file is absent, no JSON, a pointer, cut off, or of an unknown class; it is named.
     """
     require_pipeline(path, what)
     index = read_json(path / INDEX, what)
-    name = index.get("_class_name")
+    name, families = index.get("_class_name"), known_families()
     if name not in families:
         raise UsageError(f"{what}: {path / INDEX} is of a {name}; supported are {', '.join(sorted(families))}.")
-    parts = {part.name: part for part in _parts(path, index, what, variant)}
+    optional = family_class(str(name)).optional_parts
+    if not t5 and not optional:
+        raise UsageError(f"model.t5 = false: a {name} has no text encoder that it can do without.")
+    left_out = () if t5 else optional
+    parts = {part.name: part for part in _parts(path, index, what, variant, left_out)}
     if variant is not None and not any(part.variant == variant for part in parts.values()):
         raise UsageError(f"{what} cannot be loaded: {path} has no files of model.variant = {variant!r}.")
-    return Folder(path, str(name), index, parts)
+    return Folder(path, str(name), index, parts, tuple(part for part in optional if part not in parts))
 
 
-def _parts(path: Path, index: Mapping[str, Any], what: str, variant: str | None) -> Iterator[Part]:
+def _parts(
+    path: Path, index: Mapping[str, Any], what: str, variant: str | None, left_out: tuple[str, ...]
+) -> Iterator[Part]:
     for name, entry in index.items():
-        if name.startswith("_") or name in _UNUSED or not isinstance(entry, list) or entry[0] is None:
+        if name.startswith("_") or name in (*_UNUSED, *left_out) or not isinstance(entry, list) or entry[0] is None:
             continue
         library, class_name = str(entry[0]), str(entry[-1])
         folder = path / name

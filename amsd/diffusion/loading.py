@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from amsd.diffusion.families import family_for, known_families
+from amsd.diffusion.families import family_for
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.folder import inspect, require_pipeline
 from amsd.diffusion.parts import load_pipeline, require_fit
@@ -35,7 +35,7 @@ def load_family(model: Model) -> Family:
     if model.is_single_file:
         pipeline = load_single_file(Path(locate(model)), locate_configuration(model))
     else:
-        pipeline = load_pipeline(inspect(local_folder(model), what, known_families(), model.variant), what)
+        pipeline = load_pipeline(inspect(local_folder(model), what, model.variant, model.t5), what)
     pipeline.set_progress_bar_config(disable=True)
     _require_fit(pipeline, what)
     family = family_for(pipeline, model)
@@ -58,8 +58,9 @@ def local_folder(model: Model) -> Path:
     what = f"model.pretrained = {source!r}"
     with reading(what, "its download", f"Try again, or download it once: `hf download {source}`."):
         found = DiffusionPipeline.download(
-            source, revision=model.revision, variant=model.variant, safety_checker=None, requires_safety_checker=False
-        )
+            source, revision=model.revision, variant=model.variant, safety_checker=None, requires_safety_checker=False,
+            **({} if model.t5 else {"text_encoder_3": None, "tokenizer_3": None}),
+        )  # fmt: skip
     return Path(found)
 
 
@@ -69,14 +70,14 @@ def _require_fit(pipeline: Any, what: str) -> None:
     tokenizers = {
         name: len(part) for name, part in pipeline.components.items() if name.startswith("tokenizer") and part
     }
-    require_fit(plain, tokenizers, what)
+    require_fit(type(pipeline).__name__, plain, tokenizers, what)
 
 
 def _tile(family: Family) -> None:
     """Decode in tiles of about half an image's side: diffusers' own are a whole image, so it would never tile."""
     pipeline = family.pipeline
     # A multiple of 4: neighbours share a quarter of a tile, which must be whole latents, or the image loses its size.
-    side = 4 * math.ceil(max(family.latent_shape[1:]) / 8)
+    side = 4 * math.ceil(max(family.size) / pipeline.vae_scale_factor / 8)
     pipeline.vae.enable_tiling()
     pipeline.vae.tile_latent_min_size = side
     pipeline.vae.tile_sample_min_size = side * pipeline.vae_scale_factor

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from amsd.diffusion.families import family_class
+from amsd.diffusion.families.fit import require_parts, require_vocabularies
 from amsd.diffusion.folder import Folder, Part
 from amsd.diffusion.single_file import stored_shapes
 from amsd.errors import UsageError
@@ -15,9 +17,6 @@ _HARMLESS = (".position_ids", "logit_scale")
 """Ends of names that older files store beside their weights: buffers that are computed, CLIP's training temperature."""
 _OTHER_HALF = ("vision_model.", "visual_projection.", "text_projection.")
 """What a file of the whole CLIP holds beside its text encoder."""
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
-PADDED_VOCABULARY = 128
-"""Text networks may have that many embeddings more than their tokenizer has tokens."""
 
 
 def load_pipeline(folder: Folder, what: str) -> Any:
@@ -32,7 +31,11 @@ def load_pipeline(folder: Folder, what: str) -> Any:
     pipeline_class = getattr(diffusers, folder.pipeline_class)
     with reading(what, folder.path):
         return pipeline_class.from_pretrained(
-            folder.path, local_files_only=True, **networks, **absent(pipeline_class, folder.index)
+            folder.path,
+            local_files_only=True,
+            **networks,
+            **absent(pipeline_class, folder.index),
+            **dict.fromkeys(folder.left_out),
         )
 
 
@@ -95,7 +98,7 @@ def require_sound(folder: Folder, what: str) -> None:
                 )
     configs = {part.name: part.config for part in folder.parts.values() if part.config}
     tokenizers = [part for part in folder.parts.values() if "Tokenizer" in part.class_name]
-    require_fit(configs, {part.name: _vocabulary(part, what) for part in tokenizers}, what)
+    require_fit(folder.pipeline_class, configs, {part.name: _vocabulary(part, what) for part in tokenizers}, what)
 
 
 def on_meta(part: Part, what: str) -> Any:
@@ -125,58 +128,21 @@ def _harmless(key: str, class_name: str) -> bool:
     return class_name.startswith("CLIPText") and key.startswith(_OTHER_HALF)
 
 
-def require_fit(configs: Mapping[str, Mapping[str, Any]], vocabularies: Mapping[str, int], what: str) -> None:
-    """Check that the parts of a pipeline with a UNet were made for each other.
+def require_fit(
+    pipeline_class: str, configs: Mapping[str, Mapping[str, Any]], vocabularies: Mapping[str, int], what: str
+) -> None:
+    """Check that the parts of a pipeline were made for each other.
 
     Args:
-        configs: configuration of each network by its name in the pipeline.
+        pipeline_class: class of the pipeline.
+        configs: configuration of each network and of the scheduler by its name in the pipeline.
         vocabularies: number of tokens of each tokenizer by its name in the pipeline.
         what: whose parts they are, for messages.
 
     Raises:
         UsageError: channels, widths or vocabularies disagree.
     """
-    for name in ("unet", "vae", "scheduler"):
-        if name not in configs:
-            raise UsageError(f"{what}: it has no {name}. The folder is incomplete, or of another kind.")
-    unet, vae = configs["unet"], configs["vae"]
-    predicted = configs["scheduler"].get("prediction_type", "epsilon")
-    if predicted not in _PREDICTIONS:
-        raise UsageError(
-            f"{what}: its scheduler's configuration says prediction_type = {predicted!r}; "
-            f"known are {', '.join(_PREDICTIONS)}."
-        )
-    takes, makes = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-    if takes != makes:
-        kind = " (an inpainting model: it also reads a mask and a masked picture)" if takes == 2 * makes + 1 else ""
-        raise UsageError(
-            f"{what}: its UNet takes {takes} input channels{kind}, but its VAE has {makes} latent channels. "
-            "Use a text-to-image model."
-        )
-    if unet.get("out_channels", 4) != makes:
-        raise UsageError(f"{what}: its UNet gives {unet['out_channels']} channels; its VAE has {makes}.")
-    for name, tokens in vocabularies.items():
-        encoder = name.replace("tokenizer", "text_encoder")
-        if encoder not in configs:
-            continue
-        size = _text(configs[encoder]).get("vocab_size", 49408)
-        if not size - PADDED_VOCABULARY <= tokens <= size:
-            raise UsageError(
-                f"{what}: {name} has {tokens} tokens, but {encoder} knows {size}. A file of the tokenizer is missing, "
-                "or the two are of different models."
-            )
-    widths = [
-        _text(config).get("hidden_size", 512) for name, config in configs.items() if name.startswith("text_encoder")
-    ]
-    expected = unet.get("cross_attention_dim", 1280)
-    if isinstance(expected, int) and sum(widths) != expected:
-        raise UsageError(
-            f"{what}: its UNet reads text of width {expected}, but its text encoders give {sum(widths)}. "
-            "The parts are of different models."
-        )
-
-
-def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The text half of a configuration that may be the whole CLIP's."""
-    half: Mapping[str, Any] = config.get("text_config") or config
-    return half
+    family = family_class(pipeline_class)
+    require_parts(configs, (family.denoiser_name, "vae", "scheduler"), what)
+    require_vocabularies(configs, vocabularies, what)
+    family.require_fit(configs, what)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amsd.diffusion.families import known_families
 from amsd.diffusion.folder import inspect
 from amsd.diffusion.loading import EMBEDDED, locate, locate_configuration
 from amsd.diffusion.parts import require_sound
@@ -69,7 +68,7 @@ def architecture(model: Model) -> Architecture:
         return Architecture(cached or _SD1_UNET, _SD1_OTHER_PARAMETERS, download)
     folder = Path(locate(model))
     what = f"model.pretrained = {name!r}"
-    require_sound(inspect(folder, what, known_families(), model.variant), what)
+    require_sound(inspect(folder, what, model.variant, model.t5), what)
     configuration = _unet_configuration(folder)
     others = sum(
         _stored_parameters(path) for part in ("vae", "text_encoder", "text_encoder_2")

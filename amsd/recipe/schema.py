@@ -58,6 +58,10 @@ class Model(Section):
     """`full` (all weights, frozen copy as base), `lora`, or `offset` (base plus a learned difference)."""
     vae_tiling: bool = False
     """Decode in overlapping tiles: less memory for images of 1024 pixels and more, at the price of faint seams."""
+    t5: bool = True
+    """Whether the T5 text encoder of Stable Diffusion 3 is loaded; false saves 9 to 19 GB and reads prompts by CLIP."""
+    max_sequence_length: int | None = Field(default=None, ge=0, le=512)
+    """Tokens that a T5 encoder reads (or, where it is absent, zero vectors in its place); unset: diffusers' default."""
     lora: Lora = Lora()
 
     @property

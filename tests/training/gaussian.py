@@ -70,6 +70,14 @@ class GaussianFamily(Family):
         network = GaussianNetwork(num_steps)
         super().__init__(SimpleNamespace(unet=network, vae=nn.Identity(), components={}, vae_scale_factor=1))
 
+    @classmethod
+    def check_schedule(cls, schedule: Any) -> None:
+        """Nothing is asked of it."""
+
+    @classmethod
+    def require_fit(cls, configs: Any, what: str) -> None:
+        """There is nothing to load."""
+
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Three numbers."""

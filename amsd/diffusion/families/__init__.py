@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {
     "StableDiffusionPipeline": "amsd.diffusion.families.stable_diffusion:StableDiffusion",
     "StableDiffusionXLPipeline": "amsd.diffusion.families.stable_diffusion_xl:StableDiffusionXL",
+    "StableDiffusion3Pipeline": "amsd.diffusion.families.stable_diffusion_3:StableDiffusion3",
 }
 """Class of the pipeline, as its model_index.json names it -> `module:class` of its family."""
 

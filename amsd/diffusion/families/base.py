@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
+from amsd.diffusion.families.fit import Configs
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.steps import AffineSteps
 from amsd.errors import UsageError
@@ -36,17 +37,32 @@ class Family(ABC):
     """Last layers of the denoiser: with their weights at zero its output is zero."""
     text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """Names of the text encoders in the pipeline; absent ones are left out."""
-    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Layers that get a LoRA where the recipe does not name them."""
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts that `model.t5 = false` leaves out."""
 
     def __init__(self, pipeline: Any, model: Model | None = None) -> None:
         self.pipeline = pipeline
         self.model = model or Model()
         self.size = self.model.size or self._default_size()
-        multiple = self._size_multiple()
-        if any(side % multiple or side < multiple for side in self.size):
-            height, width = self.size
-            raise UsageError(f"A size of {height} x {width} pixels: this model draws multiples of {multiple} only.")
+        self._check_size()
+
+    @classmethod
+    @abstractmethod
+    def check_schedule(cls, schedule: Schedule) -> None:
+        """Refuse keys of the schedule that mean nothing here.
+
+        Raises:
+            UsageError: there is one; it is named.
+        """
+
+    @classmethod
+    @abstractmethod
+    def require_fit(cls, configs: Configs, what: str) -> None:
+        """Check that the parts of a pipeline were made for each other; all of `required_parts` are there.
+
+        Raises:
+            UsageError: they were not; the numbers that disagree are named.
+        """
 
     # The networks
 
@@ -107,6 +123,11 @@ class Family(ABC):
     def _default_size(self) -> tuple[int, int]:
         """Height and width in pixels that the model was trained at."""
 
+    def _check_size(self) -> None:
+        multiple = self._size_multiple()
+        if any(side % multiple or side < multiple for side in self.size):
+            raise UsageError(f"model.size = {list(self.size)}: this model draws multiples of {multiple} pixels only.")
+
     def _size_multiple(self) -> int:
         """Both sides of a picture are multiples of this number of pixels."""
         return int(self.pipeline.vae_scale_factor)
@@ -152,6 +173,7 @@ class Family(ABC):
         num_inference_steps: int,
         output_type: str,
         latents: Tensor | None = None,
+        callback: Callable[..., Any] | None = None,
     ) -> Any:
         """One picture per generator through the pipeline's own call and the scheduler that it holds now.
 
@@ -163,6 +185,7 @@ class Family(ABC):
             num_inference_steps: steps.
             output_type: `pt`, `pil` or `latent`, as in diffusers.
             latents: initial noise (B, *latent_shape); unset: drawn by the pipeline.
+            callback: called by the pipeline after each step (`callback_on_step_end` of diffusers).
         """
 
     # LoRA

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from amsd.diffusion.families.base import Family, decode_in_slices
+from amsd.diffusion.families.fit import Configs, require_channels, require_width, text_config
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.inference import departures, inference_scheduler
 from amsd.diffusion.scheduler import SOCDDIMScheduler
 from amsd.diffusion.steps import AffineSteps
+from amsd.errors import UsageError
 from amsd.recipe import Schedule
+
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 class UNetFamily(Family):
@@ -24,6 +28,28 @@ class UNetFamily(Family):
     output_layers = ("conv_out",)
     scales_by_statistics: ClassVar[bool] = False
     """Whether the pipeline obeys `latents_mean` and `latents_std` of its autoencoder."""
+
+    @classmethod
+    def check_schedule(cls, schedule: Schedule) -> None:
+        """Every key means something."""
+
+    @classmethod
+    def require_fit(cls, configs: Configs, what: str) -> None:
+        """Channels, widths of the text, and what the network predicts."""
+        unet, makes = configs["unet"], configs["vae"].get("latent_channels", 4)
+        predicted = configs["scheduler"].get("prediction_type", "epsilon")
+        if predicted not in _PREDICTIONS:
+            raise UsageError(
+                f"{what}: its scheduler's configuration says prediction_type = {predicted!r}; "
+                f"known are {', '.join(_PREDICTIONS)}."
+            )
+        require_channels(unet.get("in_channels", 4), makes, what)
+        if unet.get("out_channels", 4) != makes:
+            raise UsageError(f"{what}: its UNet gives {unet['out_channels']} channels; its VAE has {makes}.")
+        expected = unet.get("cross_attention_dim", 1280)
+        if isinstance(expected, int):
+            encoders = [text_config(configs[name]) for name in cls.text_encoder_names if name in configs]
+            require_width("text", expected, sum(config.get("hidden_size", 512) for config in encoders), what)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -112,10 +138,12 @@ class UNetFamily(Family):
         num_inference_steps: int,
         output_type: str,
         latents: Tensor | None = None,
+        callback: Callable[..., Any] | None = None,
     ) -> Any:
         """As `Family.draw`."""
         height, width = self.size
         return self.pipeline(
             **prompt, latents=latents, generator=list(generators), num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale, eta=eta, height=height, width=width, output_type=output_type,
+            callback_on_step_end=callback,
         ).images  # fmt: skip

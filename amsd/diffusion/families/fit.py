@@ -1,0 +1,77 @@
+"""Were the parts of a pipeline made for each other? Checks on their configurations, for all families."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from amsd.errors import UsageError
+
+PADDED_VOCABULARY = 128
+"""Text networks may have that many embeddings more than their tokenizer has tokens."""
+_DIFFERENT = "The parts are of different models."
+
+Configs = Mapping[str, Mapping[str, Any]]
+"""Configuration of each part by its name in the pipeline."""
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The text half of a configuration that may be the whole CLIP's."""
+    half: Mapping[str, Any] = config.get("text_config") or config
+    return half
+
+
+def require_parts(configs: Configs, names: tuple[str, ...], what: str) -> None:
+    """Check that the parts are there.
+
+    Raises:
+        UsageError: one is absent.
+    """
+    for name in names:
+        if name not in configs:
+            raise UsageError(f"{what}: it has no {name}. The folder is incomplete, or of another kind.")
+
+
+def require_vocabularies(configs: Configs, vocabularies: Mapping[str, int], what: str) -> None:
+    """Check each tokenizer's number of tokens against its text encoder.
+
+    Raises:
+        UsageError: they disagree.
+    """
+    for name, tokens in vocabularies.items():
+        encoder = name.replace("tokenizer", "text_encoder")
+        if encoder not in configs:
+            continue
+        size = text_config(configs[encoder]).get("vocab_size", 49408)
+        if not size - PADDED_VOCABULARY <= tokens <= size:
+            raise UsageError(
+                f"{what}: {name} has {tokens} tokens, but {encoder} knows {size}. A file of the tokenizer is missing, "
+                "or the two are of different models."
+            )
+
+
+def require_channels(takes: int, makes: int, what: str) -> None:
+    """Check the denoiser's input channels against the autoencoder's latent channels.
+
+    Raises:
+        UsageError: they differ.
+    """
+    if takes != makes:
+        kind = " (an inpainting model: it also reads a mask and a masked picture)" if takes == 2 * makes + 1 else ""
+        raise UsageError(
+            f"{what}: its denoising network takes {takes} input channels{kind}, but its VAE has {makes} latent "
+            "channels. Use a text-to-image model."
+        )
+
+
+def require_width(text: str, expected: int, given: int, what: str) -> None:
+    """Check the width of text as the denoiser reads it against what its encoders give.
+
+    Raises:
+        UsageError: they differ.
+    """
+    if expected != given:
+        raise UsageError(
+            f"{what}: its denoising network reads {text} of width {expected}, but its text encoders give {given}. "
+            f"{_DIFFERENT}"
+        )

@@ -1,0 +1,111 @@
+"""What flow-matching pipelines have in common: a velocity on the path x = (1 - s) x_data + s noise."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amsd.diffusion.families.base import Family, decode_in_slices
+from amsd.diffusion.families.flow_scheduler import SOCFlowMatchScheduler
+from amsd.diffusion.steps import AffineSteps
+from amsd.errors import UsageError
+from amsd.recipe import Schedule
+
+
+class FlowFamily(Family):
+    """A transformer that predicts the velocity noise - x_data (docs/method.md section 8)."""
+
+    denoiser_name = "transformer"
+    output_layers = ("proj_out",)
+
+    @classmethod
+    def check_schedule(cls, schedule: Schedule) -> None:
+        """The grid is the pipeline's own: keys of a noise table mean nothing here."""
+        plain = Schedule()
+        for key in ("beta_start", "beta_end", "final_step", "timestep_spacing"):
+            value = getattr(schedule, key)
+            if value != getattr(plain, key):
+                raise UsageError(
+                    f"schedule.{key} = {value!r} means nothing to a flow-matching model: its grid of noise levels is "
+                    "that of the model's own scheduler, and its last step ends without noise. Remove the key."
+                )
+
+    @abstractmethod
+    def _set_grid(self, scheduler: Any, num_inference_steps: int) -> None:
+        """Give a scheduler the grid that the pipeline gives it for this number of steps."""
+
+    @abstractmethod
+    def _call(self, guidance_scale: float) -> dict[str, Any]:
+        """Arguments of the pipeline's call beside prompt, noise, steps and size."""
+
+    def steps(self, schedule: Schedule) -> AffineSteps:
+        """Steps on the pipeline's own grid, shift included."""
+        self.check_schedule(schedule)
+        scheduler = SOCFlowMatchScheduler.of(self.pipeline.scheduler)
+        self._set_grid(scheduler, schedule.num_inference_steps)
+        return scheduler.affine(schedule.eta)
+
+    def training_sampler(self, schedule: Schedule) -> SOCFlowMatchScheduler:
+        """Euler's method with noise."""
+        self.check_schedule(schedule)
+        return SOCFlowMatchScheduler.of(self.pipeline.scheduler)
+
+    def exported_sampler(self, schedule: Schedule) -> Any:
+        """The model's own: its steps without noise are those of fine-tuning."""
+        own = self.pipeline.scheduler
+        return type(own).from_config(own.config)
+
+    def departures(self, schedule: Schedule) -> Iterator[str]:
+        """Diffusers' scheduler has no noise."""
+        if schedule.eta:
+            yield (
+                f"Fine-tuning sampled with eta = {schedule.eta:g}; the scheduler of an export is diffusers' own, "
+                "which has no noise (eta = 0). `amsd sample --eta` draws with it."
+            )
+
+    def own_sampler(self, eta: float) -> tuple[Any, str | None]:
+        """The model's own scheduler; with noise, Euler's method with noise on the same grid."""
+        own = self.pipeline.scheduler
+        if eta == 0:
+            return type(own).from_config(own.config), None
+        reason = f"the model's own {type(own).__name__} has no eta: it is sampled by the steps of fine-tuning"
+        return SOCFlowMatchScheduler.of(own), reason
+
+    def draw(
+        self,
+        prompt: Mapping[str, Any],
+        generators: Sequence[torch.Generator],
+        *,
+        eta: float,
+        guidance_scale: float,
+        num_inference_steps: int,
+        output_type: str,
+        latents: Tensor | None = None,
+        callback: Callable[..., Any] | None = None,
+    ) -> Any:
+        """As `Family.draw`."""
+        pipeline = self.pipeline
+        before = pipeline.scheduler
+        if eta > 0 and not isinstance(before, SOCFlowMatchScheduler):
+            pipeline.scheduler = SOCFlowMatchScheduler.of(before)
+        if isinstance(pipeline.scheduler, SOCFlowMatchScheduler):
+            pipeline.scheduler.with_noise(eta, generators)
+        height, width = self.size
+        try:
+            return pipeline(
+                **prompt, **self._call(guidance_scale), latents=latents, generator=list(generators), height=height,
+                width=width, num_inference_steps=num_inference_steps, output_type=output_type,
+                callback_on_step_end=callback,
+            ).images  # fmt: skip
+        finally:
+            pipeline.scheduler = before
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as images."""
+        vae, (height, width) = self.pipeline.vae, self.size
+        scaled = latents.float() / float(vae.config.scaling_factor) + float(vae.config.shift_factor or 0.0)
+        return decode_in_slices(vae, scaled, height * width)

@@ -1,0 +1,118 @@
+"""Stable Diffusion 3 and 3.5: a multimodal transformer, two CLIP encoders, and a T5 encoder that may be absent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amsd.diffusion.families.fit import require_channels, require_width
+from amsd.diffusion.families.flow import FlowFamily
+from amsd.diffusion.guidance import Network, TextCondition
+from amsd.errors import UsageError
+
+
+class StableDiffusion3(FlowFamily):
+    """`StableDiffusion3Pipeline`."""
+
+    text_encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    optional_parts = ("text_encoder_3", "tokenizer_3")
+
+    @classmethod
+    def require_fit(cls, configs: Mapping[str, Mapping[str, Any]], what: str) -> None:
+        """Channels of transformer and autoencoder, widths of the text."""
+        transformer = configs["transformer"]
+        require_channels(transformer.get("in_channels", 16), configs["vae"].get("latent_channels", 4), what)
+        clip = [configs[name] for name in ("text_encoder", "text_encoder_2") if name in configs]
+        pooled = sum(config.get("projection_dim", 512) for config in clip)
+        require_width("pooled text", transformer.get("pooled_projection_dim", 2048), pooled, what)
+        if "text_encoder_3" in configs:
+            width = configs["text_encoder_3"].get("d_model", 512)
+            require_width("T5's text", transformer.get("joint_attention_dim", 4096), width, what)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(in_channels, height, width)."""
+        scale = int(self.pipeline.vae_scale_factor)
+        return (self.denoiser.config.in_channels, self.size[0] // scale, self.size[1] // scale)
+
+    def _default_size(self) -> tuple[int, int]:
+        side = int(self.denoiser.config.sample_size) * int(self.pipeline.vae_scale_factor)
+        return side, side
+
+    def _size_multiple(self) -> int:
+        return int(self.pipeline.vae_scale_factor) * int(self.denoiser.config.patch_size)
+
+    def _check_size(self) -> None:
+        super()._check_size()
+        largest = int(self.denoiser.config.pos_embed_max_size) * self._size_multiple()
+        if max(self.size) > largest:
+            raise UsageError(f"model.size = {list(self.size)}: this model draws at most {largest} pixels a side.")
+
+    def network(self, module: nn.Module) -> Network:
+        """The transformer as a function."""
+
+        def network(x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+            output: Tensor = module(
+                hidden_states=x, timestep=timesteps, encoder_hidden_states=condition.hidden_states,
+                pooled_projections=condition.added["pooled_projections"], return_dict=False,
+            )[0]  # fmt: skip
+            return output.to(x.dtype)
+
+        return network
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Token embeddings (B, L, D) and pooled embeddings (B, P)."""
+        embeddings, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt=list(prompts), prompt_2=None, prompt_3=None, device=self.device, do_classifier_free_guidance=False,
+            max_sequence_length=self.text_tokens,
+        )  # fmt: skip
+        return TextCondition(embeddings.float(), {"pooled_projections": pooled.float()})
+
+    def encode_empty(self, count: int) -> TextCondition:
+        """The encoded empty string."""
+        return self.encode([""]).map(lambda value: value.expand(count, *value.shape[1:]))
+
+    def prompt_arguments(self, prompt: TextCondition, empty: TextCondition) -> dict[str, Any]:
+        """Embeddings and pooled ones, with those of the empty prompt."""
+        return {
+            "prompt_embeds": prompt.hidden_states,
+            "negative_prompt_embeds": empty.hidden_states,
+            "pooled_prompt_embeds": prompt.added["pooled_projections"],
+            "negative_pooled_prompt_embeds": empty.added["pooled_projections"],
+        }
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the T5 encoder; without one, zero vectors that stand for its text."""
+        chosen = self.model.max_sequence_length
+        return 256 if chosen is None else chosen
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """AutoencoderKL in float32, whatever the networks' precision."""
+        return self._decoded(latents)
+
+    def _set_grid(self, scheduler: Any, num_inference_steps: int) -> None:
+        options = {}
+        if scheduler.config.use_dynamic_shifting:
+            options["mu"] = self._shift(scheduler.config)
+        scheduler.set_timesteps(num_inference_steps, **options)
+
+    def _shift(self, config: Any) -> float:
+        """The shift's logarithm for this size, by diffusers' own rule and its defaults for this pipeline."""
+        from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+
+        patch = self._size_multiple()
+        return float(
+            calculate_shift(
+                (self.size[0] // patch) * (self.size[1] // patch),
+                config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096),
+                config.get("base_shift", 0.5), config.get("max_shift", 1.16),
+            )
+        )  # fmt: skip
+
+    def _call(self, guidance_scale: float) -> dict[str, Any]:
+        return {"guidance_scale": guidance_scale, "max_sequence_length": self.text_tokens}

@@ -1,0 +1,230 @@
+"""Flow-matching steps: the table of docs/method.md section 8, Euler at eta 0, adjoints through a transformer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from amsd.diffusion.agreement import require_agreement
+from amsd.diffusion.families import family_for
+from amsd.diffusion.families.flow_scheduler import SOCFlowMatchScheduler
+from amsd.diffusion.guidance import Conditioning, NetworkPredictor
+from amsd.diffusion.loading import load_family
+from amsd.diffusion.parameterizations import build_policy
+from amsd.diffusion.rollout import rollout
+from amsd.diffusion.steps import flow_steps
+from amsd.errors import UsageError
+from amsd.experiment.diagnose import unit_variance_correlation
+from amsd.matching import lean_adjoint
+from amsd.recipe import Model, Schedule
+from tests import pipelines
+
+MEAN, VARIANCE = 0.5, 0.25
+DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
+
+
+def shifted(count: int) -> Tensor:
+    """Noise levels 3u / (1 + 2u) for u = 1, ..., 1/N, 0; (N + 1,)."""
+    u = torch.arange(count, -1, -1, dtype=torch.float64) / count
+    return 3 * u / (1 + 2 * u)
+
+
+def shift_error(count: int, eta: float) -> float:
+    """Relative error of the terminal mean shift at the fixed point u_k = -sigma_k a_{k+1}, for a linear reward.
+
+    Base data N(0.5, 0.25) with the exact velocity; the exact tilt of the discrete sampler shifts the terminal mean by
+    its own variance.
+    """
+    levels = shifted(count)
+    steps = flow_steps(levels, 1000 * levels[:-1], eta)
+    slope = (steps.s - steps.alpha * VARIANCE) / (steps.alpha**2 * VARIANCE + steps.s**2)
+
+    def velocity(x: Tensor, k: int, rows: Tensor | None = None) -> Tensor:
+        return slope[k] * (x - steps.alpha[k] * MEAN) - MEAN
+
+    states = torch.zeros(1, count + 1, 1, dtype=torch.float64)
+    terminal, lowest = -torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
+    a = lean_adjoint(terminal, states, steps.A, steps.B, velocity, lowest).adjoints[0, :, 0]
+    factor = steps.A + steps.B * slope
+    variance, moved = 1.0, 0.0
+    for k in range(count):
+        variance = float(factor[k] ** 2 * variance + steps.sigma[k] ** 2)
+        moved = float(factor[k] * moved - steps.sigma[k] ** 2 * a[k + 1])
+    return 100 * (moved / variance - 1)
+
+
+@pytest.mark.parametrize(
+    ("count", "eta", "error"),
+    [
+        (5, 1.0, 0.0), (5, 0.5, -39.2), (5, 0.3, -73.3),
+        (10, 1.0, 0.0), (10, 0.5, -22.4), (10, 0.3, -60.3),
+        (50, 1.0, 0.0), (50, 0.5, -7.0), (50, 0.3, -39.6),
+    ],
+)  # fmt: skip
+def test_table_of_the_flow_path(count: int, eta: float, error: float) -> None:
+    assert shift_error(count, eta) == pytest.approx(error, abs=0.051 if eta < 1 else 1e-9)
+
+
+def test_the_memoryless_sampler_forgets_everything_at_any_number_of_steps() -> None:
+    for count in (2, 5, 50):
+        levels = shifted(count)
+        assert unit_variance_correlation(flow_steps(levels, levels[:-1], 1.0)) == pytest.approx(0, abs=1e-20)
+    assert unit_variance_correlation(flow_steps(levels, levels[:-1], 0.3)) > 0.3
+
+
+def test_above_one_the_noise_is_clamped_from_the_first_step_on() -> None:
+    levels = shifted(6)
+    for eta in (1.2, 3.0):
+        steps = flow_steps(levels, levels[:-1], eta)
+        assert 0 in steps.clamped
+        assert torch.all(steps.sigma <= levels[1:] + 1e-15)
+    assert not flow_steps(levels, levels[:-1], 1.0).clamped
+
+
+def test_steps_are_those_of_the_posterior() -> None:
+    """x_{k+1} given x_k and x_data at eta 1, by Bayes' rule on x_k = (alpha/alpha') x_{k+1} + noise."""
+    levels = shifted(7)
+    steps = flow_steps(levels, levels[:-1], 1.0)
+    data, noise = 0.7, -1.3
+    for k in range(1, 6):
+        alpha, s, after = float(steps.alpha[k]), float(steps.s[k]), float(levels[k + 1])
+        after_alpha = 1 - after
+        x, ratio = alpha * data + s * noise, alpha / after_alpha
+        forward = s**2 - ratio**2 * after**2
+        variance = 1 / (1 / after**2 + ratio**2 / forward)
+        mean = variance * (after_alpha * data / after**2 + ratio * x / forward)
+        assert float(steps.sigma[k]) ** 2 == pytest.approx(variance)
+        assert float(steps.A[k]) * x + float(steps.B[k]) * (noise - data) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("config", [{"shift": 3.0}, {"shift": 1.0}, DYNAMIC], ids=["shift 3", "shift 1", "dynamic"])
+def test_without_noise_the_steps_are_eulers(config: dict[str, Any]) -> None:
+    own = FlowMatchEulerDiscreteScheduler(**config)
+    ours = SOCFlowMatchScheduler.of(own)
+    options = {"mu": 0.8} if "use_dynamic_shifting" in config else {}
+    random = torch.Generator().manual_seed(0)
+    a = b = c = torch.randn(2, 4, 3, 3, generator=random)
+    for scheduler in (own, ours):
+        scheduler.set_timesteps(7, **options)
+    steps = ours.affine(0.0)
+    for k, t in enumerate(own.timesteps):
+        velocity = torch.randn(a.shape, generator=random)
+        a = own.step(velocity, t, a, return_dict=False)[0]
+        b = ours.step(velocity, t, b, return_dict=False)[0]
+        c = steps.step(k, c, velocity, torch.randn(c.shape))
+    assert torch.allclose(a, b, atol=1e-6)
+    assert torch.allclose(a, c, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheduler", [{"shift": 3.0}, DYNAMIC], ids=["shift", "dynamic"])
+@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
+def test_the_rollout_is_what_the_pipeline_samples(eta: float, scheduler: dict[str, Any]) -> None:
+    family = family_for(pipelines.stable_diffusion_3(t5=False, **scheduler), Model(size=(16, 24)))
+    schedule = Schedule(num_inference_steps=4, eta=eta)
+    steps = family.steps(schedule)
+    prompt, empty = family.encode(["a red circle"]), family.encode_empty(1)
+    random = [torch.Generator().manual_seed(5)]
+    start = torch.randn(1, *family.latent_shape, generator=random[0])
+    noises = [torch.randn(start.shape, generator=torch.Generator().manual_seed(5)) for _ in range(1)]
+    replay = torch.Generator().manual_seed(5)
+    draws = [torch.randn(start.shape, generator=replay) for _ in range(5)]
+    predict = NetworkPredictor(family.network(family.denoiser), steps, Conditioning(prompt, empty), 3.0)
+    expected = rollout(predict, steps, torch.stack(draws, 1)).terminal
+    assert torch.equal(noises[0], draws[0])
+    family.pipeline.scheduler = family.training_sampler(schedule)
+    found = family.draw(
+        family.prompt_arguments(prompt, empty), random, eta=eta, guidance_scale=3.0, num_inference_steps=4,
+        output_type="latent", latents=start,
+    )  # fmt: skip
+    assert torch.allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_adjoint_through_a_transformer(guidance: float) -> None:
+    """Against central differences of a reward along the mean chain of a tiny MMDiT, guided and not."""
+    family = family_for(pipelines.stable_diffusion_3(t5=False), Model(max_sequence_length=2))
+    family.denoiser.double().requires_grad_(False)
+    steps = family.steps(Schedule(num_inference_steps=4))
+    given = Conditioning(family.encode(["a red circle"]), family.encode_empty(1)).map(lambda value: value.double())
+    predict = NetworkPredictor(family.network(family.denoiser), steps, given, guidance)
+    random = torch.Generator().manual_seed(0)
+    states = torch.randn(1, 5, *family.latent_shape, generator=random, dtype=torch.float64)
+    weights, direction = (torch.randn(states[:, 0].shape, generator=random, dtype=torch.float64) for _ in range(2))
+    lowest = torch.zeros(1, dtype=torch.long)
+    found = lean_adjoint(weights, states, steps.A, steps.B, lambda x, k, rows: predict(x, k), lowest).adjoints[:, 0]
+
+    def reward(x: Tensor) -> Tensor:
+        for k in range(4):
+            deviation = states[:, k + 1] - steps.mean(k, states[:, k], predict(states[:, k], k)).detach()
+            x = steps.mean(k, x, predict(x, k)) + deviation
+        return (x * weights).sum()
+
+    start = states[:, 0].clone().requires_grad_(True)
+    (expected,) = torch.autograd.grad(reward(start), start)
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-8)
+    h = 3e-3  # the transformer's normalizations compute in float32, whatever they are given
+    with torch.no_grad():
+        ends = [float(reward(states[:, 0] + sign * h * direction)) for sign in (1, -1)]
+    assert float((found * direction).sum()) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=5e-3)
+
+
+@pytest.mark.parametrize("t5", [True, False])
+def test_stable_diffusion_3_is_loaded_as_its_files_mean(t5: bool, tmp_path: Path) -> None:
+    pipelines.stable_diffusion_3(t5=t5).save_pretrained(tmp_path)
+    family = load_family(Model(pretrained=str(tmp_path)))
+    require_agreement(family)
+    tokens = family.encode(["a cat"]).hidden_states.shape[1]
+    assert tokens == 16 + 256
+    short = load_family(Model(pretrained=str(tmp_path), max_sequence_length=3, size=(24, 16)))
+    require_agreement(short)
+    assert short.encode(["a cat"]).hidden_states.shape[1] == 16 + 3
+    assert short.latent_shape == (16, 12, 8)
+    assert load_family(Model(pretrained=str(tmp_path), t5=False)).pipeline.text_encoder_3 is None
+
+
+def test_what_means_nothing_is_refused(tmp_path: Path) -> None:
+    family = family_for(pipelines.stable_diffusion_3(t5=False))
+    for change in (
+        {"beta_start": 0.001, "beta_end": 0.01}, {"final_step": "midpoint"}, {"timestep_spacing": "leading"}
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=f"schedule.{next(iter(change))} = .* means nothing"):
+            family.steps(Schedule.model_validate(change))
+    with pytest.raises(UsageError, match="multiples of 4 pixels"):
+        family_for(family.pipeline, Model(size=(18, 16)))
+    with pytest.raises(UsageError, match="at most 48 pixels"):
+        family_for(family.pipeline, Model(size=(16, 64)))
+    for own, words in (
+        (EulerDiscreteScheduler(), "EulerDiscreteScheduler"),
+        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
+    ):
+        family.pipeline.scheduler = own
+        with pytest.raises(UsageError, match=words):
+            family.steps(Schedule())
+    pipelines.stable_diffusion().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"model\.t5 = false"):
+        load_family(Model(pretrained=str(tmp_path), t5=False))
+
+
+@pytest.mark.parametrize("parameterization", ["full", "lora", "offset"])
+def test_an_unchanged_policy_is_its_base_and_checkpoints_are_read(parameterization: Any, tmp_path: Path) -> None:
+    def policy() -> Any:
+        return build_policy(
+            family_for(pipelines.stable_diffusion_3(t5=False)), Model(parameterization=parameterization)
+        )
+
+    one, other = policy(), policy()
+    given = one.family.encode(["a cat", "a dog"])
+    x = torch.randn(2, *one.family.latent_shape, generator=torch.Generator().manual_seed(0))
+    times = torch.tensor([900.0, 100.0])
+    assert torch.allclose(one.finetuned(x, times, given), one.base(x, times, given), atol=1e-6)
+    for parameter in one.trainable.values():
+        parameter.data.add_(0.01)
+    one.save(tmp_path)
+    other.load(tmp_path)
+    assert torch.equal(other.finetuned(x, times, given), one.finetuned(x, times, given))
+    assert not torch.allclose(one.finetuned(x, times, given), one.base(x, times, given), atol=1e-4)
