@@ -277,7 +277,7 @@ def _names(value: Any) -> Any:
     """`"none"` is no name, and one name needs no list."""
     if isinstance(value, str):
         return () if value == "none" else (value,)
-    return value
+    return tuple(value) if isinstance(value, list) else value  # a validator hides that JSON has no tuples
 
 
 class Tracking(Section):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from amsd.errors import UsageError
-from amsd.recipe import Tracking
+from amsd.recipe import Tracking, from_dict
 from amsd.tracking import BackgroundTracker, background
 from amsd.tracking.backend import Announce, Backend, names, require_known_trackers
 from amsd.tracking.entries import Entry
@@ -121,3 +121,5 @@ def test_names() -> None:
     assert Tracking.model_validate({"trackers": "none"}).trackers == ()
     assert Tracking.model_validate({"trackers": "tensorboard"}).trackers == ("tensorboard",)
     assert Tracking().trackers == ("wandb",)
+    written = from_dict(story.info(Path()).recipe.model_dump(mode="json", exclude_none=True))
+    assert written.tracking.trackers == ("wandb",)
