@@ -59,6 +59,13 @@ def diffusers_suite(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """How fast amsd is (docs/performance.md); arguments after `--` go to benchmarks/speed.py."""
+    session.install(*PINNED, "-e", ".[dev]", "matplotlib")
+    session.run("python", "benchmarks/speed.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def wandb_server(session: nox.Session) -> None:
     """Offline runs against openwandb, a W&B-compatible server.
 

@@ -6,9 +6,11 @@ that is run for a few steps and timed.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from amsd.recipe import Recipe, dump_toml, from_dict
 from amsd.recipe.cost import forwards_per_step as forwards_per_step
 from amsd.run_directory import RunDirectory
 from amsd.shapes import pipeline_path
-from amsd.training import methods
+from amsd.training.adjoint_matching import TRAINERS
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
 from amsd.training.experience import Sample
 from amsd.training.problem import ControlProblem
@@ -110,6 +112,8 @@ class Listener:
     steps: int
     sync: Callable[[], None] = lambda: None
     on_begin: Callable[[str, int], None] = lambda phase, step: None
+    on_done: Callable[[int], None] = lambda step: None
+    """Called after each step; its time is not counted."""
     values: list[dict[str, float]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     _since: float = 0.0
@@ -125,8 +129,9 @@ class Listener:
         self.sync()
         now = time.perf_counter()
         self.seconds.append(now - self._since)
-        self._since = now
         self.values.append(dict(record.values))
+        self.on_done(record.step)
+        self._since = time.perf_counter()
         if len(self.values) == self.steps:
             raise _Enough
 
@@ -138,18 +143,24 @@ class Listener:
 
 
 def trainer_of(
-    problem: ControlProblem, accelerator: Accelerator, listeners: Sequence[Any], folder: Path
-) -> SOCTrainer[Any]:
+    problem: ControlProblem,
+    accelerator: Accelerator,
+    listeners: Sequence[Any],
+    folder: Path,
+    prompts: Sequence[str] = PROMPTS,
+) -> SOCTrainer:
     """The trainer of the recipe's method."""
     run = RunDirectory(folder)
     write_text(run.recipe, dump_toml(problem.recipe))
-    return methods.trainer_of(problem.recipe.method)(problem, run, PROMPTS, accelerator, listeners)
+    return TRAINERS[problem.recipe.method.name](problem, run, prompts, accelerator, listeners)
 
 
-def run_steps(problem: ControlProblem, accelerator: Accelerator, listener: Listener) -> Listener:
+def run_steps(
+    problem: ControlProblem, accelerator: Accelerator, listener: Listener, prompts: Sequence[str] = PROMPTS
+) -> Listener:
     """Train until the listener has seen its steps; the recipe must ask for more of them than that."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(problem, accelerator, [listener], Path(folder))
+        trainer = trainer_of(problem, accelerator, [listener], Path(folder), prompts)
         listener.start()
         try:
             trainer.fit()
@@ -164,3 +175,14 @@ def collect_once(problem: ControlProblem, accelerator: Accelerator, count: int) 
         trainer = trainer_of(problem, accelerator, [], Path(folder))
         samples = [Sample(PROMPTS[index % len(PROMPTS)], (0, "benchmark", index)) for index in range(count)]
         return trainer.compute_experience(samples, 1, 1)
+
+
+@contextmanager
+def stepping(
+    problem: ControlProblem, accelerator: Accelerator, prompts: Sequence[str] = PROMPTS
+) -> Iterator[Callable[[], None]]:
+    """A function that makes the next update of a training; the recipe must ask for more of them than are made."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(problem, accelerator, [], Path(folder), prompts)
+        number = itertools.count(1)
+        yield lambda: trainer._train_step(next(number))

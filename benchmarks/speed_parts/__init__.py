@@ -1,0 +1,1 @@
+"""The parts of `python benchmarks/speed.py`, which `nox -s bench` runs."""
