@@ -1,4 +1,4 @@
-"""Tiny pipelines with random weights, in the architectures of Stable Diffusion, SDXL and SD3: 16x16 images, on the CPU.
+"""Tiny pipelines with random weights, in the architectures of SD, SDXL, SD3 and FLUX: 16x16 images on the CPU.
 
 Equal seeds give equal weights. For tests that need trained weights there is `embedded:shapes`.
 """
@@ -12,6 +12,8 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -118,6 +120,29 @@ def stable_diffusion_3(seed: int = 0, t5: bool = True, **scheduler: Any) -> Stab
         tokenizer_2=build_tokenizer(),
         tokenizer_3=t5_tokenizer() if t5 else None,
         scheduler=FlowMatchEulerDiscreteScheduler(**(scheduler or {"shift": 3.0})),
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def flux(seed: int = 0, guided: bool = True, **scheduler: Any) -> FluxPipeline:
+    """A FLUX pipeline: packed latents, CLIP's pooled text and T5; its pipeline draws 1024 pixels unless told."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH, pooled_projection_dim=WIDTH, guidance_embeds=guided, axes_dims_rope=(4, 6, 6),
+    ).eval()  # fmt: skip
+    _fill_zeros(transformer)
+    pipeline = FluxPipeline(
+        transformer=transformer,
+        vae=_vae(latent_channels=4, shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False,
+                 use_post_quant_conv=False),
+        text_encoder=CLIPTextModel(_text_config(tokenizer)).eval(),
+        text_encoder_2=_t5(),
+        tokenizer=tokenizer,
+        tokenizer_2=t5_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(**(scheduler or {"use_dynamic_shifting": True, "shift": 3.0})),
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

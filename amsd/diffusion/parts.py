@@ -89,7 +89,7 @@ def require_sound(folder: Folder, what: str) -> None:
     """
     for part in folder.parts.values():
         if part.weights and part.library == "diffusers" and all(file.suffix == ".safetensors" for file in part.weights):
-            described = sum(parameter.numel() for parameter in on_meta(part, what).parameters())
+            described = sum(value.numel() for value in on_meta(part, what).state_dict().values())
             stored = sum(math.prod(shape) for file in part.weights for shape in stored_shapes(file, what).values())
             if stored != described:
                 raise UsageError(

@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
-
+from amsd.diffusion.blueprint import blueprint
 from amsd.diffusion.families.base import DECODED_PIXELS
-from amsd.experiment.architecture import architecture
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity
 from amsd.recipe.cost import forwards_per_step
 from amsd.rewards.table import DOWNLOADED_GIGABYTES
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-VAE_SCALE = 8
-"""Pixels per latent of Stable Diffusion's autoencoders."""
 DECODING_BYTES_PER_PIXEL = 16 * 1024
 """Activations of the reward gradient through Stable Diffusion's decoder in float32: 4 GiB for one image of 512 x 512,
 measured on the CPU (docs/verified.md)."""
@@ -31,16 +25,16 @@ SMALL_FORWARD_FLOPS = 1e10
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it starts; F is one forward pass of the UNet for one image."""
+    """A run before it starts; F is one forward pass of the network for one image."""
 
     recipe: Recipe
     processes: int
-    unet_parameters: int
+    denoiser_parameters: int
     other_parameters: int
     trained_parameters: int
     flops_per_forward: float
     forwards_per_step: float
-    """UNet forward-equivalents per optimizer step (docs/method.md section 7)."""
+    """network forward-equivalents per optimizer step (docs/method.md section 7)."""
     pixels: int
     """Of one image."""
     evaluation_prompts: int | None
@@ -56,7 +50,7 @@ class Plan:
 
     @property
     def evaluation_forwards(self) -> int | None:
-        """UNet forward passes per checkpoint; None where the prompts are not known."""
+        """network forward passes per checkpoint; None where the prompts are not known."""
         steps = sum(
             each.num_inference_steps * (1 + (each.guidance_scale > 1)) for each in self.recipe.evaluation_settings
         )
@@ -67,8 +61,8 @@ class Plan:
     def memory_bytes(self) -> float:
         """Weights, gradients and AdamW's two moments on each device, without activations."""
         model = self.recipe.model
-        frozen_unets = 1  # the base: a copy (full, offset) or the network itself (lora)
-        frozen = (frozen_unets * self.unet_parameters + self.other_parameters) * _BYTES[model.precision]
+        frozen_networks = 1  # the base: a copy (full, offset) or the network itself (lora)
+        frozen = (frozen_networks * self.denoiser_parameters + self.other_parameters) * _BYTES[model.precision]
         average = 1 if self.recipe.training.ema_decay is not None else 0
         return frozen + self.trained_parameters * 4 * (4 + average)
 
@@ -85,8 +79,11 @@ class Plan:
         yield "identity", identity(recipe)
         yield "model", f"{recipe.model.pretrained}, {recipe.model.parameterization}, {recipe.model.precision}"
         yield "download", self.download
-        share = self.trained_parameters / self.unet_parameters
-        yield "trained", f"{self.trained_parameters:,} parameters ({share:.2%} of the UNet's {self.unet_parameters:,})"
+        share = self.trained_parameters / self.denoiser_parameters
+        yield (
+            "trained",
+            f"{self.trained_parameters:,} parameters ({share:.2%} of the network's {self.denoiser_parameters:,})",
+        )
         yield "memory", self._memory()
         yield "scorers", ", ".join(_scorers(recipe)) or "none is downloaded"
         devices = "1 process" if self.processes == 1 else f"{self.processes} processes x {local}"
@@ -97,7 +94,7 @@ class Plan:
         )
         yield (
             "cost",
-            f"{self.forwards_per_step:,.0f} UNet forward-equivalents per step "
+            f"{self.forwards_per_step:,.0f} network forward-equivalents per step "
             f"({self.flops_per_forward / 1e9:,.3g} GFLOP each)",
         )
         yield "time", self._time()
@@ -146,8 +143,8 @@ class Plan:
             return "never"
         duration = "" if self._small else f", {_duration(self._seconds(forwards))}"
         return (
-            f"{images:,} images per checkpoint ({named}), {forwards:,} UNet forwards{duration}; once more for the base "
-            "model"
+            f"{images:,} images per checkpoint ({named}), {forwards:,} network forwards{duration}; once more for the "
+            "base model"
         )
 
 
@@ -157,56 +154,14 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
     Raises:
         UsageError: the model is absent and its architecture is unknown.
     """
-    found = architecture(recipe.model)
-    unet = _meta_unet(found.unet)
-    total = sum(parameter.numel() for parameter in unet.parameters())
-    found.check(recipe.model, total)
-    flops = _forward_flops(unet)
-    trained = total if recipe.model.parameterization != "lora" else _lora_parameters(unet, recipe)
-    pixels = (found.unet["sample_size"] * VAE_SCALE) ** 2  # square, as `_forward_flops` takes it
-    forwards = forwards_per_step(recipe, processes)
+    found = blueprint(recipe.model)
+    found.family.check_schedule(recipe.schedule)
+    total, lora = found.parameters, recipe.model.lora
+    trained = total if recipe.model.parameterization != "lora" else found.lora_parameters(lora.rank, lora.targets)
     return Plan(
-        recipe, processes, total, found.other_parameters, trained, flops, forwards, pixels,
-        _evaluation_prompts(recipe), found.download,
+        recipe, processes, total, found.other_parameters, trained, found.forward_flops(),
+        forwards_per_step(recipe, processes), found.pixels, _evaluation_prompts(recipe), found.download,
     )  # fmt: skip
-
-
-def _meta_unet(configuration: dict[str, Any]) -> nn.Module:
-    from diffusers import UNet2DConditionModel
-
-    plain = {key: value for key, value in configuration.items() if not key.startswith("_")}
-    with torch.device("meta"):
-        unet: nn.Module = UNet2DConditionModel(**plain)
-    return unet
-
-
-def _forward_flops(unet: nn.Module) -> float:
-    """Floating-point operations of one forward pass for one image, counted on shapes alone."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    config: Any = unet.config
-    size = config.sample_size
-    added = None
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        added = {"text_embeds": torch.empty(1, pooled, device="meta"), "time_ids": torch.empty(1, 6, device="meta")}
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        unet(
-            torch.empty(1, config.in_channels, size, size, device="meta"),
-            torch.zeros(1, dtype=torch.long, device="meta"),
-            encoder_hidden_states=torch.empty(1, 77, config.cross_attention_dim, device="meta"),
-            added_cond_kwargs=added,
-        )
-    return float(counter.get_total_flops())
-
-
-def _lora_parameters(unet: nn.Module, recipe: Recipe) -> int:
-    total = 0
-    for name, module in unet.named_modules():
-        if isinstance(module, nn.Linear) and name.endswith(tuple(recipe.model.lora.targets)):
-            total += recipe.model.lora.rank * (module.in_features + module.out_features)
-    return total
 
 
 def _evaluation_prompts(recipe: Recipe) -> int | None:

@@ -226,11 +226,11 @@ def outline(plan: Plan) -> Iterator[str]:
         total = sum(costs.values())
         total += drawn * len(sweep.seeds) * training_cost(plan.recipe, sweep.execution.processes)
         yield (
-            f"Training: {'about ' if drawn else ''}{total:,.0f} UNet forward-equivalents if every trial runs to its "
+            f"Training: {'about ' if drawn else ''}{total:,.0f} network forward-equivalents if every trial runs to its "
             "end; evaluation comes on top."
         )
     if budget.unet_evaluations is not None:
-        yield f"Budget: {budget.unet_evaluations:,.0f} UNet forward-equivalents."
+        yield f"Budget: {budget.unet_evaluations:,.0f} network forward-equivalents."
     if budget.seconds is not None:
         yield f"Budget: {budget.seconds:,.0f} s."
 

@@ -36,7 +36,7 @@ class Point:
     """Relative to the sweep's folder."""
     cfg_mode: str
     cost: float
-    """UNet forward-equivalents of all seeds."""
+    """network forward-equivalents of all seeds."""
     jobs: tuple[Job, ...]
 
     def facts(self) -> dict[str, Any]:

@@ -175,7 +175,7 @@ class Budget(Section):
     seconds: Positive | None = None
     """Seconds of trials, summed over all workers (so an interruption costs nothing)."""
     unet_evaluations: Positive | None = None
-    """UNet forward-equivalents of training (docs/method.md section 7), summed over all trials."""
+    """network forward-equivalents of training (docs/method.md section 7), summed over all trials."""
 
 
 class Execution(Section):

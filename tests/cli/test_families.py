@@ -1,4 +1,4 @@
-"""Stable Diffusion 2 (v prediction), SDXL and a single-file checkpoint through the commands: train, evaluate, sample,
+"""SD 2 (v prediction), SDXL, SD3, FLUX and a single-file checkpoint through the commands: train, evaluate, sample,
 export, plain diffusers."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -21,8 +21,14 @@ from tests import ldm, pipelines
 FAMILIES = {
     "sd2": lambda: pipelines.stable_diffusion(prediction_type="v_prediction"),
     "sdxl": pipelines.stable_diffusion_xl,
+    "sd3": pipelines.stable_diffusion_3,
+    "sd3-without-t5": lambda: pipelines.stable_diffusion_3(t5=False),
+    "flux": pipelines.flux,
     "file": lambda: pipelines.stable_diffusion(attention=True),
 }
+FLOW = ("sd3", "sd3-without-t5", "flux")
+WITHOUT = {"sd3-without-t5": {"text_encoder_3": None, "tokenizer_3": None}}
+"""What plain diffusers has to be told of a folder without T5."""
 RECIPE = """
 [model]
 {model}
@@ -85,13 +91,16 @@ def test_a_family_goes_through_the_whole_command_line(family: str, parameterizat
     original = FAMILIES[family]()
     original.save_pretrained(model)
     source = f'pretrained = "{model}"'
+    if family == "flux":
+        source += "\nsize = [16, 24]\nmax_sequence_length = 16\nembedded_guidance = 2.0"
     if family == "file":
         save_file(ldm.checkpoint(original), tmp_path / "model.safetensors")
         source = f'pretrained = "{tmp_path / "model.safetensors"}"\nconfig = "{model}"'
     recipe.write_text(RECIPE.format(model=source, parameterization=parameterization), encoding="utf-8")
 
     plan = call("train", recipe, "--dry-run")
-    count = sum(parameter.numel() for parameter in UNet2DConditionModel.from_pretrained(model / "unet").parameters())
+    denoiser = original.transformer if family in FLOW else original.unet
+    count = sum(parameter.numel() for parameter in denoiser.parameters())
     assert f"{count:,}" in plan
 
     call("train", recipe, "--output", run)
@@ -120,21 +129,27 @@ def test_a_family_goes_through_the_whole_command_line(family: str, parameterizat
 
     call("export", run, "--to", tmp_path / "export")
     assert "| kid/pixels |" in (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
-    exported = DiffusionPipeline.from_pretrained(tmp_path / "export")
-    theirs = draw(exported)
+    exported = DiffusionPipeline.from_pretrained(tmp_path / "export", **WITHOUT.get(family, {}))
+    theirs = draw(exported, family)
     for one, other in zip(ours, theirs, strict=True):
         assert abs(one - other).max() <= 1  # merging rounds the last bit
     if parameterization == "lora":
-        plain = DiffusionPipeline.from_pretrained(model)
+        plain = DiffusionPipeline.from_pretrained(model, **WITHOUT.get(family, {}))
         plain.scheduler = exported.scheduler
         plain.load_lora_weights(tmp_path / "export", weight_name="pytorch_lora_weights.safetensors")
-        for one, other in zip(ours, draw(plain), strict=True):
+        for one, other in zip(ours, draw(plain, family), strict=True):
             assert abs(one - other).max() <= 1
 
 
-def draw(pipeline: Any) -> list[Any]:
+def draw(pipeline: Any, family: str) -> list[Any]:
     generators = [torch.Generator().manual_seed(7 + number) for number in range(2)]
+    guidance: dict[str, Any] = {"guidance_scale": 4.0}
+    if family == "flux":
+        guidance = {
+            "guidance_scale": 2.0, "true_cfg_scale": 4.0, "negative_prompt": "", "height": 16, "width": 24,
+            "max_sequence_length": 16,
+        }  # fmt: skip
     pictures = pipeline(
-        "a big dog", num_images_per_prompt=2, num_inference_steps=5, guidance_scale=4.0, generator=generators
+        "a big dog", num_images_per_prompt=2, num_inference_steps=5, generator=generators, **guidance
     ).images
     return [pixels(picture) for picture in pictures]

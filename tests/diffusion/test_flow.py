@@ -11,6 +11,7 @@ from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from amsd.diffusion.agreement import require_agreement
+from amsd.diffusion.blueprint import blueprint
 from amsd.diffusion.families import family_for
 from amsd.diffusion.families.flow_scheduler import SOCFlowMatchScheduler
 from amsd.diffusion.guidance import Conditioning, NetworkPredictor
@@ -228,3 +229,64 @@ def test_an_unchanged_policy_is_its_base_and_checkpoints_are_read(parameterizati
     other.load(tmp_path)
     assert torch.equal(other.finetuned(x, times, given), one.finetuned(x, times, given))
     assert not torch.allclose(one.finetuned(x, times, given), one.base(x, times, given), atol=1e-4)
+
+
+FLUX = {"size": (16, 24), "max_sequence_length": 6}
+
+
+@pytest.mark.parametrize("guided", [True, False], ids=["dev", "schnell"])
+def test_flux_is_asked_what_its_pipeline_asks(guided: bool, tmp_path: Path) -> None:
+    pipelines.flux(guided=guided).save_pretrained(tmp_path)
+    family = load_family(Model(pretrained=str(tmp_path), embedded_guidance=2.0, **FLUX))
+    assert family.latent_shape == (8 // 2 * 12 // 2, 16)
+    require_agreement(family)
+    assert family.decode(torch.zeros(2, *family.latent_shape)).shape == (2, 3, 16, 24)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_rollout_of_flux_is_what_its_pipeline_samples(eta: float, guidance: float) -> None:
+    """Guidance above 1 is a second branch on top of the embedded one."""
+    family = family_for(pipelines.flux(), Model(embedded_guidance=2.0, **FLUX))
+    schedule = Schedule(num_inference_steps=3, eta=eta)
+    steps, prompt, empty = family.steps(schedule), family.encode(["a red circle"]), family.encode_empty(1)
+    replay, random = (torch.Generator().manual_seed(5) for _ in range(2))
+    draws = [torch.randn(1, *family.latent_shape, generator=replay) for _ in range(4)]
+    predict = NetworkPredictor(family.network(family.denoiser), steps, Conditioning(prompt, empty), guidance)
+    expected = rollout(predict, steps, torch.stack(draws, 1)).terminal
+    family.pipeline.scheduler = family.training_sampler(schedule)
+    found = family.draw(
+        family.prompt_arguments(prompt, empty), [random], eta=eta, guidance_scale=guidance, num_inference_steps=3,
+        output_type="latent", latents=torch.randn(1, *family.latent_shape, generator=random),
+    )  # fmt: skip
+    assert torch.allclose(found, expected, atol=2e-5)
+
+
+def test_the_embedded_guidance_is_a_condition_of_the_network() -> None:
+    outputs = []
+    for value in (1.0, 4.0):
+        family = family_for(pipelines.flux(), Model(embedded_guidance=value, **FLUX))
+        x = torch.randn(1, *family.latent_shape, generator=torch.Generator().manual_seed(0))
+        outputs.append(family.network(family.denoiser)(x, torch.tensor([500.0]), family.encode(["a cat"])))
+    assert not torch.allclose(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd3 without t5", "flux"])
+def test_the_blueprint_is_what_is_loaded(name: str, tmp_path: Path) -> None:
+    made = {
+        "sd3": pipelines.stable_diffusion_3, "sd3 without t5": lambda: pipelines.stable_diffusion_3(t5=False),
+        "flux": pipelines.flux,
+    }[name]()  # fmt: skip
+    made.save_pretrained(tmp_path)
+    model = Model(pretrained=str(tmp_path), size=(16, 24))
+    paper, family = blueprint(model), load_family(model)
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    assert paper.parameters == count(family.denoiser)
+    assert paper.other_parameters == count(family.pipeline.vae) + sum(map(count, family.text_encoders))
+    assert paper.family.latent_shape == family.latent_shape
+    lora = build_policy(family, Model(parameterization="lora"))
+    assert paper.lora_parameters(8, Model().lora.targets) == sum(value.numel() for value in lora.trainable.values())
+    assert paper.forward_flops() > 1e5

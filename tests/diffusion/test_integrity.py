@@ -14,12 +14,12 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from amsd.diffusion.agreement import require_agreement
+from amsd.diffusion.blueprint import blueprint
 from amsd.diffusion.families import family_for
 from amsd.diffusion.families.base import image_size
 from amsd.diffusion.loading import load_family
 from amsd.diffusion.parameterizations import build_policy
 from amsd.errors import RunError, UsageError
-from amsd.experiment.architecture import architecture
 from amsd.recipe import Model
 from amsd.rewards.embedders import CLIPEmbedder
 from amsd.rewards.table import resolve_embedder, resolve_reward
@@ -105,13 +105,13 @@ def test_a_damaged_folder_is_refused_and_its_file_named(name: str, good: Path, t
     assert str(tmp_path / "model") in str(caught.value)
     if planned:
         with pytest.raises(UsageError):
-            architecture(model)
+            blueprint(model)
 
 
 def test_the_whole_folder_is_loaded_and_planned(good: Path) -> None:
     model = Model(pretrained=str(good))
     require_agreement(load_family(model))
-    architecture(model)
+    blueprint(model)
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
@@ -121,7 +121,7 @@ def test_only_half_precision_files_need_their_variant(variant: str | None, tmp_p
     if variant:
         load_family(model)
         return
-    for attempt in (load_family, architecture):
+    for attempt in (load_family, blueprint):
         with pytest.raises(UsageError, match=r'model\.variant = "fp16"'):
             attempt(model)
 
@@ -153,7 +153,7 @@ def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
     for pipeline, words in ((inpainting, "9 input channels .*inpainting"), (wide, "width 24"), (wrong, "tokens")):
         folder = tmp_path / words[:4]
         pipeline.save_pretrained(folder)
-        for attempt in (load_family, architecture):
+        for attempt in (load_family, blueprint):
             with pytest.raises(UsageError, match=words):
                 attempt(Model(pretrained=str(folder)))
 

@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
+from amsd.errors import UsageError
 from amsd.experiment.plan import make_plan
 from amsd.recipe import load_recipe
 
@@ -15,8 +16,8 @@ SD15_UNET = 859_520_964
 
 
 def test_sd15_needs_no_download_to_be_planned() -> None:
-    plan = make_plan(load_recipe("sd15-am"), processes=5)
-    assert plan.unet_parameters == plan.trained_parameters == SD15_UNET
+    plan = make_plan(load_recipe("sd15-am", ["model.precision=fp32"]), processes=5)
+    assert plan.denoiser_parameters == plan.trained_parameters == SD15_UNET
     # float32: the frozen copy and the two other networks; weight, gradient and two moments of the trained one.
     expected = 4 * (SD15_UNET + 123_060_480 + 83_653_863) + 16 * SD15_UNET
     assert plan.memory_bytes == expected
@@ -38,8 +39,25 @@ def test_a_lora_counts_what_peft_adds() -> None:
     added = sum(parameter.numel() for name, parameter in unet.named_parameters() if "lora_" in name)
     plan = make_plan(recipe, processes=1)
     assert plan.trained_parameters == added
-    assert plan.unet_parameters == SD15_UNET
+    assert plan.denoiser_parameters == SD15_UNET
     assert sum(parameter.numel() for parameter in unet.parameters()) == SD15_UNET + added
+
+
+@pytest.mark.parametrize(
+    ("name", "denoiser", "pixels"),
+    [
+        ("sd35-medium-am", 2_243_171_520, 1024),
+        ("sd35-medium-lora", 2_243_171_520, 512),
+        ("flux-lora", 11_901_408_320, 512),
+    ],
+)
+def test_flow_models_are_planned_with_their_published_sizes(name: str, denoiser: int, pixels: int) -> None:
+    plan = make_plan(load_recipe(name), processes=1)
+    assert plan.denoiser_parameters == denoiser
+    assert plan.pixels == pixels**2
+    assert "GB from the hub" in plan.download
+    with pytest.raises(UsageError, match=r"schedule\.beta_start = 0\.001 means nothing"):
+        make_plan(load_recipe(name, ["schedule.beta_start=0.001", "schedule.beta_end=0.01"]), 1)
 
 
 @pytest.mark.parametrize("name", ["sd15-am", "sd15-buffer-am", "sd15-lora", "sd15-single-prompt"])
@@ -51,14 +69,17 @@ def test_every_shipped_recipe_of_sd15_has_a_plan(name: str) -> None:
 
 
 def test_prompts_that_are_not_there_are_named_with_what_happens() -> None:
-    text = dict(make_plan(load_recipe("sd15-am"), 1).lines())
+    absent = ["prompts.train=refl_data.json", "prompts.evaluation=benchmark-prompts.json"]
+    text = dict(make_plan(load_recipe("sd15-am", absent), 1).lines())
     for purpose, file in (("train", "refl_data.json"), ("evaluation", "benchmark-prompts.json")):
         assert file in text[f"prompts.{purpose}"]
         assert "a run stops at once without it" in text[f"prompts.{purpose}"]
     assert text["evaluation"].startswith("10 samples of each prompt under 2 settings per checkpoint")
     known = dict(make_plan(load_recipe("sd15-am", ["evaluation.prompts=100"]), 4).lines())
     # 100 prompts x 10 samples x 2 settings x 50 steps, guided; 803 GFLOP each at 100 TFLOP/s on 4 devices.
-    assert "2,000 images per checkpoint (2 settings), 200,000 UNet forwards, 6.7 min; once more" in known["evaluation"]
+    assert (
+        "2,000 images per checkpoint (2 settings), 200,000 network forwards, 6.7 min; once more" in known["evaluation"]
+    )
 
 
 def test_evaluation_images_are_counted() -> None:

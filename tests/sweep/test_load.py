@@ -122,7 +122,7 @@ def test_the_outline_counts_points_seeds_and_cost() -> None:
     plan = plan_of("seeds = [0, 1]\n" + ETA + OBJECTIVE)
     points, cost = outline(plan)
     assert points.endswith(": 3 points x 2 seeds")
-    assert f" about {6 * training_cost(plan.recipe):,.0f} UNet forward-equivalents" in cost
+    assert f" about {6 * training_cost(plan.recipe):,.0f} network forward-equivalents" in cost
 
 
 def test_the_outline_of_a_grid_counts_copies_once() -> None:

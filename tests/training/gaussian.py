@@ -102,6 +102,10 @@ class GaussianFamily(Family):
         """There is no pipeline to call."""
         raise NotImplementedError
 
+    def blank_condition(self, device: str) -> TextCondition:
+        """Nothing."""
+        return self.encode_empty(1)
+
     def prompt_arguments(self, prompt: TextCondition, empty: TextCondition) -> dict[str, Any]:
         """There is no pipeline to call."""
         raise NotImplementedError

@@ -21,6 +21,7 @@ FAMILIES: dict[str, str] = {
     "StableDiffusionPipeline": "amsd.diffusion.families.stable_diffusion:StableDiffusion",
     "StableDiffusionXLPipeline": "amsd.diffusion.families.stable_diffusion_xl:StableDiffusionXL",
     "StableDiffusion3Pipeline": "amsd.diffusion.families.stable_diffusion_3:StableDiffusion3",
+    "FluxPipeline": "amsd.diffusion.families.flux:Flux",
 }
 """Class of the pipeline, as its model_index.json names it -> `module:class` of its family."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -20,6 +21,24 @@ DECODED_PIXELS = 2 * 512 * 512
 """Pixels that are decoded at once: two images of 512 x 512."""
 
 
+@dataclass(frozen=True)
+class Published:
+    """A model on the hub whose architecture is known without asking the hub, for plans."""
+
+    names: tuple[str, ...]
+    """Parts of hub ids that mean it."""
+    denoiser: Mapping[str, Any]
+    """Configuration of the denoiser, where it differs from its class's defaults."""
+    others: int
+    """Parameters of the autoencoder and the text encoders."""
+    gigabytes: float
+    """Size of the download."""
+    half_gigabytes: float
+    """Size of the download of the half-precision variant."""
+    vae_scale: int = 8
+    """Pixels per latent."""
+
+
 class Family(ABC):
     """The architecture-specific half of a latent diffusion pipeline.
 
@@ -33,6 +52,10 @@ class Family(ABC):
 
     denoiser_name: ClassVar[str]
     """Name of the denoising network in the pipeline, and of its folder."""
+    denoiser_class: ClassVar[str]
+    """Class of the denoiser in diffusers."""
+    published: ClassVar[tuple[Published, ...]] = ()
+    """Models that plans know by heart."""
     output_layers: ClassVar[tuple[str, ...]]
     """Last layers of the denoiser: with their weights at zero its output is zero."""
     text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
@@ -95,6 +118,10 @@ class Family(ABC):
         """A denoising module of this family as a function of (x, timesteps, condition)."""
 
     # Prompts
+
+    @abstractmethod
+    def blank_condition(self, device: str) -> TextCondition:
+        """One prompt's condition in shape only, for counting operations."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> TextCondition:

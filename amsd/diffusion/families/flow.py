@@ -39,7 +39,7 @@ class FlowFamily(Family):
         """Give a scheduler the grid that the pipeline gives it for this number of steps."""
 
     @abstractmethod
-    def _call(self, guidance_scale: float) -> dict[str, Any]:
+    def _call(self, prompt: Mapping[str, Any], guidance_scale: float) -> dict[str, Any]:
         """Arguments of the pipeline's call beside prompt, noise, steps and size."""
 
     def steps(self, schedule: Schedule) -> AffineSteps:
@@ -97,8 +97,8 @@ class FlowFamily(Family):
         height, width = self.size
         try:
             return pipeline(
-                **prompt, **self._call(guidance_scale), latents=latents, generator=list(generators), height=height,
-                width=width, num_inference_steps=num_inference_steps, output_type=output_type,
+                **prompt, **self._call(prompt, guidance_scale), latents=latents, generator=list(generators),
+                height=height, width=width, num_inference_steps=num_inference_steps, output_type=output_type,
                 callback_on_step_end=callback,
             ).images  # fmt: skip
         finally:

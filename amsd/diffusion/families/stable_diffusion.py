@@ -6,12 +6,23 @@ from collections.abc import Sequence
 
 import torch
 
+from amsd.diffusion.families.base import Published
 from amsd.diffusion.families.unet import UNetFamily
 from amsd.diffusion.guidance import TextCondition
 
 
 class StableDiffusion(UNetFamily):
     """`StableDiffusionPipeline`."""
+
+    published = (
+        Published(
+            names=("stable-diffusion-v1", "CompVis/stable-diffusion-v1"),
+            denoiser={"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+            others=123_060_480 + 83_653_863,  # CLIP text encoder and AutoencoderKL
+            gigabytes=4.27,
+            half_gigabytes=2.14,
+        ),
+    )
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextCondition:

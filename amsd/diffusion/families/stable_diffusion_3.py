@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amsd.diffusion.families.base import Published
 from amsd.diffusion.families.fit import require_channels, require_width
 from amsd.diffusion.families.flow import FlowFamily
 from amsd.diffusion.guidance import Network, TextCondition
@@ -16,6 +17,22 @@ from amsd.errors import UsageError
 
 class StableDiffusion3(FlowFamily):
     """`StableDiffusion3Pipeline`."""
+
+    denoiser_class = "SD3Transformer2DModel"
+    published = (
+        Published(
+            names=("stable-diffusion-3.5-medium",),
+            denoiser={
+                "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
+                "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096,
+                "caption_projection_dim": 1536, "pooled_projection_dim": 2048, "pos_embed_max_size": 384,
+                "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13)),
+            },
+            others=123_650_304 + 694_659_840 + 4_762_310_656 + 83_819_683,  # two CLIP, T5, AutoencoderKL
+            gigabytes=15.8,
+            half_gigabytes=15.8,
+        ),
+    )  # fmt: skip
 
     text_encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     optional_parts = ("text_encoder_3", "tokenizer_3")
@@ -114,5 +131,13 @@ class StableDiffusion3(FlowFamily):
             )
         )  # fmt: skip
 
-    def _call(self, guidance_scale: float) -> dict[str, Any]:
+    def _call(self, prompt: Mapping[str, Any], guidance_scale: float) -> dict[str, Any]:
         return {"guidance_scale": guidance_scale, "max_sequence_length": self.text_tokens}
+
+    def blank_condition(self, device: str) -> TextCondition:
+        """Shapes of one prompt's condition."""
+        config = self.denoiser.config
+        return TextCondition(
+            torch.empty(1, 77 + self.text_tokens, config.joint_attention_dim, device=device),
+            {"pooled_projections": torch.empty(1, config.pooled_projection_dim, device=device)},
+        )

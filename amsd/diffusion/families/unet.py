@@ -25,6 +25,7 @@ class UNetFamily(Family):
     """A UNet on a variance-preserving path."""
 
     denoiser_name = "unet"
+    denoiser_class = "UNet2DConditionModel"
     output_layers = ("conv_out",)
     scales_by_statistics: ClassVar[bool] = False
     """Whether the pipeline obeys `latents_mean` and `latents_std` of its autoencoder."""
@@ -53,7 +54,7 @@ class UNetFamily(Family):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(in_channels, height, width) of the UNet's input."""
+        """(in_channels, height, width) of the network's input."""
         scale = int(self.pipeline.vae_scale_factor)
         return (self.denoiser.config.in_channels, self.size[0] // scale, self.size[1] // scale)
 
@@ -119,6 +120,16 @@ class UNetFamily(Family):
         return DDIMScheduler.from_config(own.config, clip_sample=False), (
             f"the model's own {type(own).__name__} has no eta: it is sampled by DDIM on the model's own noise"
         )
+
+    def blank_condition(self, device: str) -> TextCondition:
+        """77 tokens, and size ids where the network reads them."""
+        config = self.denoiser.config
+        text = torch.empty(1, 77, config.cross_attention_dim, device=device)
+        if config.addition_embed_type != "text_time":
+            return TextCondition(text)
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        sizes = torch.empty(1, 6, device=device)
+        return TextCondition(text, {"text_embeds": torch.empty(1, pooled, device=device), "time_ids": sizes})
 
     def prompt_arguments(self, prompt: TextCondition, empty: TextCondition) -> dict[str, Any]:
         """Embeddings, and pooled ones where there are any."""

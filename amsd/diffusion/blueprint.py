@@ -1,0 +1,177 @@
+"""What is known of a model without loading a weight: its networks' shapes and sizes, its files, its download."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from amsd.diffusion.families import family_class, known_families
+from amsd.diffusion.families.base import Family, Published
+from amsd.diffusion.folder import Folder, inspect
+from amsd.diffusion.loading import EMBEDDED, locate, locate_configuration
+from amsd.diffusion.parts import require_sound
+from amsd.diffusion.single_file import default_configuration, parameters, stored_shapes
+from amsd.errors import UsageError
+from amsd.reading import read_json, reading
+from amsd.recipe import Model
+
+_NOTHING = "nothing, it is on this machine"
+_CACHED = "nothing, it is in the local cache"
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model on paper."""
+
+    family: Family
+    """Around a denoiser without storage (on torch's `meta` device); it cannot draw."""
+    other_parameters: int
+    """Parameters of the autoencoder and the text encoders."""
+    download: str
+    """What has to be downloaded."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the denoiser."""
+        return sum(parameter.numel() for parameter in self.family.denoiser.parameters())
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of one picture."""
+        return math.prod(self.family.size)
+
+    def lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
+        """Parameters of low-rank adapters on linear layers whose names end with one of `targets`."""
+        layers = [
+            module for name, module in self.family.denoiser.named_modules()
+            if isinstance(module, nn.Linear) and name.endswith(targets)
+        ]  # fmt: skip
+        return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+
+    def forward_flops(self) -> float:
+        """Floating-point operations of one forward pass for one picture, counted on shapes alone."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        family = self.family
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            x = torch.empty(1, *family.latent_shape, device="meta")
+            family.network(family.denoiser)(x, torch.zeros(1, device="meta"), family.blank_condition("meta"))
+        return float(counter.get_total_flops())
+
+
+def blueprint(model: Model) -> Blueprint:
+    """The blueprint of a recipe's model.
+
+    Raises:
+        UsageError: the model is absent and unknown, or its files are damaged or do not fit together.
+    """
+    name = model.pretrained
+    if model.is_single_file:
+        return _of_single_file(model)
+    what = f"model.pretrained = {name!r}"
+    if name.startswith(EMBEDDED) or Path(name).expanduser().exists():
+        return _of_folder(inspect(Path(locate(model)), what, model.variant, model.t5), model, what, _NOTHING)
+    cached = _cached(name, model.revision)
+    if cached is not None:
+        with_weights = _complete(cached, what, model)
+        if with_weights is not None:
+            return _of_folder(with_weights, model, what, _CACHED)
+    for published, family in _published():
+        if any(part in name for part in published.names):
+            size = published.gigabytes if model.variant is None else published.half_gigabytes
+            download = f"about {size} GB from the hub: {name}"
+            return _on_paper(family, published.denoiser, published.vae_scale, published.others, model, download)
+    locate(model)  # says why it cannot be found
+    raise UsageError(f"{what}: download it once; its architecture is not known to amsd.")
+
+
+def _of_folder(folder: Folder, model: Model, what: str, download: str) -> Blueprint:
+    require_sound(folder, what)
+    family = family_class(folder.pipeline_class)
+    parts = {name: part for name, part in folder.parts.items() if part.weights}
+    others = [file for name, part in parts.items() if name != family.denoiser_name for file in part.weights]
+    count = sum(_stored(file, what) for file in others)
+    return _on_paper(
+        family, parts[family.denoiser_name].config, _vae_scale(parts["vae"].config), count, model, download
+    )
+
+
+def _of_single_file(model: Model) -> Blueprint:
+    """Of a checkpoint whose configuration lies elsewhere.
+
+    Raises:
+        UsageError: the file's denoiser has another number of parameters than the configuration's.
+    """
+    file = Path(locate(model))
+    stored, others = parameters(stored_shapes(file))
+    name = model.config or default_configuration(file)
+    local = name.startswith(EMBEDDED) or Path(name).expanduser().exists() or _cached(name, model.revision) is not None
+    known = next(((p, f) for p, f in _published() if any(part in name for part in p.names)), None)
+    if not local and known is not None:
+        published, family = known
+        download = f"configuration and tokenizer, about 2 MB, from the hub: {name}"
+        found = _on_paper(family, published.denoiser, published.vae_scale, others, model, download)
+    else:
+        folder, what = locate_configuration(model), f"model.config = {name!r}"
+        family = family_class(str(read_json(folder / "model_index.json", what).get("_class_name")))
+        config = read_json(folder / family.denoiser_name / "config.json", what)
+        scale = _vae_scale(read_json(folder / "vae" / "config.json", what))
+        found = _on_paper(family, config, scale, others, model, _NOTHING)
+    if found.parameters != stored:
+        raise UsageError(
+            f"model.pretrained = {model.pretrained!r} holds a UNet of {stored:,} parameters but its configuration "
+            f"describes one of {found.parameters:,}: set model.config to that of the same architecture."
+        )
+    return found
+
+
+def _on_paper(
+    family: type[Family], denoiser: Any, vae_scale: int, others: int, model: Model, download: str
+) -> Blueprint:
+    import diffusers
+
+    plain = {key: value for key, value in dict(denoiser).items() if not key.startswith("_")}
+    name = str(denoiser.get("_class_name", family.denoiser_class))
+    with reading(f"model.pretrained = {model.pretrained!r}", "its configuration"), torch.device("meta"):
+        network = getattr(diffusers, name).from_config(plain)
+    pipeline = SimpleNamespace(
+        **{family.denoiser_name: network}, vae_scale_factor=vae_scale, default_sample_size=128, components={}
+    )
+    return Blueprint(family(pipeline, model), others, download)
+
+
+def _published() -> list[tuple[Published, type[Family]]]:
+    """Every published model that a family knows by heart."""
+    return [(each, family_class(name)) for name in known_families() for each in family_class(name).published]
+
+
+def _vae_scale(config: Any) -> int:
+    """Pixels per latent, as diffusers counts them."""
+    return int(2 ** (len(config.get("block_out_channels", (64,))) - 1))
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """The folder of a hub repository whose index has been downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(name, "model_index.json", revision=revision)
+    return Path(file).parent if isinstance(file, str) else None
+
+
+def _complete(folder: Path, what: str, model: Model) -> Folder | None:
+    """A folder of the hub's cache, if every part of it is there."""
+    try:
+        return inspect(folder, what, model.variant, model.t5)
+    except UsageError:
+        return None  # a part of a download: the rest follows
+
+
+def _stored(file: Path, what: str) -> int:
+    return sum(math.prod(shape) for shape in stored_shapes(file, what).values())
