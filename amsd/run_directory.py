@@ -118,7 +118,7 @@ def _steps(folder: Path) -> list[int]:
 def default_output(recipe: Recipe, name: str) -> Path:
     """A run directory that says what differs between the runs of a recipe, so that none overwrites another."""
     settings = (
-        f"lambda{recipe.method.reward_multiplier:g}-lr{recipe.optimizer.learning_rate:g}-eta{recipe.schedule.eta:g}"
+        f"{recipe.method.short}-lr{recipe.optimizer.learning_rate:g}-eta{recipe.schedule.eta:g}"
         f"-cfg{recipe.guidance.guidance_scale:g}-seed{recipe.training.seed}"
     )
     return Path("runs") / f"{name}-{settings}-{identity(recipe)}"

@@ -29,7 +29,7 @@ from amsd.recipe import Recipe, dump_toml, from_dict
 from amsd.recipe.cost import forwards_per_step as forwards_per_step
 from amsd.run_directory import RunDirectory
 from amsd.shapes import pipeline_path
-from amsd.training.adjoint_matching import TRAINERS
+from amsd.training import methods
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
 from amsd.training.experience import Sample
 from amsd.training.problem import ControlProblem
@@ -148,11 +148,11 @@ def trainer_of(
     listeners: Sequence[Any],
     folder: Path,
     prompts: Sequence[str] = PROMPTS,
-) -> SOCTrainer:
+) -> SOCTrainer[Any]:
     """The trainer of the recipe's method."""
     run = RunDirectory(folder)
     write_text(run.recipe, dump_toml(problem.recipe))
-    return TRAINERS[problem.recipe.method.name](problem, run, prompts, accelerator, listeners)
+    return methods.trainer_of(problem.recipe.method)(problem, run, prompts, accelerator, listeners)
 
 
 def run_steps(

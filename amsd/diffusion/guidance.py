@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from amsd.diffusion.steps import AffineSteps, Index
+from amsd.rows import Rows
 
 
 @dataclass(frozen=True)
-class TextCondition:
+class TextCondition(Rows):
     """Encoded prompts of a batch."""
 
     hidden_states: Tensor
@@ -23,25 +24,9 @@ class TextCondition:
     def __len__(self) -> int:
         return len(self.hidden_states)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> TextCondition:
-        """Apply `change` to every tensor."""
-        return TextCondition(change(self.hidden_states), {name: change(value) for name, value in self.added.items()})
-
-    def rows(self, index: Tensor | slice) -> TextCondition:
-        """The given rows of the batch."""
-        return self.map(lambda value: value[index])
-
-    @staticmethod
-    def cat(parts: Sequence[TextCondition]) -> TextCondition:
-        """Batches one after another."""
-        return TextCondition(
-            torch.cat([part.hidden_states for part in parts]),
-            {name: torch.cat([part.added[name] for part in parts]) for name in parts[0].added},
-        )
-
 
 @dataclass(frozen=True)
-class Conditioning:
+class Conditioning(Rows):
     """What a batch is conditioned on: its prompts, and the empty prompt for guidance and dropout."""
 
     prompt: TextCondition
@@ -49,21 +34,6 @@ class Conditioning:
 
     def __len__(self) -> int:
         return len(self.prompt)
-
-    def rows(self, index: Tensor | slice) -> Conditioning:
-        """The given rows of the batch."""
-        return Conditioning(self.prompt.rows(index), self.empty.rows(index))
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        """Apply `change` to every tensor."""
-        return Conditioning(self.prompt.map(change), self.empty.map(change))
-
-    @staticmethod
-    def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Batches one after another."""
-        return Conditioning(
-            TextCondition.cat([part.prompt for part in parts]), TextCondition.cat([part.empty for part in parts])
-        )
 
     def dropped(self, mask: Tensor) -> Conditioning:
         """Prompt dropout: rows where `mask` (B,) is true get the empty prompt.

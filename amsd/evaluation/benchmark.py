@@ -72,9 +72,9 @@ class Benchmark:
         cls, recipe: Recipe, base: Sequence[EvaluationResult], tuned: Sequence[EvaluationResult] = (), name: str = ""
     ) -> Benchmark:
         """Rows of the base model and, where given, of a checkpoint called `name`."""
-        multiplier = recipe.method.reward_multiplier
+        multiplier = recipe.method.tilt
         rows = [row for result in base for row in _rows("base", _BASE, recipe, result)]
-        label = f"{name} (λ = {multiplier:g})"
+        label = name if multiplier is None else f"{name} (λ = {multiplier:g})"
         rows += [row for result in tuned for row in _rows(label, multiplier, recipe, result)]
         conditions = {result.name: {**result.settings, "identity": result.identity} for result in [*base, *tuned]}
         return cls(tuple(rows), {"prompts": len(base[0].prompts), "settings": conditions})
@@ -117,7 +117,7 @@ class Benchmark:
         return "\n".join([*lines, "", note, ""])
 
 
-def published(recipe: Recipe, multiplier: float, result: EvaluationResult, metric: str) -> float | None:
+def published(recipe: Recipe, multiplier: float | None, result: EvaluationResult, metric: str) -> float | None:
     """The number of the published table that this result repeats; None unless model, reward and setting are its own."""
     settings = result.settings
     same = (
@@ -127,11 +127,11 @@ def published(recipe: Recipe, multiplier: float, result: EvaluationResult, metri
         and settings["guidance_scale"] == 7.5
         and settings["num_inference_steps"] == 50
     )
-    numbers = PUBLISHED.get((multiplier, settings["eta"])) if same else None
+    numbers = PUBLISHED.get((multiplier, settings["eta"])) if same and multiplier is not None else None
     return None if numbers is None or metric not in _METRICS else numbers[_METRICS.index(metric)]
 
 
-def _rows(model: str, multiplier: float, recipe: Recipe, result: EvaluationResult) -> list[BenchmarkRow]:
+def _rows(model: str, multiplier: float | None, recipe: Recipe, result: EvaluationResult) -> list[BenchmarkRow]:
     rows = []
     for name, metric in result.metrics.items():
         known = published(recipe, multiplier, result, name)

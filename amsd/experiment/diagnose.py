@@ -10,16 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from amsd.diffusion.steps import AffineSteps
-from amsd.experiment.probe import GuidanceScales, Probe, modes, probe
+from amsd.experiment.probe import GuidanceScales, Probe, method_of, modes, probe
 from amsd.experiment.setup import build_accelerator, build_problem, load_policy
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe
 from amsd.training.experience import Sample
+from amsd.training.methods.adjoint_matching import MEMORY_LIMIT, unit_variance_correlation
 from amsd.training.problem import ControlProblem
 
 DOCS = "docs/diagnostics.md"
-MEMORY_LIMIT = 0.2
-"""Correlation of terminal latents above which the bias of fine-tuning is no longer small (docs/method.md section 1)."""
 GROWTH_LIMIT = 30.0
 """Growth of the adjoint's norm from the last step to the first above which its target drowns in outliers."""
 SPREAD_LIMIT = 20.0
@@ -101,16 +100,6 @@ def terminal_correlation(first: Tensor, second: Tensor, prompts: int) -> float:
     return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt())
 
 
-def unit_variance_correlation(steps: AffineSteps) -> float:
-    """The same figure in closed form for data N(0, I), whose exact prediction is linear in x."""
-    slope = steps.A + steps.B * steps.unit_variance_slope
-    memory, variance = 1.0, 1.0
-    for k in range(len(steps)):
-        memory *= float(slope[k])
-        variance = float(slope[k] ** 2) * variance + float(steps.sigma[k] ** 2)
-    return memory**2 / variance
-
-
 def _growth(mode: GuidanceScales, norms: Tensor, used: bool) -> Finding:
     """Norm of the lean adjoint by step index; `norms` (B, N + 1)."""
     by_step = norms.mean(0)
@@ -126,7 +115,7 @@ def _growth(mode: GuidanceScales, norms: Tensor, used: bool) -> Finding:
 def _targets(problem: ControlProblem, norms: Tensor) -> Tensor:
     """Squared norms of the control's targets sigma_k a_{k+1} by trajectory and controlled step, (B, M), float64."""
     k = problem.steps.controlled
-    shift = 1 if problem.recipe.method.adjoint_at == "next" else 0
+    shift = 1 if method_of(problem).adjoint_at == "next" else 0
     return norms[:, k + shift].square() * problem.steps.sigma[k].square()
 
 

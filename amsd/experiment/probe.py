@@ -11,13 +11,14 @@ from torch import Tensor
 from amsd.diffusion.guidance import Conditioning, NetworkPredictor
 from amsd.diffusion.noise import normal
 from amsd.diffusion.rollout import Trajectory, rollout
+from amsd.errors import UsageError
 from amsd.matching import lean_adjoint
-from amsd.recipe import Guidance
+from amsd.recipe import AdjointMatching, Guidance
 from amsd.recipe.guidance_modes import FULL, TRAJECTORIES, UNGUIDED, GuidanceMode
 from amsd.training.chunks import chunk_size, in_chunks
-from amsd.training.collect import reward_gradient
 from amsd.training.experience import Sample
 from amsd.training.problem import ControlProblem
+from amsd.training.rewards import reward_gradient
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,21 @@ class Probe:
     """Largest difference between the policy and its base half way, (B,)."""
     magnitude: Tensor
     """Largest value of the base's prediction there, (B,)."""
+
+
+def method_of(problem: ControlProblem) -> AdjointMatching:
+    """The settings of Adjoint Matching that a diagnosis measures.
+
+    Raises:
+        UsageError: the recipe trains by a method without an adjoint.
+    """
+    method = problem.recipe.method
+    if not isinstance(method, AdjointMatching):
+        raise UsageError(
+            f"method.name: a diagnosis measures what Adjoint Matching rests on, and {method.label} does not "
+            f"(got {method.name!r}). Use --set method.name=am."
+        )
+    return method
 
 
 def modes(guidance_scale: float) -> tuple[GuidanceScales, GuidanceScales, GuidanceScales]:
@@ -103,7 +119,10 @@ def _probe(problem: ControlProblem, samples: Sequence[Sample], own: GuidanceScal
         sampler: _rollout(problem, conditioning, samples, 0, sampler)
         for sampler in {scale, *(mode.sampler for mode in chosen)}
     }
-    gradients = {sampler: reward_gradient(problem, path.terminal, samples).gradient for sampler, path in paths.items()}
+    smoothing = method_of(problem).smoothing
+    gradients = {
+        sampler: reward_gradient(problem, path.terminal, samples, smoothing).gradient for sampler, path in paths.items()
+    }
     first = paths[scale]
     deviation, magnitude = _reconstruction(problem, conditioning, first)
     return Probe(
@@ -137,7 +156,7 @@ def _adjoint_norms(problem: ControlProblem, base: NetworkPredictor, path: Trajec
     steps = problem.steps
     with problem.policy.only_base():
         found = lean_adjoint(
-            -problem.recipe.method.reward_multiplier * gradient, path.states, steps.A, steps.B,
+            -method_of(problem).reward_multiplier * gradient, path.states, steps.A, steps.B,
             lambda x, k, rows: base.rows(rows)(x, k), torch.zeros(len(gradient), dtype=torch.long),
         )  # fmt: skip
     norms: Tensor = found.adjoints.double().flatten(2).norm(dim=2)

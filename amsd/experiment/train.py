@@ -16,7 +16,6 @@ from rich.console import Console
 from amsd.errors import UsageError
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.result import EvaluationResult
-from amsd.experiment.diagnose import MEMORY_LIMIT, unit_variance_correlation
 from amsd.experiment.evaluate import CheckpointEvaluation, PolicyEvaluation
 from amsd.experiment.setup import Identified, build_accelerator, build_problem, load_identified
 from amsd.files import write_text
@@ -31,9 +30,9 @@ from amsd.rewards.table import require_known
 from amsd.run_directory import RunDirectory
 from amsd.tracking import RunInfo, Tracker, Trackers, standard
 from amsd.tracking.backend import require_known_trackers
-from amsd.training.adjoint_matching import TRAINERS
 from amsd.training.checkpoint import newest_whole
 from amsd.training.events import Notice
+from amsd.training.methods import trainer_of
 from amsd.training.problem import ControlProblem
 
 _LOG = logging.getLogger(__name__)
@@ -108,9 +107,9 @@ def _fit(
         trained = [term.reward for term in problem.reward.terms]
         evaluator = Evaluator.for_recipe(recipe, held_out.texts, trained, notify=tracker.on_notice)
         evaluate = CheckpointEvaluation(PolicyEvaluation(recipe, identified, evaluator), run, tracker)
-    trainer = TRAINERS[recipe.method.name](
-        problem, run, training.texts, accelerator, [tracker], evaluate, held_out.texts
-    )
+    trainer = trainer_of(recipe.method)(problem, run, training.texts, accelerator, [tracker], evaluate, held_out.texts)
+    for notice in trainer.remarks():
+        tracker.on_notice(notice)
     trainer.fit()
     results: Sequence[EvaluationResult] = evaluate.latest.results if evaluate and evaluate.latest else ()
     return Finished(run, tuple(results), accelerator.is_main_process)
@@ -184,14 +183,6 @@ def _remark(
     """Tell what a user should know before the first step."""
     for warning in warnings(recipe):
         tracker.on_notice(Notice("recipe", str(warning)))
-    if problem.steps.clamped:
-        tracker.on_notice(
-            Notice("clamped-noise", f"eta = {recipe.schedule.eta:g} is clamped at {len(problem.steps.clamped)} steps.")
-        )
-    memory = unit_variance_correlation(problem.steps)
-    if memory > MEMORY_LIMIT:
-        text = f"The sampler remembers its initial noise (correlation {memory:.2f} for unit-variance data)."
-        tracker.on_notice(Notice("not-memoryless", text, values={"correlation": memory}))
     for prompts in (training, held_out):
         for remark in prompts.remarks:
             tracker.on_notice(Notice("prompts", remark))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -27,3 +29,37 @@ def inverse_probabilities(num_steps: int, indices: Tensor) -> Tensor:
         if share:
             weights[stratum.start : stratum.stop] = len(stratum) / share
     return weights[indices.cpu()]
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """Which steps of one trajectory are stored, and which of them each pass uses."""
+
+    stored: Tensor
+    """Ascending positions among the controlled steps, LongTensor (M,)."""
+    columns: Tensor
+    """LongTensor (passes, K): positions in `stored`."""
+
+
+def plan_indices(num_steps: int, count: int, passes: int, generator: torch.Generator) -> IndexPlan:
+    """Stratified step indices for every pass, repeating a step only once its stratum is used up.
+
+    Each pass is distributed as `stratified_indices`; M depends on the arguments alone, not on the draw.
+    """
+    stored, chosen = [], []
+    for stratum, share in strata(num_steps, count):
+        if not share:
+            continue
+        per_round = len(stratum) // share
+        rounds = -(-passes // per_round)
+        draws = torch.cat(
+            [
+                torch.randperm(len(stratum), generator=generator)[: per_round * share].view(per_round, share)
+                for _ in range(rounds)
+            ]
+        )[:passes]
+        chosen.append(draws + stratum.start)
+        everything = torch.arange(stratum.start, stratum.stop)
+        stored.append(chosen[-1].flatten().sort().values if rounds == 1 else everything)
+    kept = torch.cat(stored)
+    return IndexPlan(kept, torch.searchsorted(kept, torch.cat(chosen, 1).sort(1).values))

@@ -3,31 +3,34 @@
 from amsd.recipe.errors import Problem, RecipeError
 from amsd.recipe.identity import identity
 from amsd.recipe.load import dump_toml, from_dict, load_recipe, parse_assignment
+from amsd.recipe.methods.adjoint_matching import AdjointMatching, BufferedAdjointMatching, Smoothing
+from amsd.recipe.methods.base import Buffer, BufferedSection, Cost, MethodSection
 from amsd.recipe.schema import (
-    Buffer,
     Evaluation,
     EvaluationSetting,
     Guidance,
     Lora,
-    Method,
     Model,
     Optimizer,
     Prompts,
     Recipe,
     RewardTerm,
     Schedule,
-    Smoothing,
     Tracking,
     Training,
 )
 
 __all__ = [
+    "AdjointMatching",
     "Buffer",
+    "BufferedAdjointMatching",
+    "BufferedSection",
+    "Cost",
     "Evaluation",
     "EvaluationSetting",
     "Guidance",
     "Lora",
-    "Method",
+    "MethodSection",
     "Model",
     "Optimizer",
     "Problem",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -29,6 +30,10 @@ class Problem:
         return f"{self.key}: {self.message}{shown}.{hint}"
 
 
+M = TypeVar("M", bound=BaseModel)
+Location = tuple[str | int, ...]
+
+
 class RecipeError(UsageError):
     """A recipe, sweep or assignment that cannot be used; carries every problem found."""
 
@@ -39,27 +44,36 @@ class RecipeError(UsageError):
         super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in problems)]))
 
 
-def problems_from(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
+def validated(model: type[M], tree: Mapping[str, Any], prefix: Location = ()) -> tuple[M | None, list[Problem]]:
+    """Plain data (as TOML gives it) as a section, or what is wrong with it; `prefix` is where the table stands."""
+    try:
+        # JSON mode: strict about types, yet TOML's arrays may become tuples.
+        return model.model_validate_json(json.dumps(tree, default=str)), []
+    except ValidationError as error:
+        return None, problems_from(error, model, prefix)
+
+
+def problems_from(error: ValidationError, root: type[BaseModel], prefix: Location = ()) -> list[Problem]:
     """Translate pydantic's errors into problems with key paths, allowed values and nearest names."""
     details: list[dict[str, Any]] = [dict(detail) for detail in error.errors(include_url=False)]
     wrong_inside = {detail["loc"][:depth] for detail in details for depth in range(1, len(detail["loc"]))}
     # A list whose entries are wrong is also "too short" to pydantic: say only what is wrong inside.
     spurious = [d for d in details if d["type"] == "too_short" and d["loc"] in wrong_inside]
-    return [_problem(detail, root) for detail in details if detail not in spurious]
+    return [_problem(detail, root, prefix) for detail in details if detail not in spurious]
 
 
-def _problem(detail: Mapping[str, Any], root: type[BaseModel]) -> Problem:
+def _problem(detail: Mapping[str, Any], root: type[BaseModel], prefix: Location) -> Problem:
     location = tuple(detail["loc"])
-    key = dotted(location)
+    key = dotted((*prefix, *location))
     value = detail.get("input")
     match detail["type"]:
         case "extra_forbidden":
             names = known_keys(root, location[:-1])
-            return Problem(key, "unknown key", suggestion=_nearest(str(location[-1]), names))
+            return Problem(key, "unknown key", suggestion=nearest(str(location[-1]), names))
         case "literal_error":
             expected = detail["ctx"]["expected"]
-            nearest = _nearest(value, _quoted(expected)) if isinstance(value, str) else None
-            return Problem(key, f"must be one of {expected}", value, nearest)
+            hint = nearest(value, _quoted(expected)) if isinstance(value, str) else None
+            return Problem(key, f"must be one of {expected}", value, hint)
         case "missing":
             return Problem(key, "is required but absent")
         case _:
@@ -93,7 +107,8 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _nearest(name: object, names: Sequence[str]) -> str | None:
+def nearest(name: object, names: Sequence[str]) -> str | None:
+    """`Did you mean ...?` with the closest of `names`, or all of them where none is close."""
     close = get_close_matches(str(name), names, n=1, cutoff=0.5)
     if close:
         return f"Did you mean {close[0]!r}?"

@@ -19,8 +19,7 @@ _NOT_IDENTITY: dict[str, tuple[str, ...]] = {
 
 #: Keys that came later, at the values that mean what recipes without them meant: older runs keep their identity.
 AS_BEFORE: dict[str, dict[str, Any]] = {
-    "model": {"config": None, "vae_tiling": False},
-    "method": {"outliers": "mask", "outlier_threshold": "current"},
+    "model": {"config": None, "vae_tiling": False, "size": None},
 }
 
 
@@ -30,15 +29,11 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
     for section, keys in _NOT_IDENTITY.items():
         for key in keys:
             tree[section].pop(key)
-    if recipe.method.per_sample_threshold_quantile < 0:
-        tree["method"] |= {"outliers": "mask", "outlier_threshold": "current"}  # nothing is an outlier
+    tree["method"] = recipe.method.fitted(recipe).canonical()  # a size left open, or the same written out: one run
     for section, neutral in AS_BEFORE.items():
         for key, value in neutral.items():
             if tree[section][key] == value:
                 tree[section].pop(key)
-    tree["method"]["buffer"]["size"] = recipe.buffer_size  # unset, or the same number written out: one run
-    if recipe.method.name != "buffer-am":
-        tree["method"].pop("buffer")
     if recipe.model.parameterization != "lora":
         tree["model"].pop("lora")
     return tree
@@ -46,7 +41,9 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
 
 def as_started(recipe: Recipe, run: Recipe) -> Recipe:
     """`recipe` for going on with a run: keys that came later and that it does not set are as the run has them."""
-    for section, keys in AS_BEFORE.items():
+    for section, keys in [*AS_BEFORE.items(), ("method", recipe.method.as_before)]:
+        if type(getattr(recipe, section)) is not type(getattr(run, section)):
+            continue  # another method
         wanted, started = getattr(recipe, section), getattr(run, section)
         unset = {key: getattr(started, key) for key in keys if key not in wanted.model_fields_set}
         recipe = recipe.model_copy(update={section: wanted.model_copy(update=unset)})

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from amsd.errors import UsageError
 from amsd.recipe.catalogue import find
-from amsd.recipe.errors import Problem, RecipeError, problems_from
+from amsd.recipe.errors import Problem, RecipeError, validated
 from amsd.recipe.identity import AS_BEFORE
+from amsd.recipe.methods import DEFAULT, read_method, rows, section_of
 from amsd.recipe.rules import violations
 from amsd.recipe.schema import Recipe
 
@@ -55,11 +54,11 @@ def from_dict(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
     Raises:
         RecipeError: with every problem found.
     """
-    try:
-        # JSON mode: strict about types, yet TOML's arrays may become tuples.
-        recipe = Recipe.model_validate_json(json.dumps(tree, default=str))
-    except ValidationError as error:
-        raise RecipeError(source, problems_from(error, Recipe)) from None
+    method, problems = read_method(tree.get("method", {}))
+    recipe, others = validated(Recipe, {key: value for key, value in tree.items() if key != "method"})
+    if method is None or recipe is None:
+        raise RecipeError(source, [*problems, *others])
+    recipe = recipe.model_copy(update={"method": method.fitted(recipe)})
     problems = violations(recipe)
     if problems:
         raise RecipeError(source, problems)
@@ -73,9 +72,11 @@ def read_run(path: Path) -> Recipe:
         RecipeError, UsageError: it is no recipe.
     """
     tree = read_toml(path)
-    for section, values in AS_BEFORE.items():
+    name = tree.get("method", {}).get("name", DEFAULT)
+    before = {**AS_BEFORE, "method": section_of(name).as_before if name in rows() else {}}
+    for section, values in before.items():
         if isinstance(tree.get(section, {}), dict):
-            tree[section] = values | tree.get(section, {})
+            tree[section] = {**values, **tree.get(section, {})}
     return from_dict(tree, source=str(path))
 
 

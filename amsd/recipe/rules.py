@@ -18,14 +18,6 @@ def warnings(recipe: Recipe) -> list[Problem]:
     return [problem for advice in _ADVICE for problem in advice(recipe)]
 
 
-def _noise(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.schedule.eta == 0:
-        yield Problem(
-            "schedule.eta", "must be above 0 for training: without noise there is no control",
-            0.0, "Use 1.0 (memoryless); eta = 0 belongs in evaluation.eta.",
-        )  # fmt: skip
-
-
 def _single_file(recipe: Recipe) -> Iterator[Problem]:
     model = recipe.model
     if model.config is not None and not model.is_single_file:
@@ -45,19 +37,6 @@ def _betas(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("schedule.beta_end", f"must lie between beta_start = {start:g} and 1", end)
 
 
-def _loss_steps(recipe: Recipe) -> Iterator[Problem]:
-    steps = recipe.schedule.num_inference_steps
-    # A noiseless last step has no control, so it cannot be a loss step.
-    available = steps - (recipe.schedule.final_step == "noiseless")
-    count = recipe.method.timesteps_per_trajectory
-    if count > available:
-        yield Problem(
-            "method.timesteps_per_trajectory",
-            f"at most {available} steps of {steps} carry a control (final_step = {recipe.schedule.final_step!r})",
-            count,
-        )
-
-
 def _diversity(recipe: Recipe) -> Iterator[Problem]:
     if recipe.evaluation.diversity and recipe.evaluation.samples_per_prompt < 2:
         yield Problem(
@@ -72,17 +51,6 @@ def _distance(recipe: Recipe) -> Iterator[Problem]:
     if recipe.evaluation.distance and count is not None and count < 3:
         yield Problem("evaluation.prompts", "a distance to the base model has its error from the spread over prompts",
                       count, "Use 3 or more, or remove evaluation.distance.")  # fmt: skip
-
-
-def _buffer(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.method.name != "buffer-am":
-        return
-    size, batch = recipe.buffer_size, recipe.optimizer.prompts_per_step
-    below, rest = divmod(size, batch)
-    if rest:  # every pass is a whole number of optimizer steps
-        multiples = " or ".join(str(count * batch) for count in (below, below + 1) if count)
-        yield Problem("method.buffer.size", f"must be a multiple of optimizer.prompts_per_step = {batch}", size,
-                      f"Nearest: {multiples}.")  # fmt: skip
 
 
 def _reward_names(recipe: Recipe) -> Iterator[Problem]:
@@ -117,33 +85,20 @@ def _options(recipe: Recipe) -> Iterator[Problem]:
             )
 
 
-def _smoothing(recipe: Recipe) -> Iterator[Problem]:
-    smoothing = recipe.method.smoothing
-    if smoothing.samples > 1 and smoothing.noise_std == 0:
-        yield Problem("method.smoothing.noise_std", "several draws without noise are all the same", 0.0)
+def _method(recipe: Recipe) -> Iterator[Problem]:
+    yield from recipe.method.problems(recipe)
 
 
-def _memoryless(recipe: Recipe) -> Iterator[Problem]:
-    if 0 < recipe.schedule.eta < 1:
-        yield Problem(
-            "schedule.eta",
-            "eta below 1 is not memoryless: fine-tuning converges to a biased distribution "
-            "(Adjoint Matching paper, Theorem 1)", recipe.schedule.eta, "Use 1.0 unless the bias is what you study.",
-        )  # fmt: skip
+def _method_advice(recipe: Recipe) -> Iterator[Problem]:
+    yield from recipe.method.advice(recipe)
 
 
-def _full_guidance(recipe: Recipe) -> Iterator[Problem]:
-    guidance = recipe.guidance
-    if guidance.guidance_in_adjoint_computation != guidance.guidance_in_control_computation:
-        yield Problem(
-            "guidance.guidance_in_control_computation",
-            "the adjoint and the control are guided differently: a mixed mode without a name or grounding",
-            guidance.guidance_in_control_computation,
-        )
+def _ignored(recipe: Recipe) -> Iterator[Problem]:
+    for key in recipe.method.ignored:
+        yield Problem(key, f"is a key of another method and has no effect with method.name = {recipe.method.name!r}")
 
 
 _RULES = (
-    _single_file, _noise, _betas, _loss_steps, _diversity, _distance, _buffer, _reward_names, _best,
-    _options, _smoothing,
+    _single_file, _betas, _method, _diversity, _distance, _reward_names, _best, _options,
 )  # fmt: skip
-_ADVICE = (_memoryless, _full_guidance)
+_ADVICE = (_method_advice, _ignored)

@@ -1,6 +1,7 @@
 """The recipe tree. Key names are a promise to users: they are the names of the field and of the reference.
 
-Every section is frozen and refuses unknown keys. Rules that join several keys live in `amsd.recipe.rules`.
+Every section is frozen and refuses unknown keys. Rules that join several keys live in `amsd.recipe.rules`, the section
+and the rules of each method in `amsd.recipe.methods`.
 """
 
 from __future__ import annotations
@@ -8,23 +9,16 @@ from __future__ import annotations
 from itertools import product
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from amsd.recipe.methods.adjoint_matching import AdjointMatching
+from amsd.recipe.methods.base import MethodSection
+from amsd.recipe.section import Fraction, Positive, Section
 
 
 def only_path(name: str) -> bool:
     """Whether the name of a model can only be a path: hub ids have one slash at most."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-class Section(BaseModel):
-    """One table of the TOML file."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class Lora(Section):
@@ -105,54 +99,6 @@ class Guidance(Section):
             inert = {"guidance_in_adjoint_computation", "guidance_in_control_computation"}
             return {key: False if key in inert and value is True else value for key, value in data.items()}
         return data
-
-
-class Buffer(Section):
-    """Experience buffer (`method.name = "buffer-am"`, docs/method.md section 5)."""
-
-    size: int | None = Field(default=None, ge=1)
-    """Trajectories per collection, over all processes; a multiple of `optimizer.prompts_per_step`; unset: as many."""
-    passes: int = Field(default=10, ge=1)
-    """Passes of loss steps over one buffer."""
-    device: Literal["cpu", "accelerator"] = "cpu"
-    """Where the stored states lie: pinned host memory or the training device."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the stored tensors."""
-    min_ess: Fraction = 0.0
-    """Collect again once the normalised effective sample size falls below this; 0 is never."""
-    importance_weighting: bool = False
-    """Whether self-normalised importance weights enter the loss."""
-
-
-class Smoothing(Section):
-    """Reward gradient averaged over perturbed terminal latents (docs/method.md section 4)."""
-
-    samples: int = Field(default=1, ge=1)
-    """Draws per latent; 1 with `noise_std = 0` is the plain gradient."""
-    noise_std: float = Field(default=0.0, ge=0)
-    clip_quantile: Fraction | None = None
-    """Each draw's gradient norm is clipped to this quantile of its sample's draws; unset: no clipping."""
-
-
-class Method(Section):
-    """Adjoint Matching, on-policy or from a buffer."""
-
-    name: Literal["am", "buffer-am"] = "am"
-    reward_multiplier: Positive = 100.0
-    """Lambda: the target is the base distribution tilted by exp(lambda * reward)."""
-    timesteps_per_trajectory: int = Field(default=4, ge=1)
-    """Loss steps K per trajectory, stratified over the schedule."""
-    adjoint_at: Literal["next", "current"] = "next"
-    """Which adjoint the control is matched to: a_{k+1} (unbiased) or a_k (the reference)."""
-    per_sample_threshold_quantile: float = Field(default=0.9, le=1)
-    """Samples whose sqrt(loss) lies above the moving quantile are outliers; negative is off (the reference's key)."""
-    outliers: Literal["mask", "clip"] = "mask"
-    """What becomes of them: `mask` leaves them out (the reference), `clip` bounds their gradient's size instead."""
-    outlier_threshold: Literal["previous", "current"] = "previous"
-    """Batches that the moving threshold averages: those before this one (`previous`), or this one too (`current`, the
-    reference; with several micro-batches in a batch every loss is then computed twice)."""
-    buffer: Buffer = Buffer()
-    smoothing: Smoothing = Smoothing()
 
 
 class RewardTerm(Section):
@@ -311,7 +257,8 @@ class Recipe(Section):
     model: Model = Model()
     schedule: Schedule = Schedule()
     guidance: Guidance = Guidance()
-    method: Method = Method()
+    method: SerializeAsAny[MethodSection] = AdjointMatching()
+    """The table of the method that `method.name` names (`amsd.recipe.methods`)."""
     reward: tuple[RewardTerm, ...] = Field(min_length=1)
     prompts: Prompts = Prompts()
     optimizer: Optimizer = Optimizer()
@@ -328,11 +275,6 @@ class Recipe(Section):
             EvaluationSetting(eta=eta, scheduler=scheduler, guidance_scale=scale, num_inference_steps=steps)
             for scheduler, scale, eta in product(self.evaluation.scheduler, scales, self.evaluation.eta)
         )
-
-    @property
-    def buffer_size(self) -> int:
-        """Trajectories per collection of an experience buffer, over all processes."""
-        return self.method.buffer.size or self.optimizer.prompts_per_step
 
     @property
     def best_metric(self) -> str:

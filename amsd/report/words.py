@@ -78,12 +78,11 @@ def _recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
     rewards = " + ".join(
         term.name if term.weight == 1 else f"{number(term.weight)} × {term.name}" for term in recipe.reward
     )
-    method = {"am": "Adjoint Matching", "buffer-am": "Adjoint Matching from a buffer"}[recipe.method.name]
     rows: list[tuple[str, Any]] = [
         ("Model", f"{recipe.model.pretrained}, {recipe.model.parameterization} fine-tuning"),
-        ("Method", method),
+        ("Method", recipe.method.label),
         ("Reward", rewards),
-        ("Reward multiplier λ", number(recipe.method.reward_multiplier)),
+        ("Reward multiplier λ", "–" if recipe.method.tilt is None else number(recipe.method.tilt)),
         ("Guidance scale", number(guidance.guidance_scale)),
         ("Guided besides the sampler", " and ".join(roles) or ("–" if guidance.guidance_scale == 1 else "nothing")),
         ("Noise η", number(recipe.schedule.eta)),

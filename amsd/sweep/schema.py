@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from amsd.recipe.schema import Positive, Section
+from amsd.recipe.section import Positive, Section
 
 Scalar = bool | int | float | str
 #: Prefix of objectives and constraints that are read from the training log instead of the evaluation.

@@ -74,7 +74,7 @@ def chunk_size(recipe: Recipe, on_accelerator: bool) -> ChunkSize:
     if on_accelerator:
         return ChunkSize(micro_batch, None)
     rows = 2 if recipe.guidance.guidance_in_adjoint_computation else 1
-    limit = max(1, micro_batch * recipe.method.timesteps_per_trajectory // rows)
+    limit = max(1, micro_batch * recipe.method.items_per_trajectory // rows)
     if recipe.training.gradient_checkpointing:
         limit = 1
     return ChunkSize(limit, limit)

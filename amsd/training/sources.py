@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Generic
 
 import torch
 from torch import Tensor
@@ -15,20 +15,19 @@ from torch import Tensor
 from amsd.diffusion.guidance import Conditioning
 from amsd.errors import RunError
 from amsd.prompts import BufferPromptDataModule, PromptDataModule
-from amsd.recipe import Recipe
+from amsd.recipe import BufferedSection, Recipe
 from amsd.training import processes
-from amsd.training.experience import Experience, Sample
-from amsd.training.state import load_experience, save_experience
+from amsd.training.experience import E, Experience, Sample
 
-Collect = Callable[[Sequence[Sample], int, int], Experience]
+Collect = Callable[[Sequence[Sample], int, int], E]
 """(this process's samples, passes, step) -> experience."""
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Generic[E]):
     """This process's part of one optimizer step."""
 
-    experience: Experience
+    experience: E
     rows: Tensor
     """Trajectories of the experience that are used, LongTensor (R,)."""
     pass_index: int
@@ -36,25 +35,27 @@ class Batch:
     """Trajectories that were collected for this step, over all processes."""
 
 
-class ExperienceSource(ABC):
+class ExperienceSource(ABC, Generic[E]):
     """Supplies every optimizer step with experience, and can be saved and restored between steps."""
 
-    reuses: ClassVar[bool]
-    """Whether trajectories are used after the policy has changed."""
-
-    def __init__(self, recipe: Recipe, prompts: Sequence[str], collect: Collect) -> None:
-        """`prompts` are those to train on."""
+    def __init__(self, recipe: Recipe, prompts: Sequence[str], collect: Collect[E], kind: type[E]) -> None:
+        """`prompts` are those to train on; `kind` is the class of the experience that `collect` returns."""
         self.recipe = recipe
         self._prompts = prompts
         self._collect = collect
+        self._kind = kind
 
     @abstractmethod
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch[E]:
         """Experience for optimizer step `step`, counted from 1."""
 
     @abstractmethod
     def feedback(self, ess: float) -> None:
-        """Told after each step: the normalised effective sample size of its batch."""
+        """Told by a method that measures it: the normalised effective sample size of the step's batch."""
+
+    @abstractmethod
+    def values(self, batch: Batch[E]) -> dict[str, float]:
+        """What is logged of a step's experience."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -66,20 +67,20 @@ class ExperienceSource(ABC):
 
     def _samples(self, name: str, number: int, prompts: Sequence[str]) -> list[Sample]:
         """A global batch of trajectories, known by `name` and `number`: the same on every process."""
-        seed = self.recipe.training.seed
+        seed, each = self.recipe.training.seed, self.recipe.method.samples_per_prompt
+        if each > 1:  # groups of consecutive trajectories
+            prompts = [prompt for prompt in prompts[: len(prompts) // each] for _ in range(each)]
         return [Sample(p, (seed, name, number, i)) for i, p in enumerate(prompts)]
 
 
-class OnPolicy(ExperienceSource):
+class OnPolicy(ExperienceSource[E]):
     """New trajectories under the current policy for every optimizer step."""
 
-    reuses = False
-
-    def __init__(self, recipe: Recipe, prompts: Sequence[str], collect: Collect) -> None:
-        super().__init__(recipe, prompts, collect)
+    def __init__(self, recipe: Recipe, prompts: Sequence[str], collect: Collect[E], kind: type[E]) -> None:
+        super().__init__(recipe, prompts, collect, kind)
         self._order = PromptDataModule(prompts, recipe.training.seed)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch[E]:
         """Collect one batch."""
         size = self.recipe.optimizer.prompts_per_step
         samples = self._samples("step", step, self._order.batch(step - 1, size))
@@ -89,6 +90,10 @@ class OnPolicy(ExperienceSource):
     def feedback(self, ess: float) -> None:
         """Nothing is reused."""
 
+    def values(self, batch: Batch[E]) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}
+
     def save(self, folder: Path) -> None:
         """Nothing outlasts a step."""
 
@@ -96,7 +101,7 @@ class OnPolicy(ExperienceSource):
         """Nothing outlasts a step."""
 
 
-class Buffered(ExperienceSource):
+class Buffered(ExperienceSource[E]):
     """`size` trajectories are collected, used in `passes` shuffled passes, and collected again.
 
     Trajectory i sits in slot i mod P (P = prompts per step), and every optimizer step takes one trajectory out of
@@ -104,21 +109,22 @@ class Buffered(ExperienceSource):
     W <= P, every process has its even share of it, and no trajectory ever travels.
     """
 
-    reuses = True
-
-    def __init__(self, recipe: Recipe, prompts: Sequence[str], collect: Collect) -> None:
-        super().__init__(recipe, prompts, collect)
-        size, per_step = recipe.buffer_size, recipe.optimizer.prompts_per_step
+    def __init__(self, recipe: Recipe, prompts: Sequence[str], collect: Collect[E], kind: type[E]) -> None:
+        super().__init__(recipe, prompts, collect, kind)
+        assert isinstance(recipe.method, BufferedSection)
+        self._buffer = recipe.method.buffer
+        per_step = recipe.optimizer.prompts_per_step
+        self._size = size = self._buffer.trajectories(per_step)
         self._order = BufferPromptDataModule(prompts, recipe.training.seed, size, per_step)
-        self._experience: Experience | None = None
+        self._experience: E | None = None
         self._collections = 0
         self._used = 0
         """Optimizer steps taken from the current collection."""
         self._stale = False
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch[E]:
         """The next batch of the current pass, from a new collection where one is due."""
-        buffer = self.recipe.method.buffer
+        buffer = self._buffer
         collected = 0
         if self._experience is None or self._stale or self._used == buffer.passes * self._order.steps_per_pass:
             samples = self._samples("collection", self._collections, self._order.collection(self._collections))
@@ -127,14 +133,22 @@ class Buffered(ExperienceSource):
             self._experience = self._stored(self._collect(own, buffer.passes, step))
             self._collections += 1
             self._used, self._stale = 0, False
-            collected = self.recipe.buffer_size
+            collected = self._size
         pass_index, position = divmod(self._used, self._order.steps_per_pass)
         self._used += 1
         return Batch(self._experience, self._rows(pass_index, position), pass_index, collected)
 
     def feedback(self, ess: float) -> None:
         """Collect again before the next step once the policy has moved too far from the buffer's."""
-        self._stale = ess < self.recipe.method.buffer.min_ess
+        self._stale = ess < self._buffer.min_ess
+
+    def values(self, batch: Batch[E]) -> dict[str, float]:
+        """Where in the buffer the step stands, and what a trajectory takes."""
+        return {
+            "buffer/collected": float(batch.collected),
+            "buffer/pass": float(batch.pass_index),
+            "buffer/bytes_per_trajectory": batch.experience.bytes_per_trajectory,
+        }
 
     def save(self, folder: Path) -> None:
         """Write the buffer of this process, and (main process) the position in it."""
@@ -147,7 +161,7 @@ class Buffered(ExperienceSource):
             }
             (folder / "buffer.json").write_text(json.dumps(position), encoding="utf-8")
         if self._experience is not None:
-            save_experience(self._experience, folder / f"buffer-{processes.rank():05d}.safetensors")
+            self._experience.save(folder / f"buffer-{processes.rank():05d}.safetensors")
 
     def restore(self, folder: Path, encode: Callable[[Sequence[str]], Conditioning]) -> None:
         """Read the buffer, also one that another number of processes wrote."""
@@ -157,16 +171,15 @@ class Buffered(ExperienceSource):
         files = [folder / f"buffer-{index:05d}.safetensors" for index in range(position["processes"])]
         if not files[0].is_file():
             return
-        parts = [load_experience(file, encode) for file in files]
-        merged = Experience.cat(parts)
+        merged = self._kind.cat([self._kind.load(file, encode) for file in files])
         written = torch.tensor([number for index in range(len(files)) for number in self._numbers(index, len(files))])
         own = torch.tensor(self._numbers(processes.rank(), processes.world_size()))
-        self._experience = self._stored(_take(merged, torch.argsort(written)[own]))
+        self._experience = self._stored(merged.rows(torch.argsort(written)[own]))
 
     def _numbers(self, rank: int, world: int) -> list[int]:
         """Trajectories of a collection that process `rank` of `world` holds, in the order of its rows."""
         slots = self._order.prompts_per_step
-        return [number for number in range(self.recipe.buffer_size) if number % slots % world == rank]
+        return [number for number in range(self._size) if number % slots % world == rank]
 
     def _rows(self, pass_index: int, position: int) -> Tensor:
         """Rows of this process's experience that form step `position` of a pass: its share, as `shard` deals it."""
@@ -174,8 +187,8 @@ class Buffered(ExperienceSource):
         chosen = processes.shard(self._order.step(self._collections - 1, pass_index, position))
         return torch.tensor([row[number] for number in chosen], dtype=torch.long)
 
-    def _stored(self, experience: Experience) -> Experience:
-        buffer = self.recipe.method.buffer
+    def _stored(self, experience: E) -> E:
+        buffer = self._buffer
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[buffer.dtype]
         pin = buffer.device == "cpu" and torch.cuda.is_available()
 
@@ -185,7 +198,7 @@ class Buffered(ExperienceSource):
             on_host = value.cpu()
             return on_host.pin_memory() if pin else on_host
 
-        stored = experience.map(lambda value: place(value.to(dtype)), place)
+        stored = experience.stored(dtype, place)
         _require_representable(stored, buffer.dtype)
         return stored
 
@@ -198,31 +211,6 @@ def _require_representable(experience: Experience, dtype: str) -> None:
     """
     if dtype != "fp16":  # the others have the range of float32, where everything was checked
         return
-    for name in ("states", "adjoints", "base_predictions", "noises", "sampler_predictions"):
-        if not bool(getattr(experience, name).isfinite().all()):
+    for name, value in experience.latents():
+        if not bool(value.isfinite().all()):
             raise RunError(f"The {name} do not fit into method.buffer.dtype = {dtype!r}; use bf16 or fp32.")
-
-
-def _take(experience: Experience, rows: Tensor) -> Experience:
-    diagnostics = experience.diagnostics
-    chosen = experience.map(lambda value: value[rows], lambda value: value[rows])
-    return Experience(
-        prompts=tuple(experience.prompts[row] for row in rows.tolist()),
-        indices=experience.indices[rows],
-        columns=experience.columns[rows],
-        states=chosen.states,
-        adjoints=chosen.adjoints,
-        base_predictions=chosen.base_predictions,
-        noises=chosen.noises,
-        sampler_predictions=chosen.sampler_predictions,
-        conditioning=chosen.conditioning,
-        dropped=experience.dropped[rows],
-        diagnostics=type(diagnostics)(
-            rewards=diagnostics.rewards[rows],
-            terms={name: value[rows] for name, value in diagnostics.terms.items()},
-            reward_gradient_norm=diagnostics.reward_gradient_norm[rows],
-            clamped_share=diagnostics.clamped_share[rows],
-            adjoint_norm={name: value[rows] for name, value in diagnostics.adjoint_norm.items()},
-            initial_cosine=diagnostics.initial_cosine[rows],
-        ),
-    )

@@ -13,10 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from amsd.training.experience import Diagnostics, Experience
-
-_LATENTS = ("states", "adjoints", "base_predictions", "noises", "sampler_predictions")
-
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Write `optimizer.safetensors` and `optimizer.json`."""
@@ -66,53 +62,6 @@ def restore_rng(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all([torch.tensor(value, dtype=torch.uint8) for value in state["cuda"]])
-
-
-def save_experience(experience: Experience, file: Path) -> None:
-    """Write a buffer's experience; its encoded prompts are made again from the prompts when it is loaded."""
-    diagnostics = experience.diagnostics
-    tensors = {name: getattr(experience, name) for name in (*_LATENTS, "indices", "columns", "dropped")}
-    tensors |= {f"terms/{name}": value for name, value in diagnostics.terms.items()}
-    tensors |= {f"adjoint_norm/{name}": value for name, value in diagnostics.adjoint_norm.items()}
-    for name in ("rewards", "reward_gradient_norm", "clamped_share", "initial_cosine"):
-        tensors[name] = getattr(diagnostics, name)
-    cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(cpu, file, metadata={"prompts": json.dumps(experience.prompts)})
-
-
-def load_experience(file: Path, encode: Any) -> Experience:
-    """Read what `save_experience` wrote; `encode` maps a list of prompts to their `Conditioning`."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as stream:
-        prompts = json.loads(stream.metadata()["prompts"])
-    tensors = load_file(file)
-
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-    diagnostics = Diagnostics(
-        rewards=tensors["rewards"],
-        terms=under("terms/"),
-        reward_gradient_norm=tensors["reward_gradient_norm"],
-        clamped_share=tensors["clamped_share"],
-        adjoint_norm=under("adjoint_norm/"),
-        # Buffers of earlier versions lack it; it is only logged.
-        initial_cosine=tensors.get("initial_cosine", torch.full_like(tensors["rewards"], torch.nan)),
-    )
-    return Experience(
-        prompts=tuple(prompts),
-        indices=tensors["indices"],
-        columns=tensors["columns"],
-        states=tensors["states"],
-        adjoints=tensors["adjoints"],
-        base_predictions=tensors["base_predictions"],
-        noises=tensors["noises"],
-        sampler_predictions=tensors["sampler_predictions"],
-        conditioning=encode(prompts),
-        dropped=tensors["dropped"],
-        diagnostics=diagnostics,
-    )
 
 
 def _write(path: Path, data: Any) -> None:

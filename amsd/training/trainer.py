@@ -1,26 +1,25 @@
-"""`SOCTrainer`: the fit loop of stochastic-optimal-control fine-tuning, for any method.
+"""`SOCTrainer`: the fit loop of reward fine-tuning, for any method.
 
-A method is a child class that says what experience is and what the loss of its items is. Where experience comes from
-is a class attribute, so that a buffered variant of any method changes nothing else.
+A method is a child class that says what experience is, what the loss of its items is and what is logged of them
+(docs/extending.md). Where experience comes from is a class attribute, so that a buffered variant of any method changes
+nothing else.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from amsd.errors import Diverged, RunError
-from amsd.matching import MatchingLoss, QuantileThreshold, self_normalized_weights
 from amsd.recipe import Recipe, identity
 from amsd.run_directory import RunDirectory
 from amsd.training import checkpoint as checkpoints
@@ -28,13 +27,12 @@ from amsd.training import processes
 from amsd.training.chunks import chunk_size, in_chunks
 from amsd.training.clock import PhaseClock
 from amsd.training.events import CheckpointRecord, Listener, Notice, StepRecord
-from amsd.training.experience import Experience, Items, Sample
+from amsd.training.experience import E, ItemLosses, Sample
 from amsd.training.guard import SCALING_PATIENCE, UpdateGuard, optimizer_tensors, require_finite_weights, take_step
 from amsd.training.optimization import WeightAverage, build_optimizer, learning_rate
+from amsd.training.persistence import load_training, save_training
 from amsd.training.problem import ControlProblem, require_finite
-from amsd.training.record import Outcome, step_values
-from amsd.training.sources import Batch, ExperienceSource, OnPolicy
-from amsd.training.state import load_optimizer, restore_rng, rng_state, save_optimizer
+from amsd.training.sources import Batch, Buffered, ExperienceSource, OnPolicy
 from amsd.training.validation import validation_values
 
 _LOG = logging.getLogger(__name__)
@@ -43,10 +41,14 @@ Evaluate = Callable[[CheckpointRecord], float | None]
 """Called on every process after a checkpoint is complete; returns the score that decides which one is best."""
 
 
-class SOCTrainer(ABC):
-    """Fits a policy; abstract in what a trajectory leaves behind and how it is matched."""
+class SOCTrainer(ABC, Generic[E]):
+    """Fits a policy; abstract in what a trajectory leaves behind, its loss, and what is logged."""
 
-    source_class: ClassVar[type[ExperienceSource]] = OnPolicy
+    experience_class: type[E]
+    """What `compute_experience` returns."""
+    source_class: ClassVar[type[ExperienceSource[Any]]] = OnPolicy
+    only_losses = False
+    """True while losses are computed a second time, for their gradient alone."""
 
     def __init__(
         self,
@@ -65,21 +67,20 @@ class SOCTrainer(ABC):
         self.listeners = tuple(listeners) if accelerator.is_main_process else ()
         self.clock = PhaseClock(problem.device, self._announce)
         self.collection = chunk_size(self.recipe, problem.device.type != "cpu")
-        self.source = self.source_class(self.recipe, prompts, self._collect)
+        self.source: ExperienceSource[E] = self.source_class(self.recipe, prompts, self._collect, self.experience_class)
         self.parameters = list(problem.policy.trainable.values())
         self.optimizer = accelerator.prepare(build_optimizer(self.parameters, self.recipe.optimizer))
         decay = self.recipe.training.ema_decay
         self.average = None if decay is None else WeightAverage(self.parameters, decay)
         scaled = getattr(accelerator, "scaler", None) is not None
         self.guard = UpdateGuard(max(self.recipe.optimizer.max_skipped_updates, SCALING_PATIENCE if scaled else 0))
-        self.threshold = QuantileThreshold()
         self.scores = checkpoints.Scores(run)
         self.step = 0
         self._evaluate = evaluate
         self._validation_prompts = tuple(validation_prompts)
 
     @abstractmethod
-    def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> Experience:
+    def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> E:
         """Experience of trajectories that are collected at once, under the current policy.
 
         A sample's experience depends on the sample and the policy alone, not on the others. Nothing is exchanged
@@ -87,21 +88,50 @@ class SOCTrainer(ABC):
         """
 
     @abstractmethod
-    def match(self, items: Items, weigh: bool) -> MatchingLoss:
-        """Loss of a chunk of items, differentiable in the trained parameters; importance weights if asked for."""
+    def losses(self, experience: E, rows: Tensor, pass_index: int) -> ItemLosses:
+        """Losses of some trajectories, the `rows` (R,) of an experience, in one of its passes.
 
-    @property
-    def needs_log_weights(self) -> bool:
-        """Whether anything uses the importance of stored experience for the current policy."""
-        buffer = self.recipe.method.buffer
-        return self.source.reuses and (buffer.min_ess > 0 or buffer.importance_weighting)
+        R times the section's `items_per_trajectory` losses, row by row, differentiable in the trained parameters.
+        """
+
+    @abstractmethod
+    def step_values(self, batch: Batch[E], items: ItemLosses) -> dict[str, float]:
+        """What is logged of a step: flat names to values over the global batch.
+
+        `items` are those of the global batch, `batch` is this process's part; every process is here, so that values
+        can be gathered (`amsd.training.record`).
+        """
+
+    def complete(self, experience: E) -> E:
+        """The experience of a whole collection, once it is there; processes may exchange numbers in here."""
+        return experience
 
     @property
     def weighs_whole_batch(self) -> bool:
-        """Whether a loss's weight depends on the whole global batch: then no gradient can be taken before."""
-        method = self.recipe.method
-        outliers = method.per_sample_threshold_quantile >= 0 and method.outlier_threshold == "current"
-        return outliers or (self.source.reuses and method.buffer.importance_weighting)
+        """Whether `weights` needs the items of the global batch: then no gradient can be taken before."""
+        return False
+
+    def weights(self, items: ItemLosses) -> Tensor:
+        """Weight of each loss (M,) of a chunk, or of the global batch; changes nothing."""
+        return torch.ones(len(items.loss), dtype=torch.float64)
+
+    def after_step(self, items: ItemLosses) -> None:
+        """Told after each update and its logged values: the items of the global batch, all of them finite."""
+
+    def remarks(self) -> Iterator[Notice]:
+        """What a user should know of the problem before the first step."""
+        yield from ()
+
+    def state(self) -> dict[str, Any]:
+        """What the method must not forget, as JSON; the names are its own (`threshold`)."""
+        return {}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What the method must not forget, as tensors."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` and `state_tensors` returned."""
 
     def fit(self) -> None:
         """Train up to the recipe's number of steps, from the newest whole checkpoint of the run if there is one.
@@ -119,83 +149,94 @@ class SOCTrainer(ABC):
     def _train_step(self, step: int) -> None:
         batch = self.source.batch(step)
         rate = learning_rate(step, self.recipe.training.steps, self.recipe.optimizer)
-        outcome = self._optimize(batch, step, rate)
+        done = self._optimize(batch, step, rate)
         self.step = step
-        values = step_values(self.recipe, batch, outcome, rate, self.clock.take(), len(self.problem.steps.controlled))
+        values = self.step_values(batch, done.items) | self._step_values(batch, done, rate)
+        if done.usable:
+            self.after_step(done.items)
         if batch.collected:
             values["collection/batch"] = float(self.collection.largest)
         if self.guard.in_a_row:
             values["update_skipped"] = 1.0
             self._tell_skipped(step)
-        if self.needs_log_weights:
-            self.source.feedback(values["ess"])
         every = self.recipe.training.validate_every
         if every and step % every == 0 and self._validation_prompts:
             values |= validation_values(self.problem, self._validation_prompts)
         for listener in self.listeners:
             listener.on_step(StepRecord(step, values))
 
-    def _optimize(self, batch: Batch, step: int, rate: float) -> Outcome:
-        method, settings = self.recipe.method, self.recipe.optimizer
-        items = batch.experience.items(batch.rows, batch.pass_index)
-        chunks = items.split(settings.micro_batch * method.timesteps_per_trajectory) if len(items) else []
+    def _step_values(self, batch: Batch[E], done: _Update, rate: float) -> dict[str, float]:
+        """What is logged of every method."""
+        times = self.clock.take()
+        return {
+            "loss": done.loss,
+            "learning_rate": rate,
+            "gradient_norm": done.gradient_norm,
+            **self.source.values(batch),
+            **times,
+            "images_per_second": self.recipe.optimizer.prompts_per_step / max(times["seconds/total"], 1e-9),
+        }
+
+    def _optimize(self, batch: Batch[E], step: int, rate: float) -> _Update:
+        chunks = batch.rows.split(self.recipe.optimizer.micro_batch) if len(batch.rows) else ()
         with self.clock.phase("loss"):
             self.optimizer.zero_grad()
-            prepare = self._whole_batch if self.weighs_whole_batch else self._chunk_by_chunk
-            matched, outliers, usable = prepare(chunks, items, step)
+            items, weights, usable = (self._whole_batch if self.weighs_whole_batch else self._in_one_pass)(
+                batch, chunks, step
+            )
         with self.clock.phase("optimizer"):
             norm = self._update(rate, step, usable)
-        weights = outliers * self._importance(matched.log_weights)
-        return Outcome(
-            loss=float((matched.loss * weights).sum() / len(weights)),
-            items=matched,
-            indices=self._gather_items(items.indices),
-            outlier_weights=outliers,
-            weighed=self.needs_log_weights,
-            gradient_norm=norm,
-        )
+        return _Update(items, float((items.loss * weights).sum() / len(weights)), norm, usable)
 
-    def _chunk_by_chunk(self, chunks: Sequence[Items], items: Items, step: int) -> tuple[MatchingLoss, Tensor, bool]:
-        """Gradients in one pass; the losses of the global batch, their weights as outliers, whether all are finite."""
+    def _in_one_pass(self, batch: Batch[E], chunks: Sequence[Tensor], step: int) -> tuple[ItemLosses, Tensor, bool]:
+        """Gradients chunk by chunk; the items of the global batch, their weights, and whether all are finite."""
         parts = []
-        for chunk in chunks:
-            part = self.match(chunk, self.needs_log_weights)
-            self._backward(part.loss, self._outlier_weights(_joined([part.loss])))
-            parts.append(replace(part, loss=part.loss.detach()))
-        matched = self._gather_losses(parts)
-        usable = self._finite(matched.loss, items, step)
-        if not usable:
-            return matched, torch.ones_like(matched.loss, dtype=torch.float64), False
-        outliers = self._outlier_weights(matched.loss)
-        self._move_threshold(matched.loss)
-        return matched, outliers, True
+        for rows in chunks:
+            part = self.losses(batch.experience, rows, batch.pass_index)
+            self._backward(part.loss, self.weights(part))
+            parts.append(ItemLosses(part.loss.detach(), part.logged))
+        items = self._gathered(parts)
+        usable = self._finite(items.loss, batch, step)
+        return items, self.weights(items) if usable else torch.ones_like(items.loss), usable
 
-    def _whole_batch(self, chunks: Sequence[Items], items: Items, step: int) -> tuple[MatchingLoss, Tensor, bool]:
+    def _whole_batch(self, batch: Batch[E], chunks: Sequence[Tensor], step: int) -> tuple[ItemLosses, Tensor, bool]:
         """The same where weights depend on the whole batch.
 
         With one chunk its graph is kept; with more, a pass without gradients comes first.
         """
         single = max(processes.gather([len(chunks)]) or [0]) <= 1
         with nullcontext() if single else torch.no_grad():
-            parts = [self.match(chunk, self.needs_log_weights) for chunk in chunks]
-        matched = self._gather_losses(parts)
-        before = self._outlier_weights(matched.loss)
-        if not self._finite(matched.loss, items, step):
-            return matched, torch.ones_like(before), False
-        self._move_threshold(matched.loss)
-        outliers = before if self.recipe.method.outlier_threshold == "previous" else self._outlier_weights(matched.loss)
-        weights = outliers * self._importance(matched.log_weights)
-        by_trajectory = weights.view(-1, self.recipe.method.timesteps_per_trajectory)
+            parts = [self.losses(batch.experience, rows, batch.pass_index) for rows in chunks]
+        items = self._gathered(parts)
+        if not self._finite(items.loss, batch, step):
+            return items, torch.ones_like(items.loss), False
+        weights = self.weights(items)
+        by_trajectory = weights.view(-1, self.recipe.method.items_per_trajectory)
         own = by_trajectory[processes.rank() :: processes.world_size()].flatten()
-        for part, chunk, weight in zip(parts, chunks, own.split([len(c) for c in chunks]), strict=True):
-            self._backward(part.loss if single else self.match(chunk, False).loss, weight)
-        return matched, outliers, True
+        self.only_losses = not single
+        for part, rows, weight in zip(parts, chunks, own.split([len(part.loss) for part in parts]), strict=True):
+            again = part if single else self.losses(batch.experience, rows, batch.pass_index)
+            self._backward(again.loss, weight)
+        self.only_losses = False
+        return items, weights, True
 
     def _backward(self, losses: Tensor, weights: Tensor) -> None:
-        total = self.recipe.optimizer.prompts_per_step * self.recipe.method.timesteps_per_trajectory
+        total = self.recipe.optimizer.prompts_per_step * self.recipe.method.items_per_trajectory
         self.accelerator.backward((losses * weights.to(losses)).sum() / total)
 
-    def _finite(self, losses: Tensor, items: Items, step: int) -> bool:
+    def _gathered(self, parts: Sequence[ItemLosses]) -> ItemLosses:
+        """Items of all processes, trajectory by trajectory, in the order that one process would have; on the CPU."""
+        count = self.recipe.method.items_per_trajectory
+        rows: list[dict[str, list[float]]] = []
+        for part in parts:
+            values = {"": part.loss.detach().float(), **part.logged}
+            table = {name: value.view(-1, count).tolist() for name, value in values.items()}
+            rows += [{name: table[name][row] for name in table} for row in range(len(table[""]))]
+        everything = processes.gather(rows)
+        joined = {name: torch.tensor([row[name] for row in everything]).flatten() for name in everything[0]}
+        return ItemLosses(joined.pop(""), joined)
+
+    def _finite(self, losses: Tensor, batch: Batch[E], step: int) -> bool:
         """Whether the losses of the global batch (M,) are finite, if not ending the run where none may be left out.
 
         Every process judges the same values, so that none waits for one that has ended.
@@ -203,8 +244,9 @@ class SOCTrainer(ABC):
         if bool(losses.isfinite().all()):
             return True
         if self.guard.in_a_row >= self.recipe.optimizer.max_skipped_updates:
-            count = self.recipe.method.timesteps_per_trajectory
-            prompts = [prompt for prompt in processes.gather(items.prompts()[::count]) for _ in range(count)]
+            count = self.recipe.method.items_per_trajectory
+            own = [batch.experience.prompts[row] for row in batch.rows.tolist()]
+            prompts = [prompt for prompt in processes.gather(own) for _ in range(count)]
             require_finite(losses, "loss", step, "loss", prompts)
         return False
 
@@ -217,37 +259,6 @@ class SOCTrainer(ABC):
         )
         for listener in self.listeners:
             listener.on_notice(notice)
-
-    def _gather_items(self, value: Tensor) -> Tensor:
-        """Values of all processes' items (M,), trajectory by trajectory, in the order that one process would have."""
-        count = self.recipe.method.timesteps_per_trajectory
-        return processes.gather_rows(value.view(len(value) // count, count)).flatten()
-
-    def _gather_losses(self, parts: Sequence[MatchingLoss]) -> MatchingLoss:
-        """Losses of the global batch, on the CPU and without graph."""
-        names = [field.name for field in fields(MatchingLoss)]
-        return MatchingLoss(
-            **{name: self._gather_items(_joined([getattr(part, name) for part in parts])) for name in names}
-        )
-
-    def _outlier_weights(self, losses: Tensor) -> Tensor:
-        """Weight of each loss (M,) under the threshold as it is."""
-        method = self.recipe.method
-        roots = losses.double().sqrt()
-        if method.per_sample_threshold_quantile < 0:
-            return torch.ones_like(roots)
-        return self.threshold.mask(roots) if method.outliers == "mask" else self.threshold.clip(roots)
-
-    def _move_threshold(self, losses: Tensor) -> None:
-        """Take the losses of a global batch into the moving threshold."""
-        quantile = self.recipe.method.per_sample_threshold_quantile
-        if quantile >= 0:
-            self.threshold = self.threshold.updated(losses.double().sqrt(), quantile)
-
-    def _importance(self, log_weights: Tensor) -> Tensor:
-        if not self.recipe.method.buffer.importance_weighting:
-            return torch.ones_like(log_weights, dtype=torch.float64)
-        return self_normalized_weights(log_weights.double())
 
     def _update(self, rate: float, step: int, usable: bool) -> float:
         """Make the update, or leave it out; returns the norm of the gradient. Every process decides alike."""
@@ -265,14 +276,14 @@ class SOCTrainer(ABC):
                 self.average.update()
         return norm
 
-    def _collect(self, samples: Sequence[Sample], passes: int, step: int) -> Experience:
+    def _collect(self, samples: Sequence[Sample], passes: int, step: int) -> E:
         if not samples:
             raise RunError(
                 f"There are more processes ({processes.world_size()}) than trajectories to share among them; "
                 "raise optimizer.prompts_per_step or lower --processes."
             )
         parts = in_chunks(samples, self.collection, lambda chunk: self.compute_experience(chunk, passes, step))
-        return Experience.cat(parts)
+        return self.complete(self.experience_class.cat(parts))
 
     def _checkpoint_due(self) -> bool:
         training = self.recipe.training
@@ -287,7 +298,9 @@ class SOCTrainer(ABC):
             with self._averaged():
                 policy.save(folder)
 
-        path = checkpoints.write_checkpoint(self.run, self.step, save_weights, self._save_state, identity(self.recipe))
+        path = checkpoints.write_checkpoint(
+            self.run, self.step, save_weights, lambda folder: save_training(self, folder), identity(self.recipe)
+        )
         record = CheckpointRecord(self.step, path, checkpoints.weights_sha256(path))
         for listener in self.listeners:
             listener.on_checkpoint(record)
@@ -323,54 +336,13 @@ class SOCTrainer(ABC):
         if self.accelerator.is_main_process:
             checkpoints.retain(self.run, self.recipe.training.keep)
 
-    def _save_state(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
-        self.source.save(folder)
-        (folder / f"rng-{processes.rank():05d}.json").write_text(json.dumps(rng_state()), encoding="utf-8")
-        if processes.rank() != 0:
-            return
-        save_optimizer(self.optimizer.optimizer, folder)
-        state: dict[str, Any] = {
-            "step": self.step,
-            "threshold": {"average": self.threshold.average, "batches": self.threshold.batches},
-            "skipped_in_a_row": self.guard.in_a_row,
-        }
-        if self.average is not None:
-            # `unet/` or the adapter file holds the average, so the trained values themselves go here.
-            names = list(self.problem.policy.trainable)
-            save_file(
-                {name: value.detach().cpu().contiguous() for name, value in self.problem.policy.trainable.items()},
-                folder / "parameters.safetensors",
-            )
-            shadow = dict(zip(names, (value.cpu().contiguous() for value in self.average.shadow), strict=True))
-            save_file(shadow, folder / "average.safetensors")
-            state["average_updates"] = self.average.updates
-        scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None:
-            state["scaler"] = scaler.state_dict()
-        (folder / "trainer.json").write_text(json.dumps(state), encoding="utf-8")
-
     def _resume(self) -> None:
         path = checkpoints.newest_whole(self.run)
         self._barrier()
         if path is None:
             return
-        folder = path / "state"
-        state = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
-        self.step = state["step"]
-        self.threshold = QuantileThreshold(**state["threshold"])
-        self.guard.in_a_row = state.get("skipped_in_a_row", 0)
         self.problem.policy.load(path)
-        load_optimizer(self.optimizer.optimizer, folder)
-        if self.average is not None:
-            self._restore_average(folder, state["average_updates"])
-        if "scaler" in state and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.source.restore(folder, self.problem.encode)
-        own = folder / f"rng-{processes.rank():05d}.json"
-        if own.is_file():
-            restore_rng(json.loads(own.read_text(encoding="utf-8")))
+        load_training(self, path / "state")
         if self.accelerator.is_main_process:
             checkpoints.discard_after(self.run, self.step)
             self.scores.drop_after(self.step)
@@ -378,15 +350,6 @@ class SOCTrainer(ABC):
         self._barrier()
         if self.step not in self.scores.read():  # stopped between saving and evaluating
             self._score(CheckpointRecord(self.step, path, checkpoints.weights_sha256(path)))
-
-    def _restore_average(self, folder: Path, updates: int) -> None:
-        from safetensors.torch import load_file
-
-        assert self.average is not None
-        trained, shadow = load_file(folder / "parameters.safetensors"), load_file(folder / "average.safetensors")
-        for name, parameter in self.problem.policy.trainable.items():
-            parameter.data.copy_(trained[name])
-        self.average.restore([shadow[name] for name in self.problem.policy.trainable], updates)
 
     def _averaged(self) -> AbstractContextManager[None]:
         """The parameters hold the average inside the block, where there is one."""
@@ -400,5 +363,19 @@ class SOCTrainer(ABC):
         self.accelerator.wait_for_everyone()
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat([part.detach().float().cpu() for part in parts]) if parts else torch.zeros(0)
+class BufferSOCTrainer(SOCTrainer[E]):
+    """Any method, with experience from a buffer that is used in several passes."""
+
+    source_class = Buffered
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What one optimizer step did."""
+
+    items: ItemLosses
+    """Of the global batch, on the CPU."""
+    loss: float
+    gradient_norm: float
+    usable: bool
+    """Whether every loss is finite."""

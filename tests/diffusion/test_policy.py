@@ -270,7 +270,7 @@ def test_gradient_checkpointing_spares_the_base(parameterization: str) -> None:
     for network in policy.networks:
         for module in network.modules():
             if isinstance(module, ResnetBlock2D):
-                module.register_forward_hook(lambda *_: calls.append(1))
+                module.register_forward_pre_hook(lambda *_: calls.append(1))
     timesteps, condition = torch.tensor([999, 19]), conditioning(policy.family).prompt
 
     def called(predict: Callable[..., Tensor]) -> int:

@@ -14,9 +14,10 @@ from accelerate.state import AcceleratorState
 from typer.testing import CliRunner
 
 from amsd.cli.app import app
-from amsd.recipe import from_dict, load_recipe
+from amsd.recipe import BufferedSection, from_dict, load_recipe
 from amsd.recipe.catalogue import names
 from amsd.recipe.load import read_toml
+from amsd.recipe.methods import METHODS
 from amsd.sweep.plan import plan_from
 from tests.cli import commands as tiny
 from tests.documentation.pages import Found, commands, inline, toml_blocks, words
@@ -159,6 +160,8 @@ def test_without_weights_a_plan_says_what_is_downloaded_and_a_run_names_the_mode
 
 @pytest.mark.parametrize("name", names("recipes"))
 def test_changing_only_the_method_of_a_shipped_recipe_starts(name: str) -> None:
-    for method in ("am", "buffer-am"):
+    for method in METHODS:
         recipe = load_recipe(name, [f"method.name={method}"])
-        assert recipe.buffer_size % recipe.optimizer.prompts_per_step == 0
+        assert recipe.method.name == method
+        if isinstance(recipe.method, BufferedSection):
+            assert (recipe.method.buffer.size or 0) % recipe.optimizer.prompts_per_step == 0

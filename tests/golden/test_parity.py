@@ -20,8 +20,8 @@ from amsd.diffusion.parameterizations import SummedNetworks
 from amsd.diffusion.rollout import rollout
 from amsd.matching import QuantileThreshold, control, effective_sample_size, lean_adjoint, smooth
 from amsd.recipe import Model, from_dict
-from amsd.training.adjoint_matching import AMTrainer
-from amsd.training.experience import Experience
+from amsd.training.methods.adjoint_matching import AMTrainer
+from amsd.training.methods.lean_adjoint import AdjointExperience
 from amsd.training.problem import ControlProblem
 from tests.golden.reference import BETAS, TOLERANCE, Golden, scheduler, unet
 
@@ -59,18 +59,19 @@ def trainer(finetuned: nn.Module, base: nn.Module, scale: float, adjoint: bool =
     return result
 
 
-def experience(indices: Tensor, given: Conditioning, dropped: bool = False, **latents: Tensor) -> Experience:
+def experience(indices: Tensor, given: Conditioning, dropped: bool = False, **latents: Tensor) -> AdjointExperience:
     """Steps `indices` (K,) of every trajectory, all used in one pass; latents that are not given are zero."""
     rows, zeros = len(given), torch.zeros_like(latents["states"])
     names = ("states", "adjoints", "base_predictions", "noises", "sampler_predictions")
     nothing: Any = None
-    return Experience(
+    not_used = ("rewards", "terms", "reward_gradient_norm", "clamped_share", "adjoint_norm", "initial_cosine")
+    return AdjointExperience(
         prompts=("",) * rows,
         indices=indices.expand(rows, -1),
         columns=torch.arange(len(indices)).expand(rows, 1, -1),
         conditioning=given,
         dropped=torch.full((rows,), dropped),
-        diagnostics=nothing,
+        **dict.fromkeys(not_used, nothing),
         **{name: latents.get(name, zeros) for name in names},
     )
 

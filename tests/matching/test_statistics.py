@@ -10,13 +10,13 @@ from amsd.matching import (
     QuantileThreshold,
     effective_sample_size,
     inverse_probabilities,
+    plan_indices,
     self_normalized_weights,
     smooth,
     stepwise_log_weights,
     stratified_indices,
 )
 from amsd.strata import strata
-from amsd.training.experience import plan_indices
 
 
 @pytest.mark.parametrize(("steps", "count"), [(50, 4), (49, 4), (9, 4), (10, 10), (9, 1), (5, 5), (3, 2)])

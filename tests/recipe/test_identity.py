@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amsd.recipe import dump_toml, identity, load_recipe
+from amsd.recipe import BufferedAdjointMatching, dump_toml, identity, load_recipe
 from amsd.recipe.identity import as_started
 from amsd.recipe.load import read_run
 
@@ -123,7 +123,9 @@ def test_the_buffer_counts_where_it_is_used() -> None:
 
 def test_an_unset_buffer_is_one_optimizer_step() -> None:
     name = "method.name=buffer-am"
-    assert load_recipe("sd15-am", [name]).buffer_size == 125
+    buffered = load_recipe("sd15-am", [name]).method
+    assert isinstance(buffered, BufferedAdjointMatching)
+    assert buffered.buffer.size == 125
     assert identity(load_recipe("sd15-am", [name])) == identity(
         load_recipe("sd15-am", [name, "method.buffer.size=125"])
     )

@@ -14,7 +14,8 @@ from amsd.errors import RunError
 from amsd.recipe import load_recipe
 from amsd.training import chunks
 from amsd.training.chunks import ChunkSize, chunk_size, in_chunks
-from amsd.training.experience import Experience, Sample
+from amsd.training.experience import Sample
+from amsd.training.methods.lean_adjoint import AdjointExperience
 from tests.training.test_sources import GUIDANCE, trainer_on
 
 
@@ -101,20 +102,20 @@ SAMPLES = [Sample(prompt, (0, "test", index)) for index, prompt in enumerate(["a
 LATENTS = ("states", "adjoints", "base_predictions", "noises", "sampler_predictions")
 
 
-def assert_same(one: Experience, other: Experience) -> None:
+def assert_same(one: AdjointExperience, other: AdjointExperience) -> None:
     assert one.prompts == other.prompts
     for name in ("indices", "columns", "dropped"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     for name in LATENTS:
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-3, atol=1e-4, msg=name)
     for name in ("rewards", "reward_gradient_norm", "clamped_share"):
-        a, b = getattr(one.diagnostics, name), getattr(other.diagnostics, name)
+        a, b = getattr(one, name), getattr(other, name)
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def collected(trainer: Any, size: ChunkSize) -> Experience:
+def collected(trainer: Any, size: ChunkSize) -> AdjointExperience:
     trainer.collection = size
-    experience: Experience = trainer._collect(SAMPLES, 1, 1)
+    experience: AdjointExperience = trainer._collect(SAMPLES, 1, 1)
     return experience
 
 

@@ -185,14 +185,14 @@ def _weights(run: RunDirectory, step: int) -> Path:
 def test_a_loss_that_is_not_finite_is_left_out_too(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from amsd.training.adjoint_matching import AMTrainer
+    from amsd.training.methods.adjoint_matching import AMTrainer
 
     matched = AMTrainer.match
 
-    def overflowing(self: AMTrainer, items: Any) -> Any:
+    def overflowing(self: AMTrainer, items: Any, weigh: bool) -> Any:
         from dataclasses import replace
 
-        found = matched(self, items)
+        found = matched(self, items, weigh)
         return replace(found, loss=found.loss * float("inf")) if self.step + 1 == 2 else found
 
     monkeypatch.setattr(AMTrainer, "match", overflowing)

@@ -14,8 +14,8 @@ from amsd.diffusion.parameterizations import build_policy
 from amsd.files import write_text
 from amsd.recipe import dump_toml, from_dict
 from amsd.run_directory import RunDirectory
-from amsd.training.adjoint_matching import TRAINERS
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
+from amsd.training.methods import trainer_of
 from amsd.training.problem import ControlProblem
 from tests.training.gaussian import GaussianFamily, GaussianNetwork, quadratic
 from tests.training.test_closed_form import CENTRE, Affine, fixed_point, steps_of, uncontrolled
@@ -67,7 +67,7 @@ def fitted(method: dict[str, Any], multiplier: float, folder: Path) -> tuple[Aff
     problem = ControlProblem(recipe, family, policy, steps, quadratic, accelerator.device)
     run = RunDirectory(folder / "run")
     write_text(run.recipe, dump_toml(recipe))
-    trainer = TRAINERS[recipe.method.name](problem, run, ["anything"], accelerator, [values := Values()])
+    trainer = trainer_of(recipe.method)(problem, run, ["anything"], accelerator, [values := Values()])
     trainer.fit()
     assert trainer.step == updates
 

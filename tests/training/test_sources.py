@@ -12,15 +12,17 @@ from amsd.diffusion.families import family_for
 from amsd.diffusion.guidance import Conditioning, TextCondition
 from amsd.diffusion.parameterizations import build_policy
 from amsd.diffusion.scheduler import SOCDDIMScheduler
-from amsd.matching import effective_sample_size
+from amsd.matching import effective_sample_size, plan_indices
 from amsd.recipe import Recipe, from_dict
 from amsd.rewards.combination import WeightedReward
 from amsd.training import processes
-from amsd.training.adjoint_matching import AMTrainer, BufferAMTrainer, BufferSOCTrainer
 from amsd.training.clock import PhaseClock
-from amsd.training.experience import Diagnostics, Experience, Sample, plan_indices
+from amsd.training.experience import ItemLosses, Sample
+from amsd.training.methods.adjoint_matching import AMTrainer, BufferAMTrainer
+from amsd.training.methods.lean_adjoint import AdjointExperience
 from amsd.training.problem import ControlProblem
 from amsd.training.sources import Batch, Buffered, OnPolicy
+from amsd.training.trainer import BufferSOCTrainer
 from tests import pipelines
 
 PROMPTS = [f"prompt {index}" for index in range(5)]
@@ -43,14 +45,14 @@ def encode(prompts: Sequence[str]) -> Conditioning:
     return Conditioning(TextCondition(hidden), TextCondition(torch.zeros_like(hidden)))
 
 
-def collect(samples: Sequence[Sample], passes: int, step: int) -> Experience:
+def collect(samples: Sequence[Sample], passes: int, step: int) -> AdjointExperience:
     """Trajectories whose latents all hold (collection, number within it)."""
     identity = torch.tensor([[float(v) for v in sample.key[-2:]] for sample in samples])
     plans = [plan_indices(8, 2, passes, torch.Generator().manual_seed(int(n))) for n in identity[:, 1]]
     stored = torch.stack([plan.stored for plan in plans])
     latents = identity[:, None].expand(-1, stored.shape[1], -1)
     scalar = identity[:, 1]
-    return Experience(
+    return AdjointExperience(
         prompts=tuple(sample.prompt for sample in samples),
         indices=stored,
         columns=torch.stack([plan.columns for plan in plans]),
@@ -58,7 +60,8 @@ def collect(samples: Sequence[Sample], passes: int, step: int) -> Experience:
         sampler_predictions=latents + 4,
         conditioning=encode([sample.prompt for sample in samples]),
         dropped=scalar % 2 == 0,
-        diagnostics=Diagnostics(scalar, {"a": scalar + 1}, scalar + 2, scalar + 3, {"last": scalar + 4}, scalar + 5),
+        rewards=scalar, terms={"a": scalar + 1}, reward_gradient_norm=scalar + 2, clamped_share=scalar + 3,
+        adjoint_norm={"last": scalar + 4}, initial_cosine=scalar + 5,
     )  # fmt: skip
 
 
@@ -70,7 +73,7 @@ def process(rank: int, world: int) -> Iterator[None]:
         yield
 
 
-def used(batch: Batch) -> list[tuple[int, ...]]:
+def used(batch: Batch[AdjointExperience]) -> list[tuple[int, ...]]:
     """(collection, number) of each trajectory of a process's part of a step."""
     return [tuple(map(int, row)) for row in batch.experience.states[batch.rows, 0].tolist()]
 
@@ -89,7 +92,7 @@ def run(world: int, steps: range, sources: list[Any]) -> list[list[tuple[int, ..
 
 
 def sources(world: int, **changes: Any) -> list[Any]:
-    return [Buffered(recipe(**changes), PROMPTS, collect) for _ in range(world)]
+    return [Buffered(recipe(**changes), PROMPTS, collect, AdjointExperience) for _ in range(world)]
 
 
 def test_every_trajectory_is_used_once_in_a_pass() -> None:
@@ -105,7 +108,7 @@ def test_every_trajectory_is_used_once_in_a_pass() -> None:
 
 
 def test_collections_are_due_exactly_when_the_passes_are_used_up() -> None:
-    source = Buffered(recipe(), PROMPTS, collect)
+    source = Buffered(recipe(), PROMPTS, collect, AdjointExperience)
     batches = [source.batch(step) for step in range(1, 2 * PASSES * STEPS_PER_PASS + 1)]
     assert [batch.collected for batch in batches] == ([SIZE] + [0] * (PASSES * STEPS_PER_PASS - 1)) * 2
     assert [batch.pass_index for batch in batches] == [p for p in range(PASSES) for _ in range(STEPS_PER_PASS)] * 2
@@ -120,14 +123,14 @@ def test_steps_are_the_same_at_any_number_of_processes(world: int) -> None:
 @pytest.mark.parametrize("world", [1, 2, 4, 6])
 def test_new_trajectories_are_the_same_at_any_number_of_processes(world: int) -> None:
     def on_policy(count: int) -> list[Any]:
-        return [OnPolicy(recipe(), PROMPTS, collect) for _ in range(count)]
+        return [OnPolicy(recipe(), PROMPTS, collect, AdjointExperience) for _ in range(count)]
 
     found = run(world, range(1, 4), on_policy(world))
     assert found == [[(step, index) for index in range(PER_STEP)] for step in range(1, 4)]
 
 
 def test_a_small_effective_sample_size_brings_the_next_collection_forward() -> None:
-    source = Buffered(recipe(min_ess=0.5), PROMPTS, collect)
+    source = Buffered(recipe(min_ess=0.5), PROMPTS, collect, AdjointExperience)
     collected = []
     for step, ess in enumerate([0.9, 0.51, 0.49, 1.0, 1.0], 1):
         collected.append(source.batch(step).collected)
@@ -168,9 +171,9 @@ def test_what_is_restored_is_what_was_saved_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(new.dropped, old.dropped)
     assert torch.equal(new.conditioning.prompt.hidden_states, old.conditioning.prompt.hidden_states)
     for name in ("rewards", "reward_gradient_norm", "clamped_share", "initial_cosine"):
-        assert torch.equal(getattr(new.diagnostics, name), getattr(old.diagnostics, name)), name
-    assert torch.equal(new.diagnostics.terms["a"], old.diagnostics.terms["a"])
-    assert torch.equal(new.diagnostics.adjoint_norm["last"], old.diagnostics.adjoint_norm["last"])
+        assert torch.equal(getattr(new, name), getattr(old, name)), name
+    assert torch.equal(new.terms["a"], old.terms["a"])
+    assert torch.equal(new.adjoint_norm["last"], old.adjoint_norm["last"])
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 5])
@@ -184,12 +187,15 @@ def test_items_of_uneven_shares_are_gathered_in_the_order_of_one_process(
     shares = [everything.view(PER_STEP, 2)[rank::world] for rank in range(world)]
 
     def exchanged(parts: list[Any], own: list[Any]) -> None:
-        parts[:] = [share.tolist() for share in shares]
+        parts[:] = [[{"": row, "twice": [2 * value for value in row]} for row in share.tolist()] for share in shares]
 
     monkeypatch.setattr(processes.dist, "all_gather_object", exchanged)
     for rank in range(world):
         with process(rank, world):
-            assert torch.equal(trainer._gather_items(shares[rank].flatten()), everything)
+            own = shares[rank].flatten()
+            found = trainer._gathered([ItemLosses(own, {"twice": 2 * own})])
+            assert torch.equal(found.loss, everything)
+            assert torch.equal(found.logged["twice"], 2 * everything)
 
 
 GUIDANCE = {
@@ -208,7 +214,11 @@ def trainer_on(guidance: dict[str, Any], dropout: float = 0.0) -> Any:
         {
             "schedule": {"num_inference_steps": 4},
             "guidance": guidance,
-            "method": {"name": "buffer-am", "timesteps_per_trajectory": 2, "buffer": {"size": 4, "passes": 1}},
+            "method": {
+                "name": "buffer-am",
+                "timesteps_per_trajectory": 2,
+                "buffer": {"size": 4, "passes": 1, "min_ess": 0.1},
+            },
             "prompts": {"dropout": dropout},
             "optimizer": {"prompts_per_step": 4, "micro_batch": 4},
             "reward": [{"name": "brightness"}],

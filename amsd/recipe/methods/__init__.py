@@ -1,0 +1,82 @@
+"""The table of methods: `method.name` to the class of its `[method]` table. Packages add rows as entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from amsd.recipe.errors import Problem, nearest, validated
+from amsd.recipe.methods.base import MethodSection
+
+METHODS: dict[str, str] = {
+    "am": "amsd.recipe.methods.adjoint_matching:AdjointMatching",
+    "buffer-am": "amsd.recipe.methods.adjoint_matching:BufferedAdjointMatching",
+}
+"""Name to `module:class`, the class derived from `MethodSection`."""
+GROUP = "amsd.methods"
+"""Entry points of installed packages: rows of the same form."""
+DEFAULT = "am"
+
+
+def rows() -> dict[str, str]:
+    """All rows, those of installed packages too; a package cannot replace a method of amsd."""
+    return {point.name: point.value for point in entry_points(group=GROUP)} | METHODS
+
+
+@cache
+def _load(row: str) -> type[MethodSection]:
+    module, _, name = row.partition(":")
+    found = getattr(import_module(module), name)
+    if not (isinstance(found, type) and issubclass(found, MethodSection)):
+        raise TypeError(f"{row}: must be a class derived from amsd.recipe.MethodSection, but got {found!r}")
+    return found
+
+
+def section_of(name: str) -> type[MethodSection]:
+    """The class of a method's table.
+
+    Raises:
+        KeyError: no method has this name.
+        TypeError: the row is not a method.
+    """
+    return _load(METHODS[name] if name in METHODS else rows()[name])
+
+
+def read_method(tree: Any) -> tuple[MethodSection | None, list[Problem]]:
+    """The `[method]` table from plain data, or everything that is wrong with it.
+
+    Keys of other methods are kept out and noted (`ignored`); a key of none is an error.
+    """
+    if not isinstance(tree, Mapping):
+        return None, [Problem("method", "must be a table, [method]", tree)]
+    name = tree.get("name", DEFAULT)
+    known = rows()
+    if not isinstance(name, str) or name not in known:
+        allowed = ", ".join(repr(each) for each in known)
+        return None, [Problem("method.name", f"must be one of {allowed}", name, nearest(name, list(known)))]
+    section = section_of(name)
+    owners = {key: _owners(key) for key in tree}
+    unknown = [key for key, found in owners.items() if not found]
+    others = {key: found[0] for key, found in owners.items() if found and section not in found}
+    own = {key: value for key, value in tree.items() if section in owners[key]}
+    found, problems = validated(section, own, ("method",))
+    for key, owner in others.items():
+        problems += validated(owner, {key: tree[key]}, ("method",))[1]
+    every = list(dict.fromkeys(key for each in _sections() for key in each.model_fields))
+    problems += [Problem(f"method.{key}", "unknown key", suggestion=nearest(key, every)) for key in unknown]
+    if found is not None:
+        found._ignored = tuple(f"method.{key}" for key in others)
+    return (None if problems else found), problems
+
+
+def _owners(key: str) -> list[type[MethodSection]]:
+    """Methods that have this key."""
+    return [section for section in _sections() if key in section.model_fields]
+
+
+def _sections() -> Iterator[type[MethodSection]]:
+    for name in rows():
+        yield section_of(name)

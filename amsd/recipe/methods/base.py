@@ -1,0 +1,166 @@
+"""What a method says about itself without torch: its keys, its rules, its cost, its words."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, PrivateAttr
+
+from amsd.recipe.errors import Problem
+from amsd.recipe.section import Fraction, Section
+
+if TYPE_CHECKING:
+    from amsd.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Network forward-equivalents (F) per trajectory of one optimizer step; one F is one forward pass for one image.
+
+    A product with the Jacobian costs two F, a loss step three (forward, and backward twice as much). Gradient
+    checkpointing, which computes forward passes again, is not counted.
+    """
+
+    parts: Mapping[str, float]
+    """What for -> F, such as `sampling` and `loss`."""
+
+    @property
+    def total(self) -> float:
+        """Everything."""
+        return sum(self.parts.values())
+
+    def __getitem__(self, part: str) -> float:
+        return self.parts[part]
+
+
+class MethodSection(Section):
+    """The `[method]` table. A child class is a method's own; its name stands in the table of methods."""
+
+    label: ClassVar[str]
+    """What reports call the method."""
+    trainer: ClassVar[str]
+    """Its trainer class, `module:name`."""
+    needs_reward_gradient: ClassVar[bool] = True
+    """Whether it differentiates the reward."""
+    as_before: ClassVar[Mapping[str, Any]] = {}
+    """Keys that came later, at the values that mean what recipes without them meant."""
+
+    name: str
+    _ignored: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Keys of other methods that the recipe sets: they have no effect."""
+        return self._ignored
+
+    @property
+    def items_per_trajectory(self) -> int:
+        """Loss items of one trajectory: rows of the network that the loss keeps activations for."""
+        return 1
+
+    @property
+    def samples_per_prompt(self) -> int:
+        """Consecutive trajectories of a collection that share their prompt."""
+        return 1
+
+    @property
+    def tilt(self) -> float | None:
+        """Lambda, where the method aims at the base distribution tilted by exp(lambda * reward)."""
+        return None
+
+    @property
+    def short(self) -> str:
+        """What tells two runs of the method apart, as part of a folder's name."""
+        return self.name if self.tilt is None else f"lambda{self.tilt:g}"
+
+    def fitted(self, recipe: Recipe) -> Self:
+        """The same with sizes that were left open, chosen to fit the recipe."""
+        return self
+
+    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+        """What cannot work in this recipe."""
+        yield from ()
+
+    def advice(self, recipe: Recipe) -> Iterator[Problem]:
+        """What works but is probably not meant."""
+        yield from ()
+
+    def canonical(self) -> dict[str, Any]:
+        """What determines the trained weights, as plain data."""
+        tree = self.model_dump(mode="json")
+        return {key: value for key, value in tree.items() if key not in self.as_before or value != self.as_before[key]}
+
+    @abstractmethod
+    def cost(self, recipe: Recipe, processes: int) -> Cost:
+        """Expected cost of one trajectory in one optimizer step."""
+
+
+class Buffer(Section):
+    """Experience buffer (docs/method.md section 5)."""
+
+    size: int | None = Field(default=None, ge=1)
+    """Trajectories per collection, over all processes; a multiple of `optimizer.prompts_per_step`; unset: as many."""
+    passes: int = Field(default=10, ge=1)
+    """Passes of loss steps over one buffer."""
+    device: Literal["cpu", "accelerator"] = "cpu"
+    """Where the stored states lie: pinned host memory or the training device."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the stored tensors."""
+    min_ess: Fraction = 0.0
+    """Collect again once the normalised effective sample size falls below this; 0 is never."""
+    importance_weighting: bool = False
+    """Whether self-normalised importance weights enter the loss."""
+
+    def trajectories(self, prompts_per_step: int) -> int:
+        """Trajectories per collection."""
+        return prompts_per_step if self.size is None else self.size
+
+    def fitted(self, recipe: Recipe) -> Buffer:
+        """The same with its size."""
+        return self.model_copy(update={"size": self.trajectories(recipe.optimizer.prompts_per_step)})
+
+    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+        """A pass that is not a whole number of optimizer steps."""
+        batch = recipe.optimizer.prompts_per_step
+        size = self.trajectories(batch)
+        below, rest = divmod(size, batch)
+        if rest:
+            multiples = " or ".join(str(count * batch) for count in (below, below + 1) if count)
+            yield Problem("method.buffer.size", f"must be a multiple of optimizer.prompts_per_step = {batch}", size,
+                          f"Nearest: {multiples}.")  # fmt: skip
+
+
+class BufferedSection(MethodSection):
+    """A method whose experience comes from a buffer."""
+
+    buffer: Buffer = Buffer()
+
+    def fitted(self, recipe: Recipe) -> Self:
+        """The same with the buffer's size."""
+        return super().fitted(recipe).model_copy(update={"buffer": self.buffer.fitted(recipe)})
+
+    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+        """Those of the method and of its buffer."""
+        yield from super().problems(recipe)
+        yield from self.buffer.problems(recipe)
+
+
+def sampled_rows(recipe: Recipe) -> int:
+    """Rows of the network for one sample of the sampler: two with guidance."""
+    return 2 if recipe.guidance.guidance_scale != 1 else 1
+
+
+def controlled_steps(recipe: Recipe) -> int:
+    """Steps with noise: all but a noiseless last one, none without noise."""
+    if recipe.schedule.eta == 0:
+        return 0
+    return recipe.schedule.num_inference_steps - (recipe.schedule.final_step == "noiseless")
+
+
+def chunks_per_step(recipe: Recipe, processes: int) -> int:
+    """Micro-batches that the largest share of an optimizer step's trajectories is divided into."""
+    local = -(-recipe.optimizer.prompts_per_step // processes)
+    return -(-local // recipe.optimizer.micro_batch)

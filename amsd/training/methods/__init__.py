@@ -1,0 +1,18 @@
+"""The methods that ship with amsd, one file each; their rows stand in `amsd.recipe.methods`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from amsd.recipe import MethodSection
+
+if TYPE_CHECKING:
+    from amsd.training.trainer import SOCTrainer
+
+
+def trainer_of(method: MethodSection) -> type[SOCTrainer[Any]]:
+    """The trainer class that a method's section names."""
+    module, _, name = method.trainer.partition(":")
+    found: type[SOCTrainer[Any]] = getattr(import_module(module), name)
+    return found

@@ -1,0 +1,222 @@
+"""Experience of Adjoint Matching: rollout, reward gradient, lean adjoint (docs/method.md sections 1 to 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from amsd.diffusion.finite import DIVERGED
+from amsd.diffusion.guidance import Conditioning
+from amsd.diffusion.noise import generator, normal
+from amsd.diffusion.rollout import Trajectory, rollout
+from amsd.errors import Diverged
+from amsd.matching import IndexPlan, LeanAdjoint, lean_adjoint, plan_indices
+from amsd.recipe import AdjointMatching
+from amsd.training.clock import PhaseClock
+from amsd.training.experience import LATENT, LOGGED_LATER, Rewarded, Sample
+from amsd.training.problem import ControlProblem, require_finite
+from amsd.training.rewards import require_finite_reward, reward_gradient
+
+
+@dataclass(frozen=True)
+class AdjointExperience(Rewarded):
+    """M stored steps of each of B trajectories, batch first."""
+
+    indices: Tensor
+    """Stored step indices k, ascending, LongTensor (B, M) on the CPU."""
+    columns: Tensor
+    """Which of the M each pass uses, LongTensor (B, passes, K) on the CPU."""
+    states: Tensor = field(metadata=LATENT)
+    """x_k, (B, M, ...)."""
+    adjoints: Tensor = field(metadata=LATENT)
+    """The adjoint that x_k's control is matched to (a_{k+1} or a_k, by the recipe), (B, M, ...)."""
+    base_predictions: Tensor = field(metadata=LATENT)
+    """eps_0(x_k), guided as the control is, (B, M, ...)."""
+    noises: Tensor | None = field(metadata=LATENT)
+    """z_k, (B, M, ...); None where nothing uses importance weights."""
+    sampler_predictions: Tensor | None = field(metadata=LATENT)
+    """eps of the policy that sampled, guided as the sampler was, (B, M, ...); None likewise."""
+    dropped: Tensor
+    """Rows under prompt dropout, BoolTensor (B,)."""
+    reward_gradient_norm: Tensor
+    """(B,), on the CPU."""
+    clamped_share: Tensor
+    """Share of the decoded pixel values outside [0, 1], where the clamped image has no gradient, (B,), on the CPU."""
+    adjoint_norm: Mapping[str, Tensor]
+    """|a_k| at the `first` index that was needed, the `middle` one and the `last` (the terminal one), (B,), CPU."""
+    initial_cosine: Tensor = field(metadata=LOGGED_LATER)
+    """Cosine of the angle between the initial noise x_0 and the terminal latent x_N: what the sampler remembers."""
+
+    def items(self, rows: Tensor, pass_index: int) -> Items:
+        """The loss items of one pass for the given trajectories: `rows` (R,) times K steps, row by row."""
+        columns = self.columns[rows, pass_index]
+        row = rows.repeat_interleave(columns.shape[1])
+        return Items(self, row, columns.flatten())
+
+
+@dataclass(frozen=True)
+class Items:
+    """Steps of trajectories, as the loss sees them: item i is stored step `column[i]` of trajectory `row[i]`."""
+
+    experience: AdjointExperience
+    row: Tensor
+    """LongTensor (M,)."""
+    column: Tensor
+    """LongTensor (M,)."""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def indices(self) -> Tensor:
+        """Step indices k, LongTensor (M,) on the CPU."""
+        return self.experience.indices[self.row, self.column]
+
+    def latent(self, name: str, device: torch.device) -> Tensor:
+        """Rows of one of the latent tensors of the experience, (M, ...), float32 on `device`."""
+        source: Tensor = getattr(self.experience, name)
+        rows, columns = self.row.to(source.device), self.column.to(source.device)
+        picked = source[rows, columns]
+        return picked.to(device, torch.promote_types(picked.dtype, torch.float32))
+
+    def conditioning(self, device: torch.device) -> Conditioning:
+        """Conditions of the items, before dropout."""
+        source = self.experience.conditioning
+        rows = self.row.to(source.prompt.hidden_states.device)
+        return source.rows(rows).map(lambda value: value.to(device))
+
+    @property
+    def dropped(self) -> Tensor:
+        """BoolTensor (M,)."""
+        return self.experience.dropped[self.row]
+
+    def prompts(self) -> list[str]:
+        """Prompt of each item."""
+        return [self.experience.prompts[row] for row in self.row.tolist()]
+
+    def split(self, size: int) -> list[Items]:
+        """Consecutive chunks of at most `size` items."""
+        pairs = zip(self.row.split(size), self.column.split(size), strict=True)
+        return [Items(self.experience, row, column) for row, column in pairs]
+
+
+def collect(
+    problem: ControlProblem,
+    method: AdjointMatching,
+    samples: Sequence[Sample],
+    passes: int,
+    step: int,
+    clock: PhaseClock,
+) -> AdjointExperience:
+    """Experience of trajectories, all at once, under the current policy, enough for `passes` passes of loss steps."""
+    recipe, steps = problem.recipe, problem.steps
+    prompts = [sample.prompt for sample in samples]
+    with clock.phase("rollout"):
+        conditioning = problem.encode(prompts)
+        predict = problem.finetuned(conditioning, recipe.guidance.guidance_scale)
+        noise = _noise(problem, samples)
+        trajectory = rollout(predict, steps, noise)
+        require_finite(trajectory.terminal, "sample", step, "rollout", prompts, DIVERGED, Diverged)
+    with clock.phase("reward gradient"):
+        terminal = reward_gradient(problem, trajectory.terminal, samples, method.smoothing)
+        require_finite_reward(terminal, step, prompts)
+    with clock.phase("adjoint"):
+        plans = [_plan(problem, method, sample, passes) for sample in samples]
+        stored = steps.controlled[torch.stack([plan.stored for plan in plans])]
+        dropped = torch.tensor([_dropped(problem, sample) for sample in samples])
+        used = conditioning.dropped(dropped)
+        shift = 1 if method.adjoint_at == "next" else 0
+        lowest = stored.min(1).values + shift
+        adjoint = _adjoint(problem, trajectory, -method.reward_multiplier * terminal.gradient, used, lowest)
+        _require_finite_adjoint(adjoint, stored + shift, step, prompts)
+        base = _base_predictions(problem, trajectory, adjoint, used, stored, lowest)
+    pick = torch.arange(len(samples))[:, None]
+    weighed = method.needs_log_weights
+    return AdjointExperience(
+        prompts=tuple(prompts),
+        conditioning=conditioning,
+        rewards=terminal.rewards,
+        terms=terminal.terms,
+        indices=stored,
+        columns=torch.stack([plan.columns for plan in plans]),
+        states=trajectory.states[pick, stored],
+        adjoints=adjoint.adjoints[pick, stored + shift],
+        base_predictions=base,
+        noises=trajectory.noises[pick, stored] if weighed else None,
+        sampler_predictions=trajectory.predictions[pick, stored] if weighed else None,
+        dropped=dropped,
+        reward_gradient_norm=terminal.gradient.flatten(1).norm(dim=1).cpu(),
+        clamped_share=terminal.clamped_share,
+        adjoint_norm=_adjoint_norms(adjoint, lowest),
+        initial_cosine=_initial_cosine(trajectory),
+    )
+
+
+def _noise(problem: ControlProblem, samples: Sequence[Sample]) -> Tensor:
+    shape = (len(problem.steps) + 1, *problem.family.latent_shape)
+    return normal([(*sample.key, "noise") for sample in samples], shape, problem.device, torch.float32)
+
+
+def _plan(problem: ControlProblem, method: AdjointMatching, sample: Sample, passes: int) -> IndexPlan:
+    available = len(problem.steps.controlled)
+    count = method.timesteps_per_trajectory
+    return plan_indices(available, count, passes, generator(*sample.key, "indices"))
+
+
+def _dropped(problem: ControlProblem, sample: Sample) -> bool:
+    draw = torch.rand((), generator=generator(*sample.key, "dropout"))
+    return bool(draw < problem.recipe.prompts.dropout)
+
+
+def _adjoint(
+    problem: ControlProblem, trajectory: Trajectory, terminal: Tensor, used: Conditioning, lowest: Tensor
+) -> LeanAdjoint:
+    base = problem.base(used, problem.adjoint_guidance)
+    A, B = problem.steps.A, problem.steps.B
+    with problem.policy.only_base():
+        return lean_adjoint(terminal, trajectory.states, A, B, lambda x, k, rows: base.rows(rows)(x, k), lowest)
+
+
+def _base_predictions(
+    problem: ControlProblem,
+    trajectory: Trajectory,
+    adjoint: LeanAdjoint,
+    used: Conditioning,
+    stored: Tensor,
+    lowest: Tensor,
+) -> Tensor:
+    """eps_0 at the stored steps (B, M, ...): taken from the adjoint's own pass where both are guided alike."""
+    pick = torch.arange(len(stored))[:, None]
+    known = adjoint.base_predictions[pick, stored]
+    reusable = problem.adjoint_guidance == problem.control_guidance
+    missing = (stored < lowest[:, None]) if reusable else torch.ones_like(stored, dtype=torch.bool)
+    base = problem.base(used, problem.control_guidance)
+    rows, columns = torch.nonzero(missing, as_tuple=True)
+    if not len(rows):  # an empty tensor splits into one empty chunk, which attention layers refuse
+        return known
+    for chunk, column in zip(rows.split(len(stored)), columns.split(len(stored)), strict=True):
+        k = stored[chunk, column]
+        with torch.no_grad():
+            known[chunk, column] = base.rows(chunk.to(problem.device))(trajectory.states[chunk, k], k)
+    return known
+
+
+def _require_finite_adjoint(adjoint: LeanAdjoint, needed: Tensor, step: int, prompts: Sequence[str]) -> None:
+    pick = torch.arange(len(needed))[:, None]
+    require_finite(adjoint.adjoints[pick, needed], "lean adjoint", step, "adjoint", prompts)
+
+
+def _adjoint_norms(adjoint: LeanAdjoint, lowest: Tensor) -> dict[str, Tensor]:
+    norms = adjoint.adjoints.flatten(2).norm(dim=2).cpu()
+    last = norms.shape[1] - 1
+    middle = torch.maximum(torch.full_like(lowest, last // 2), lowest)
+    rows = torch.arange(len(norms))
+    return {"first": norms[rows, lowest], "middle": norms[rows, middle], "last": norms[:, last]}
+
+
+def _initial_cosine(trajectory: Trajectory) -> Tensor:
+    first, last = trajectory.states[:, 0].flatten(1), trajectory.terminal.flatten(1)
+    return torch.cosine_similarity(first, last, dim=1).cpu()
