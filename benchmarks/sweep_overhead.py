@@ -1,6 +1,7 @@
 """What the sweep's machinery costs per trial, and how that grows with the number of trials.
 
     python benchmarks/sweep_overhead.py [--trials 500] [--storage sqlite|journal|URL] [--sampler random|tpe|gp]
+        [--launcher local|ray]
 
 Trials cost nothing (a closed form instead of training), so all time is overhead: claiming a trial, sampling, resolving
 the recipe, recognising copies, reporting two intermediate values, and writing the outcome. Wall time depends on what
@@ -22,7 +23,7 @@ from amsd.recipe.load import read_toml
 from amsd.sweep.executor import Ended, Job, Monitor, RunLog
 from amsd.sweep.plan import plan_from
 from amsd.sweep.results import load_sweep
-from amsd.sweep.study import create
+from amsd.sweep.study import StudyHandle, create
 from amsd.sweep.worker import Worker
 
 
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--storage", default="sqlite")
     parser.add_argument("--sampler", default="random")
+    parser.add_argument("--launcher", default="local", choices=["local", "ray"])
     options = parser.parse_args()
     tree = {
         "name": "overhead",
@@ -69,16 +71,35 @@ def main() -> None:
         begun = time.perf_counter()
         handle = create(plan, directory, urls.get(options.storage, options.storage))
         queued = time.perf_counter() - begun
-        executor = Trivial()
-        Worker(handle, executor).run()
+        times, busy = measured(handle, options.launcher)
         begun = time.perf_counter()
         results = load_sweep(handle.url, "overhead")
         read = time.perf_counter() - begun
-    ran = len(executor.times)
-    print(f"{options.storage}, {options.sampler}: {len(results.trials)} trials ({ran} run), queued in {queued:.1f} s")
-    print(f"per trial, wall time:      {growth(executor.times)}")
-    print(f"per trial, processor time: {growth(executor.busy)}")
+    ran = len(times)
+    how = f"{options.launcher}, {options.storage}, {options.sampler}"
+    print(f"{how}: {len(results.trials)} trials ({ran} run), queued in {queued:.1f} s")
+    print(f"per trial, wall time:      {growth(times)}")
+    if busy:
+        print(f"per trial, processor time: {growth(busy)}")
     print(f"reading all results: {read:.2f} s")
+
+
+def measured(handle: StudyHandle, launcher: str) -> tuple[list[float], list[float]]:
+    """When each trial began: seconds on the clock, and seconds of this process (not where trials run elsewhere)."""
+    if launcher == "local":
+        executor = Trivial()
+        Worker(handle, executor).run()
+        return executor.times, executor.busy
+    import ray
+
+    from amsd.sweep.launchers.ray import drive
+    from amsd.sweep.launchers.ray_executor import Need
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    drive(handle, 1, Need(1, 0), Trivial())
+    ray.shutdown()
+    trials = load_sweep(handle.url, "overhead").trials
+    return [trial.started.timestamp() for trial in trials if trial.started is not None], []
 
 
 def growth(times: list[float]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from amsd.sweep.plan import Plan
+    from amsd.sweep.launchers import Launch
     from amsd.sweep.study import StudyHandle
 
 app = typer.Typer(name="sweep", help="Search over recipes with Optuna or W&B.", no_args_is_help=True)
@@ -35,7 +35,10 @@ def run(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="The sweep's folder [default: runs/sweep-NAME].")] = None,
     backend: Annotated[str, typer.Option(help="optuna or wandb.")] = "optuna",
-    launcher: Annotated[str, typer.Option(help="local or slurm.")] = "local",
+    launcher: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster: auto or HOST:PORT [default: one on this machine].")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the sweep and show its size; run nothing.")] = False,
 ) -> None:
     """Start a sweep, or go on with it: the same command resumes what was interrupted."""
@@ -43,6 +46,7 @@ def run(
 
     from amsd.errors import UsageError
     from amsd.sweep.checks import require_inputs
+    from amsd.sweep.launchers import Launch
     from amsd.sweep.plan import load_plan
 
     budget = [] if trials is None else [f"budget.trials={trials}"]
@@ -55,23 +59,37 @@ def run(
         require_inputs(plan, download=False)
         for line in outline(plan):
             typer.echo(line)
+        if launcher == "slurm":
+            from amsd.sweep.launchers.slurm import script
+
+            typer.echo(script(plan, folder, workers))
         return
     require_inputs(plan)
     if backend == "wandb" and launcher == "local":
         from amsd.sweep.wandb_backend import run_wandb
 
-        run_wandb(plan, folder, workers)
+        if run_wandb(plan, folder, workers):
+            typer.secho("Interrupted; unfinished runs keep their checkpoints.", err=True)
+            raise typer.Exit(INTERRUPTED)
     elif backend == "optuna":
-        _run(launcher, plan, folder, storage, workers, console)
+        _run(launcher, Launch(plan, folder, storage, workers, _unseen, ray_address), console)
     else:
         raise UsageError(f"--backend {backend} --launcher {launcher}: backends are optuna and wandb (wandb on this "
                          "machine only)")  # fmt: skip
 
 
-def _run(name: str, plan: Plan, folder: Path, storage: str | None, workers: int, console: Console) -> None:
+def _unseen(_: StudyHandle) -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
+
+
+def _run(name: str, request: Launch, console: Console) -> None:
+    from dataclasses import replace
+
     from amsd.sweep.display import following, overview
-    from amsd.sweep.launchers import Launch, launcher
+    from amsd.sweep.launchers import launcher
     from amsd.sweep.results import results_of
+
+    folder = request.folder
 
     before: list[tuple[int, str]] = []
 
@@ -79,7 +97,7 @@ def _run(name: str, plan: Plan, folder: Path, storage: str | None, workers: int,
         before.extend((trial.number, trial.state) for trial in results_of(handle).trials)
         return following(console, lambda: results_of(handle))
 
-    done = launcher(name).launch(Launch(plan, folder, storage, workers, view))
+    done = launcher(name).launch(replace(request, view=view))
     if done.jobs:
         console.print(f"Submitted {', '.join(done.jobs)}. Watch with: amsd sweep show {folder}")
         return
@@ -140,9 +158,24 @@ def worker(
     logging.basicConfig(level=logging.INFO, format="%(asctime)sZ %(levelname)s %(message)s", force=True)
     consent = Consent(sweep, tuple(shlex.split(command)) if command else None, allow_code)
     if storage.startswith(SCHEME):
-        join(storage, directory or Path())
-    elif work(storage, study, directory, consent).interrupted:
+        interrupted = join(storage, directory or Path())
+    else:
+        interrupted = work(storage, study, directory, consent).interrupted
+    if interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command("point")
+def point(
+    values: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="The point.")] = None,
+    plan: Annotated[str, typer.Option(help="The sweep as `amsd sweep export` writes it into a W&B file (JSON).")] = "",
+    output: Annotated[Path | None, typer.Option(help="The sweep's folder [default: runs/sweep-NAME].")] = None,
+) -> None:
+    """Run one point of a sweep: what `wandb agent` calls for a file of `amsd sweep export`."""
+    from amsd.sweep.wandb_backend import run_point
+
+    for label, value in run_point(plan, values or [], output).items():
+        typer.echo(f"{label} = {value:.6g}")
 
 
 @app.command("show")
@@ -210,11 +243,10 @@ def export(
 ) -> None:
     """A sweep file as a W&B sweep configuration (YAML), or the trials of a sweep as a table (CSV)."""
     from amsd.files import write_text
-    from amsd.sweep.export import as_csv
+    from amsd.sweep.export import as_csv, as_wandb_yaml
     from amsd.sweep.plan import load_plan
     from amsd.sweep.results import load_sweep
     from amsd.sweep.storage import is_storage
-    from amsd.sweep.wandb_backend import as_wandb_yaml
 
     stored = is_storage(sweep) or Path(sweep).is_dir()
     text = as_csv(load_sweep(sweep)) if stored else as_wandb_yaml(load_plan(sweep))

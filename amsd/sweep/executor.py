@@ -62,7 +62,8 @@ class Verdict(Enum):
 class Ended:
     """How a job ended."""
 
-    status: Literal["complete", "pruned", "released", "failed"]
+    status: Literal["complete", "pruned", "released", "lost", "failed"]
+    """`lost`: the machine that ran it is gone; `released`: it ended in good order and can go on."""
     log: RunLog
     error: str | None = None
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +16,9 @@ from amsd.recipe import dump_toml
 from amsd.recipe.schema import Tracking
 from amsd.sweep.plan import Plan
 from amsd.sweep.results import SweepResults
+from amsd.sweep.schema import TRAINING, Dimension, Objective
+from amsd.sweep.space import values
+from amsd.tracking.names import Names
 
 
 def winning_recipe(results: SweepResults, number: int | None = None) -> str:
@@ -31,8 +36,8 @@ def winning_recipe(results: SweepResults, number: int | None = None) -> str:
     plan = Plan(results.sweep, results.recipe.model_dump(mode="json", exclude_none=True))
     recipe = plan.resolve({**chosen.settings, "training.seed": results.sweep.seeds[0]})
     tracking = Tracking(**{**recipe.tracking.model_dump(), "name": f"{results.name}-best"})
-    values = zip(results.objectives, chosen.values or (), strict=False)
-    shown = [f"{o.label} = {measured(value, chosen.error_of(o.label))}" for o, value in values]
+    reached = zip(results.objectives, chosen.values or (), strict=False)
+    shown = [f"{o.label} = {measured(value, chosen.error_of(o.label))}" for o, value in reached]
     seeds = results.sweep.seeds
     over = f"mean and standard error over seeds {list(seeds)}" if len(seeds) > 1 else f"seed {seeds[0]}"
     title = f"# Trial {chosen.number} of sweep {results.name} ({over}): {', '.join(shown) or 'not complete'}"
@@ -67,15 +72,89 @@ def as_csv(results: SweepResults) -> str:
         ["number", "state", "cfg_mode", *dimensions, *heads, *bounds, "started", "seconds", "copy_of", "error"]
     )
     for trial in results.trials:
-        values = trial.values or ("",) * len(labels)
+        own = trial.values or ("",) * len(labels)
         errors = [trial.error_of(label) if trial.values else None for label in labels]
-        found = [cell for pair in zip(values, errors, strict=True) for cell in pair]
+        found = [cell for pair in zip(own, errors, strict=True) for cell in pair]
         limits = [trial.constraints.get(metric, "") for metric in bounds]
         params = [trial.params.get(name, "") for name in dimensions]
         began = trial.started.isoformat(timespec="seconds") if trial.started else ""
         last = [began, trial.duration, trial.copy_of, trial.error]
         writer.writerow([trial.number, trial.state, trial.cfg_mode, *params, *found, *limits, *last])
     return stream.getvalue()
+
+
+def wandb_configuration(plan: Plan) -> dict[str, Any]:
+    """The same search as a W&B sweep.
+
+    Raises:
+        UsageError: it uses what W&B sweeps do not have (several objectives, constraints, free names of dimensions).
+    """
+    sweep = plan.sweep
+    if odd := [name for name in sweep.search if not re.fullmatch(r"[A-Za-z_][\w.-]*", name)]:
+        raise UsageError(f"sweep {sweep.name}: W&B does not take the name {odd[0]!r}: letters, digits, _ . and - only")
+    if len(sweep.objective) > 1 or sweep.constraint:
+        raise UsageError(
+            f"sweep {sweep.name}: W&B sweeps have one objective and no constraints, but this one has "
+            f"{len(sweep.objective)} and {len(sweep.constraint)}. Use --backend optuna."
+        )
+    if sweep.budget.seconds is not None or sweep.budget.unet_evaluations is not None:
+        raise UsageError(f"sweep {sweep.name}: W&B sweeps know only budget.trials. Use --backend optuna.")
+    objective = sweep.objective[0]
+    method = {"grid": "grid", "random": "random", "qmc": "random"}.get(sweep.sampler.name, "bayes")
+    configuration: dict[str, Any] = {
+        "name": sweep.name,
+        "description": sweep.description,
+        "method": method,
+        "metric": {"name": metric_name(objective), "goal": objective.direction},
+        "parameters": {name: _parameter(dim, method) for name, dim in sweep.search.items()},
+    }
+    if len(sweep.seeds) > 1:  # every seed is a run of its own; W&B's grouping shows their mean
+        configuration["parameters"]["training.seed"] = {"values": list(sweep.seeds)}
+    if sweep.budget.trials is not None:
+        configuration["run_cap"] = sweep.budget.trials
+    if sweep.pruner.name != "none":
+        configuration["early_terminate"] = {"type": "hyperband", "min_iter": max(1, sweep.pruner.startup_trials)}
+    return configuration
+
+
+def metric_name(objective: Objective) -> str:
+    """Name under which W&B finds the objective in a run's summary."""
+    if objective.metric.startswith(TRAINING):
+        return objective.metric.removeprefix(TRAINING)
+    return f"eval/{objective.metric}" + ("" if objective.value == "mean" else f"/{objective.value}")
+
+
+def as_wandb_yaml(plan: Plan) -> str:
+    """`wandb_configuration` with the command that runs a point, as YAML, for `wandb sweep FILE` and `wandb agent`.
+
+    The base recipe, the overrides and the conditions stand in the command, as the plan in JSON.
+
+    Raises:
+        UsageError: as `wandb_configuration`.
+    """
+    import yaml
+
+    text = json.dumps(plan.dump(), separators=(",", ":"))
+    command = ["${env}", "python", "-m", "${program}", "sweep", "point", "--plan", text, "${args_no_hyphens}"]
+    tracking = Names.of(plan.recipe.tracking)
+    where = {"project": tracking.project} | ({"entity": tracking.entity} if tracking.entity else {})
+    whole = {**wandb_configuration(plan), **where, "program": "amsd", "command": command}
+    return str(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=10**6))
+
+
+def _parameter(dimension: Dimension, method: str) -> dict[str, Any]:
+    if dimension.low is None or dimension.high is None or method == "grid":
+        return {"values": values(dimension)}
+    low, high = dimension.low, dimension.high
+    if dimension.is_int:
+        name = "q_log_uniform_values" if dimension.log else "int_uniform"
+        return {"distribution": name, "min": int(low), "max": int(high)} if not dimension.step else {
+            "values": values(dimension)
+        }  # fmt: skip
+    if dimension.step is not None:
+        return {"distribution": "q_uniform", "min": float(low), "max": float(high), "q": float(dimension.step)}
+    name = "log_uniform_values" if dimension.log else "uniform"
+    return {"distribution": name, "min": float(low), "max": float(high)}
 
 
 def _plain(value: Any) -> Any:

@@ -32,7 +32,9 @@ class Claim:
 class Liveness:
     """Beats for the trial that this worker runs, and watches the others. One thread, started by `with`."""
 
-    def __init__(self, handle: StudyHandle, worker: str) -> None:
+    def __init__(self, handle: StudyHandle, worker: str, alone: bool = False) -> None:
+        """Of the worker `worker`; `alone`: nobody outside this process works on the study, so nobody needs a beat."""
+        self._alone = alone
         self._trials = handle.trials
         self._worker = worker
         self._execution = handle.plan.sweep.execution
@@ -45,12 +47,14 @@ class Liveness:
         self._failure: Exception | None = None
 
     def __enter__(self) -> Liveness:
-        self._thread.start()
+        if not self._alone:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self._thread.join(timeout=5)
+        if not self._alone:
+            self._thread.join(timeout=5)
 
     def claim(self) -> Claim | None:
         """Take the first waiting trial, if there is one; exactly one worker gets it."""

@@ -183,6 +183,10 @@ class Execution(Section):
 
     processes: int = Field(default=1, ge=1)
     """Processes (accelerate ranks) per trial."""
+    gpus: float | None = Field(default=None, ge=0)
+    """GPUs per trial; below 1, trials share one. Unset: `processes` where there are GPUs."""
+    cpus: int = Field(default=1, ge=1)
+    """CPU cores per process, for placing trials on a Ray cluster."""
     command: tuple[str, ...] | None = Field(default=None, min_length=1)
     """What runs a trial, before `RECIPE --output DIR [--resume]`; unset: `python -m amsd train`."""
     poll_seconds: Positive = 1.0
@@ -198,6 +202,13 @@ class Execution(Section):
     stop_after_failures: int = Field(default=3, ge=1)
     """The sweep stops if its first n finished trials all fail alike."""
 
+    @field_validator("gpus")
+    @classmethod
+    def _whole_or_a_share(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError("must be a whole number, or a share of one GPU below 1")
+        return gpus
+
 
 class Slurm(Section):
     """What `--launcher slurm` asks for, per worker."""
@@ -206,11 +217,23 @@ class Slurm(Section):
     account: str | None = None
     qos: str | None = None
     minutes: int = Field(default=1440, ge=1)
-    """Time limit of a job; a trial that does not fit goes back into the queue and resumes in another job."""
+    """Time limit of a job. At the limit its trial goes back with a checkpoint, and the job is queued again."""
+    nodes: int = Field(default=1, ge=1)
+    """Nodes per trial, with `execution.processes` processes on each; torchrun's rendezvous joins them."""
     gpus: int | None = Field(default=None, ge=0)
-    """Unset: `execution.processes`."""
+    """Per node. Unset: `execution.processes`; none if `gres` is set."""
+    gres: str | None = None
+    """Generic resources instead of `gpus`, such as `gpu:a100:2`."""
+    constraint: str | None = None
+    """Features that a node must have."""
+    exclude: str | None = None
+    """Nodes that are not used."""
     cpus: int = Field(default=8, ge=1)
     memory_gb: int | None = Field(default=None, ge=1)
+    signal_seconds: int = Field(default=180, ge=1)
+    """How long before the time limit a job is told to hand back its trial: time for a step and a checkpoint."""
+    options: Mapping[str, str | int] = Field(default_factory=dict)
+    """Any further options of sbatch, such as `mail-type`."""
     setup: tuple[str, ...] = ()
     """Shell lines before the worker starts, such as `module load cuda`."""
 

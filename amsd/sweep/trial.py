@@ -26,7 +26,7 @@ _TAIL = 0.1
 class Outcome:
     """How a trial ended."""
 
-    status: Literal["complete", "pruned", "released", "failed"]
+    status: Literal["complete", "pruned", "released", "lost", "failed"]
     values: tuple[float, ...] = ()
     constraints: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None

@@ -10,18 +10,21 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from amsd.errors import RunError, UsageError
 from amsd.files import write_json
-from amsd.sweep.executor import RunLog, Stop, TrialExecutor, Verdict
+from amsd.sweep.executor import RunLog, Stop, TrialExecutor, Verdict, on_signals
+from amsd.sweep.export import wandb_configuration
 from amsd.sweep.launchers.processes import ProcessExecutor
 from amsd.sweep.plan import Plan, restore_plan
 from amsd.sweep.points import make_point
-from amsd.sweep.schema import FORMAT, TRAINING, Dimension, Objective
-from amsd.sweep.space import active, declared, ordered, values
+from amsd.sweep.schema import FORMAT, Dimension
+from amsd.sweep.space import active, declared, ordered
 from amsd.sweep.trial import measure
 from amsd.tracking.names import Names
 
@@ -59,8 +62,8 @@ def create_wandb(plan: Plan, folder: Path) -> str:
     return path
 
 
-def run_wandb(plan: Plan, folder: Path, workers: int) -> None:
-    """Create the sweep and run `workers` agents until the server has no more points.
+def run_wandb(plan: Plan, folder: Path, workers: int) -> bool:
+    """Create the sweep and run `workers` agents until the server has no more points, or a signal ends them (True).
 
     Raises:
         UsageError: as `create_wandb`.
@@ -68,15 +71,14 @@ def run_wandb(plan: Plan, folder: Path, workers: int) -> None:
     """
     path = create_wandb(plan, folder)
     if workers == 1:
-        run_agent(path, plan, folder, ProcessExecutor(plan.sweep.execution))
-        return
-    from amsd.sweep.launchers.local import run_agents
+        return run_agent(path, plan, folder, ProcessExecutor(plan.sweep.execution))
+    from amsd.sweep.launchers.local import gpus_per_trial, run_agents
 
-    run_agents(f"{SCHEME}{path}", folder.resolve(), workers, plan.sweep.execution.processes)
+    return run_agents(f"{SCHEME}{path}", folder.resolve(), workers, gpus_per_trial(plan.sweep.execution))
 
 
-def join(source: str, folder: Path) -> None:
-    """Run one more agent: `source` is `wandb:ENTITY/PROJECT/ID`, `folder` the sweep's folder.
+def join(source: str, folder: Path) -> bool:
+    """Run one more agent of the W&B sweep `wandb:ENTITY/PROJECT/ID` in the sweep's folder; True if a signal ended it.
 
     Raises:
         UsageError: the folder has no such sweep, or no key is set.
@@ -87,31 +89,99 @@ def join(source: str, folder: Path) -> None:
     except (OSError, ValueError, KeyError):
         raise UsageError(f"{folder}: {POINTER} is missing or damaged; --directory names the sweep's folder") from None
     plan = restore_plan(data, str(folder / POINTER))
-    run_agent(source.removeprefix(SCHEME), plan, folder.resolve(), ProcessExecutor(plan.sweep.execution))
+    return run_agent(source.removeprefix(SCHEME), plan, folder.resolve(), ProcessExecutor(plan.sweep.execution))
 
 
-def run_agent(path: str, plan: Plan, folder: Path, executor: TrialExecutor, count: int | None = None) -> None:
-    """W&B's own agent, which calls us once per point; `count` limits how often."""
+def run_agent(path: str, plan: Plan, folder: Path, executor: TrialExecutor, count: int | None = None) -> bool:
+    """W&B's own agent, which calls us once per point; `count` limits how often. Returns whether it was interrupted.
+
+    SIGINT, SIGTERM or SIGHUP ends the running trial with a checkpoint, and then the agent.
+    """
     import wandb
 
     folder = folder.resolve()
-    stop = Stop()
     failures: list[str] = []
+    stop, idle = Stop(), threading.Event()
+    idle.set()
 
     def trial() -> None:
+        idle.clear()
         try:
             run_trial(plan, folder, executor, stop, os.environ)
+        except HandedBack as error:
+            logger.warning("%s", error)
         except RunError as error:
             failures.append(str(error))
             logger.warning("W&B run %s failed: %s", os.environ.get("WANDB_RUN_ID"), error)
             raise
+        finally:
+            idle.set()
 
+    def end_agent() -> None:
+        while not over.is_set():
+            if stop.requested and idle.wait(0.1):
+                os.kill(os.getpid(), signal.SIGINT)  # the second signal: the agent ends where it waits
+                return
+            stop.wait(0.5)
+
+    over = threading.Event()
     parts = path.split("/")
     entity, project = parts[0] if len(parts) == 3 else None, parts[-2] if len(parts) > 1 else None
-    wandb.agent(parts[-1], function=trial, entity=entity, project=project, count=count)
+    with on_signals(stop):
+        threading.Thread(target=end_agent, name="amsd-agent-end", daemon=True).start()
+        try:
+            wandb.agent(parts[-1], function=trial, entity=entity, project=project, count=count)
+        except KeyboardInterrupt:
+            if not stop.requested:
+                raise
+        finally:
+            over.set()
     limit = plan.sweep.execution.stop_after_failures
     if len(failures) >= limit and len(set(failures)) == 1:
         raise RunError(f"sweep {plan.sweep.name}: {len(failures)} trials failed alike:\n{failures[-1]}")
+    return stop.requested
+
+
+class HandedBack(RunError):
+    """A run was told to end and has written a checkpoint: it goes on where it is started again."""
+
+    exit_code = 75
+
+
+def run_point(text: str, assignments: Sequence[str], folder: Path | None) -> dict[str, float]:
+    """Run the point `KEY=VALUE...` that `wandb agent` writes into a command line, of the plan `text` in JSON.
+
+    Raises:
+        UsageError: the plan is none, or a value is not one that it declares.
+        RunError: as `run_trial`.
+    """
+    try:
+        plan = restore_plan(json.loads(text), "--plan")
+    except ValueError as error:
+        raise UsageError(f"--plan: is no JSON ({error})") from None
+    chosen: dict[str, Any] = {}
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        dimension = plan.sweep.search.get(key)
+        chosen[key] = _written(dimension, value) if dimension is not None else value
+    if "training.seed" in chosen:
+        chosen["training.seed"] = int(value) if (value := str(chosen["training.seed"])).isdigit() else value
+    stop = Stop()
+    run_id = os.environ.get("WANDB_RUN_ID", "alone")
+    with on_signals(stop):
+        folder = (folder or Path("runs") / f"sweep-{plan.sweep.name}").resolve()
+        return _run_chosen(plan, folder, ProcessExecutor(plan.sweep.execution), stop, run_id, chosen)
+
+
+def _written(dimension: Dimension, text: str) -> Any:
+    """A value from the text that W&B's agent makes of it (Python's own)."""
+    for choice in dimension.choices or dimension.variants or ():
+        if str(choice) == text:
+            return choice
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def run_trial(
@@ -124,17 +194,24 @@ def run_trial(
     """
     import yaml
 
-    run_id = environment["WANDB_RUN_ID"]
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]{0,127}", run_id):  # it names a folder
-        raise RunError(f"W&B names the run {run_id!r}; only letters, digits, - and _ are taken")
     given = yaml.safe_load(Path(environment["WANDB_SWEEP_PARAM_PATH"]).read_text(encoding="utf-8"))
     chosen = {key: entry["value"] for key, entry in given.items() if isinstance(entry, dict) and "value" in entry}
+    return _run_chosen(plan, folder, executor, stop, environment["WANDB_RUN_ID"], chosen)
+
+
+def _run_chosen(
+    plan: Plan, folder: Path, executor: TrialExecutor, stop: Stop, run_id: str, chosen: dict[str, Any]
+) -> dict[str, float]:
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]{0,127}", run_id):  # it names a folder
+        raise RunError(f"W&B names the run {run_id!r}; only letters, digits, - and _ are taken")
     seed = chosen.pop("training.seed", plan.sweep.seeds[0])
     if isinstance(seed, bool) or seed not in plan.sweep.seeds:
         raise RunError(f"W&B chose training.seed = {seed!r}, but the sweep's seeds are {list(plan.sweep.seeds)}")
     single = Plan(plan.sweep.model_copy(update={"seeds": (seed,)}), plan.tree)
     point = make_point(single, folder, f"wandb-{run_id}", _params(plan, chosen))
     ended = executor.run(point.jobs[0], _watch(stop))
+    if ended.status == "released":
+        raise HandedBack(f"Run {run_id} was ended and has kept its checkpoint in {point.jobs[0].run}.")
     if ended.status != "complete":
         raise RunError(ended.error or f"run {run_id} was {ended.status}")
     return measure(plan.sweep, ended.log)
@@ -180,65 +257,3 @@ def require_key() -> None:
     if not wandb.login(prompt=False, verify=False):
         raise UsageError("--backend wandb needs a W&B key: set WANDB_API_KEY or run `wandb login` "
                          "(WANDB_BASE_URL for an own server), or use --backend optuna, which needs none.")  # fmt: skip
-
-
-def wandb_configuration(plan: Plan) -> dict[str, Any]:
-    """The same search as a W&B sweep.
-
-    Raises:
-        UsageError: it uses what W&B sweeps do not have (several objectives, constraints).
-    """
-    sweep = plan.sweep
-    if len(sweep.objective) > 1 or sweep.constraint:
-        raise UsageError(
-            f"sweep {sweep.name}: W&B sweeps have one objective and no constraints, but this one has "
-            f"{len(sweep.objective)} and {len(sweep.constraint)}. Use --backend optuna."
-        )
-    if sweep.budget.seconds is not None or sweep.budget.unet_evaluations is not None:
-        raise UsageError(f"sweep {sweep.name}: W&B sweeps know only budget.trials. Use --backend optuna.")
-    objective = sweep.objective[0]
-    method = {"grid": "grid", "random": "random", "qmc": "random"}.get(sweep.sampler.name, "bayes")
-    configuration: dict[str, Any] = {
-        "name": sweep.name,
-        "description": sweep.description,
-        "method": method,
-        "metric": {"name": metric_name(objective), "goal": objective.direction},
-        "parameters": {name: _parameter(dim, method) for name, dim in sweep.search.items()},
-    }
-    if len(sweep.seeds) > 1:  # every seed is a run of its own; W&B's grouping shows their mean
-        configuration["parameters"]["training.seed"] = {"values": list(sweep.seeds)}
-    if sweep.budget.trials is not None:
-        configuration["run_cap"] = sweep.budget.trials
-    if sweep.pruner.name != "none":
-        configuration["early_terminate"] = {"type": "hyperband", "min_iter": max(1, sweep.pruner.startup_trials)}
-    return configuration
-
-
-def metric_name(objective: Objective) -> str:
-    """Name under which W&B finds the objective in a run's summary."""
-    if objective.metric.startswith(TRAINING):
-        return objective.metric.removeprefix(TRAINING)
-    return f"eval/{objective.metric}" + ("" if objective.value == "mean" else f"/{objective.value}")
-
-
-def as_wandb_yaml(plan: Plan) -> str:
-    """`wandb_configuration` as YAML, for `wandb sweep FILE`."""
-    import yaml
-
-    text: str = yaml.safe_dump(wandb_configuration(plan), sort_keys=False, allow_unicode=True)
-    return text
-
-
-def _parameter(dimension: Dimension, method: str) -> dict[str, Any]:
-    if dimension.low is None or dimension.high is None or method == "grid":
-        return {"values": values(dimension)}
-    low, high = dimension.low, dimension.high
-    if dimension.is_int:
-        name = "q_log_uniform_values" if dimension.log else "int_uniform"
-        return {"distribution": name, "min": int(low), "max": int(high)} if not dimension.step else {
-            "values": values(dimension)
-        }  # fmt: skip
-    if dimension.step is not None:
-        return {"distribution": "q_uniform", "min": float(low), "max": float(high), "q": float(dimension.step)}
-    name = "log_uniform_values" if dimension.log else "uniform"
-    return {"distribution": name, "min": float(low), "max": float(high)}

@@ -40,13 +40,21 @@ class WorkerReport:
 class Worker:
     """Runs trials until the budget is used up, the sweep stops, or `stop` is set."""
 
-    def __init__(self, handle: StudyHandle, executor: TrialExecutor, stop: Stop | None = None) -> None:
+    def __init__(
+        self,
+        handle: StudyHandle,
+        executor: TrialExecutor,
+        stop: Stop | None = None,
+        name: str = "",
+        alone: bool = False,
+    ) -> None:
+        """A worker with a name for the table; `alone`: no other process works on the study."""
         self._handle = handle
         self._trials = handle.trials
         self._executor = executor
         self._stop = stop or Stop()
         self._sweep = handle.plan.sweep
-        self._liveness = Liveness(handle, f"{socket.gethostname()}:{os.getpid()}")
+        self._liveness = Liveness(handle, name or f"{socket.gethostname()}:{os.getpid()}", alone)
         self._twins = Twins(handle.study)
 
     def run(self) -> WorkerReport:
@@ -164,13 +172,16 @@ class Worker:
         if current.state.name != "RUNNING" or owner.get("token") != claim.token:
             logger.warning("Trial %d was given to another worker; its outcome here is dropped.", claim.number)
             return 0
-        facts = {"seconds": round(seconds, 3), "error": outcome.error, "copy_of": outcome.copy_of}
+        error = None if outcome.status in ("released", "lost") else outcome.error
+        facts = {"seconds": round(seconds, 3), "error": error, "copy_of": outcome.copy_of}
         trial.set_user_attr(names.OUTCOME, {**facts, "constraints": dict(outcome.constraints)})
-        if outcome.status == "released":
+        lost = owner.get("lost", 0) + (outcome.status == "lost")
+        if outcome.status == "released" or (outcome.status == "lost" and lost < self._sweep.execution.attempts):
             self._liveness.drop()
-            trial.set_user_attr(names.OWNER, {**owner, "token": None})
+            trial.set_user_attr(names.OWNER, {**owner, "token": None, "lost": lost})
             self._trials.put_back(claim.trial_id)
-            logger.info("Trial %d goes back into the queue; it will resume from its last checkpoint.", claim.number)
+            why = f" ({outcome.error})" if outcome.error else ""
+            logger.info("Trial %d goes back into the queue; it will resume from its checkpoint%s.", claim.number, why)
             return 0
         self._tell(trial, outcome)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from amsd.recipe.catalogue import names
 from amsd.recipe.load import read_toml
 from amsd.recipe.methods import METHODS
 from amsd.sweep.plan import plan_from
+from amsd.sweep.schema import Slurm
 from tests.cli import commands as tiny
 from tests.documentation.pages import Found, commands, inline, toml_blocks, words
 
@@ -96,6 +98,8 @@ def test_every_toml_loads(found: Found) -> None:
     if "search" in tree or "objective" in tree:
         name = tree.get("recipe", "shapes")
         assert plan_from({"name": "documented", **tree}, read_toml(Path("recipes") / f"{name}.toml"))
+    elif "slurm" in tree:
+        assert Slurm.model_validate_json(json.dumps(tree["slurm"])).nodes == 1
     else:
         from_dict({"reward": [{"name": "brightness"}], **tree}, source=found.page)
 

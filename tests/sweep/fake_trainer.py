@@ -1,7 +1,8 @@
 """Stands for `amsd train RECIPE --output DIR [--resume] [--processes N]`: writes the same files, trains nothing.
 
 The metric is a closed form of the recipe: `shapes:right` after step t is -(eta - 0.8)^2 * t/steps. It resumes from its
-last checkpoint, and appends every step it computes to `steps.txt`, so that a test can see what was computed twice.
+last checkpoint, writes one and exits with 75 when it gets SIGTERM, and appends every step it computes to `steps.txt`,
+so that a test can see what was computed twice.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -31,14 +33,23 @@ def main() -> None:
         stream.write(f"{os.getpid()} from {done}\n")
     agent = {name: os.environ.get(name) for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID")}
     (run / "agent.json").write_text(json.dumps(agent))
-    if "fail" in recipe.tracking.project:
+    if "fail" in (recipe.tracking.project or ""):
         raise SystemExit(f"Error: no such weights for trial {run.parent.parent.name}")
     held = Path(os.environ.get("FAKE_HELD_WHILE", "/nowhere"))
+    seconds = float(os.environ.get("FAKE_STEP_SECONDS", "0"))
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     total, eta = recipe.training.steps, recipe.schedule.eta
     setting = recipe.evaluation_settings[0].name
     for step in range(done + 1, total + 1):
         while step == total // 2 + 1 and held.exists():  # in the middle of the run, for as long as the test wants
             time.sleep(0.05)
+            if told:
+                break
+        time.sleep(seconds)
+        if told:  # an announced end, as `amsd train` does it
+            (checkpoints / f"step-{step - 1:06d}").mkdir(exist_ok=True)
+            raise SystemExit(75)
         with (run / "steps.txt").open("a") as stream:
             stream.write(f"{step}\n")
         lines = [{"step": step, "loss": 1 / step, "kl": eta * step}]

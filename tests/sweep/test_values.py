@@ -57,7 +57,7 @@ def test_follower_reads_each_line_once_and_waits_for_half_a_line(tmp_path: Path)
     follower = Follower(tmp_path)
     assert follower.read() == RunLog()
     log.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "evaluation": "a", "eval/m": 1')
-    assert follower.read() == RunLog(training={1: {"step": 1.0, "loss": 2.0}})
+    assert follower.read() == RunLog(training={1: {"loss": 2.0}})
     with log.open("a") as stream:
         stream.write('.5}\n{"step": 2, "notice": "x", "text": "y"}\nhalf a li\n{"step": 3, "loss": null}\n')
     read = follower.read()
@@ -72,7 +72,7 @@ def test_follower_starts_again_when_a_resumed_run_cuts_the_log(tmp_path: Path) -
     follower = Follower(tmp_path)
     follower.read()
     log.write_text('{"step": 1, "loss": 3.0}\n')
-    assert follower.read().training == {1: {"step": 1.0, "loss": 3.0}}
+    assert follower.read().training == {1: {"loss": 3.0}}
 
 
 def test_the_last_step_is_not_that_of_a_notice(tmp_path: Path) -> None:
@@ -118,5 +118,12 @@ def test_constraint_and_dominance() -> None:
 def test_gpus_are_divided() -> None:
     assert gpu_shares(["0", "1", "2", "3"], 2, 2) == ["0,1", "2,3"]
     assert gpu_shares([], 3, 1) == [None, None, None]
-    with pytest.raises(UsageError, match="need 6 GPUs, but 4"):
+    assert gpu_shares(["0", "1"], 5, 1 / 3) == ["0", "0", "0", "1", "1"]
+    assert gpu_shares(["5"], 2, 0.5) == ["5", "5"]
+    assert gpu_shares(["0"], 2, 0) == [None, None]
+    with pytest.raises(UsageError, match="hold 2"):
+        gpu_shares(["0"], 3, 0.4)
+    with pytest.raises(
+        UsageError, match=r"3 workers with 2 GPUs each do not fit: 4 GPUs are visible .* which hold 2\. Use --workers 2"
+    ):
         gpu_shares(["0", "1", "2", "3"], 3, 2)

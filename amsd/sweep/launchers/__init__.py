@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LAUNCHERS: Final = {
     "local": "amsd.sweep.launchers.local:LocalLauncher",
     "slurm": "amsd.sweep.launchers.slurm:SlurmLauncher",
+    "ray": "amsd.sweep.launchers.ray:RayLauncher",
 }
 #: Shows a sweep inside a block; what it yields is called whenever there may be something new to show.
 View = Callable[["StudyHandle"], AbstractContextManager[Callable[[], None]]]
@@ -37,6 +38,8 @@ class Launch:
     """How many trials run at once."""
     view: View
     """How the sweep is shown while it runs."""
+    address: str | None = None
+    """Of a Ray cluster: `auto` or HOST:PORT; None: one of this machine."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from amsd.errors import AmsdError, RunError, UsageError
 from amsd.sweep.executor import Stop, on_signals
 from amsd.sweep.launchers import Launch, Launched
 from amsd.sweep.launchers.processes import ProcessExecutor, leashed, tail
+from amsd.sweep.schema import Execution
 from amsd.sweep.storage import STORAGE_VARIABLE
 from amsd.sweep.study import Consent, StudyHandle, create, join
 from amsd.sweep.worker import Worker, WorkerReport, last_line
@@ -81,10 +82,10 @@ def run_workers(
     Raises:
         RunError: the sweep stopped by itself, or every worker died.
     """
-    study, processes = handle.study.study_name, handle.plan.sweep.execution.processes
-    command = ["--study", study, "--directory", str(handle.directory)]
+    each = gpus_per_trial(handle.plan.sweep.execution)
+    command = ["--study", handle.study.study_name, "--directory", str(handle.directory)]
     stop = Stop()
-    with on_signals(stop), _launched(command, handle.url, handle.directory, count, processes) as workers:
+    with on_signals(stop), _launched(command, handle.url, handle.directory, count, each) as workers:
         _watch(workers, stop, tick, every)
     if reason := handle.stop_reason():
         raise RunError(reason)
@@ -92,25 +93,24 @@ def run_workers(
     return WorkerReport(0, stop.requested)
 
 
-def run_agents(source: str, directory: Path, count: int, processes: int) -> None:
-    """Start `count` W&B agents on this machine and wait for all of them.
+def run_agents(source: str, directory: Path, count: int, gpus: float) -> bool:
+    """Start `count` W&B agents on this machine and wait for all of them; returns whether they were interrupted.
 
     Raises:
         RunError: every agent died.
     """
     stop = Stop()
     options = ["--directory", str(directory)]
-    with on_signals(stop), _launched(options, source, directory, count, processes) as workers:
+    with on_signals(stop), _launched(options, source, directory, count, gpus) as workers:
         _watch(workers, stop, lambda: None, every=60)
     _check_dead(workers, stop, directory)
+    return stop.requested
 
 
 @contextmanager
-def _launched(
-    options: list[str], source: str, directory: Path, count: int, processes: int
-) -> Iterator[list[_Launched]]:
+def _launched(options: list[str], source: str, directory: Path, count: int, gpus: float) -> Iterator[list[_Launched]]:
     """Workers; those that still run at the end of the block hand back their trials, end and are waited for."""
-    shares = gpu_shares(visible_gpus(), count, processes)
+    shares = gpu_shares(visible_gpus(), count, gpus)
     (directory / "workers").mkdir(parents=True, exist_ok=True)
     workers: list[_Launched] = []
     try:
@@ -143,11 +143,25 @@ def _check_dead(workers: list[_Launched], stop: Stop, directory: Path) -> None:
 
 
 def _watch(workers: list[_Launched], stop: Stop, tick: Callable[[], None], every: float) -> None:
+    def alive() -> bool:
+        return any(worker.process.poll() is None for worker in workers)
+
+    follow(alive, stop, tick, every, lambda: _terminate(workers))
+
+
+def follow(
+    alive: Callable[[], bool],
+    stop: Stop,
+    tick: Callable[[], None],
+    every: float,
+    tell: Callable[[], None] = lambda: None,
+) -> None:
+    """Call `tick` regularly while the workers are alive, and `tell` them once when somebody asks for the end."""
     told, next_tick = False, time.monotonic()
-    while any(worker.process.poll() is None for worker in workers):
+    while alive():
         if stop.requested and not told:
             told = True
-            _terminate(workers)  # once: a second signal would interrupt them while they hand back
+            tell()  # once: a second signal would interrupt them while they hand back
         if time.monotonic() >= next_tick:
             _try(tick)
             next_tick = time.monotonic() + every
@@ -188,17 +202,27 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(count)]
 
 
-def gpu_shares(gpus: list[str], workers: int, processes: int) -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES of each worker; None without GPUs. Each share has `processes` GPUs or more.
+def gpu_shares(gpus: list[str], workers: int, each: float) -> list[str | None]:
+    """CUDA_VISIBLE_DEVICES of each worker, whose trials use `each` GPUs; None without GPUs. Below 1, workers share one.
 
     Raises:
         UsageError: the GPUs do not suffice.
     """
-    if not gpus:
+    if not gpus or each == 0:
         return [None] * workers
-    if workers * processes > len(gpus):
+    per_gpu = int(1 / each + 1e-6) if each < 1 else 1
+    fits = len(gpus) * per_gpu if each < 1 else int(len(gpus) // each)
+    if workers > fits:
+        room = f"Use --workers {fits}." if fits else "Lower execution.gpus or execution.processes."
         raise UsageError(
-            f"{workers} workers with {processes} processes each need {workers * processes} GPUs, "
-            f"but {len(gpus)} are visible ({','.join(gpus)}). Use --workers {max(1, len(gpus) // processes)}."
+            f"{workers} workers with {each:g} GPUs each do not fit: {len(gpus)} GPUs are visible ({','.join(gpus)}), "
+            f"which hold {fits}. {room}"
         )
-    return [",".join(gpus[index * processes : (index + 1) * processes]) for index in range(workers)]
+    if each < 1:
+        return [gpus[index // per_gpu] for index in range(workers)]
+    return [",".join(gpus[index * int(each) : (index + 1) * int(each)]) for index in range(workers)]
+
+
+def gpus_per_trial(execution: Execution) -> float:
+    """What a trial uses where there are GPUs."""
+    return float(execution.processes) if execution.gpus is None else execution.gpus

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -30,9 +30,24 @@ logger = logging.getLogger(__name__)
 
 #: Environment variable that marks every process of a run, launcher and ranks alike; its value is the run's folder.
 MARK = "AMSD_SWEEP_RUN"
+#: Exit code of a training that was told to end and has written its checkpoint (docs/runs.md).
+ANNOUNCED = 75
 _TAIL_LINES = 25
 #: Bytes at the end of a log that hold its last step: a line has about two thousand.
 _TAIL = 32768
+
+
+def one_node(execution: Execution, job: Job, recipe: Path) -> list[str]:
+    """The command line of a job on this machine."""
+    several = ["--processes", str(execution.processes)] if execution.processes > 1 else []
+    return [*training(execution, job, recipe), *several]
+
+
+def training(execution: Execution, job: Job, recipe: Path) -> list[str]:
+    """The command line of one process of a job."""
+    command = list(execution.command or (sys.executable, "-m", "amsd", "train"))
+    # A run that has begun is continued; a fresh one has nothing to resume, and says nothing of it.
+    return [*command, str(recipe), "--output", str(job.run), *(["--resume"] if RunDirectory(job.run).used else [])]
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,8 @@ class ProcessExecutor:
     execution: Execution
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to this process's environment, such as CUDA_VISIBLE_DEVICES."""
+    render: Callable[[Execution, Job, Path], list[str]] = one_node
+    """Job and recipe file -> command line."""
 
     def run(self, job: Job, monitor: Monitor) -> Ended:
         """Start or resume the job and follow its log until it ends or `monitor` wants it to."""
@@ -60,17 +77,10 @@ class ProcessExecutor:
                 end_processes(mark, self.execution.terminate_seconds, process)
             return _ending(process.returncode, verdict, follower.read(), tail(output, start))
 
-    def command(self, job: Job, recipe: Path) -> list[str]:
-        """The command line of a job."""
-        command = list(self.execution.command or (sys.executable, "-m", "amsd", "train"))
-        command += [str(recipe), "--output", str(job.run), *(["--resume"] if RunDirectory(job.run).used else [])]
-        processes = self.execution.processes
-        return command + (["--processes", str(processes)] if processes > 1 else [])
-
     def _start(self, job: Job, recipe: Path, mark: str, output: IO[bytes]) -> subprocess.Popen[bytes]:
         inherited = {name: value for name, value in os.environ.items() if name != STORAGE_VARIABLE}  # has a password
         return subprocess.Popen(
-            leashed(self.command(job, recipe)),
+            leashed(self.render(self.execution, job, recipe)),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -100,23 +110,23 @@ def leashed(command: list[str]) -> list[str]:
 def end_processes(mark: str, grace: float, child: subprocess.Popen[bytes] | None = None) -> None:
     """End every process of this machine that carries `mark`: SIGTERM, then SIGKILL after `grace` seconds.
 
-    Ranks are found by the mark and not by process group, because torch's launcher gives each its own session.
+    `child` is told first and alone: it ends its ranks in good order, and a second signal would cut their checkpoint
+    short. Ranks are found by the mark and not by process group, because torch's launcher gives each its own session.
     """
     import psutil
 
     deadline = time.monotonic() + grace
     if child is not None and child.poll() is None:
-        child.terminate()  # the launcher first: it takes its ranks with it in good order
+        child.terminate()
     told: set[int] = set() if child is None else {child.pid}
     while members := _members(mark):
-        if child is not None:
-            child.poll()  # reap
         late = time.monotonic() > deadline
+        busy = child is not None and child.poll() is None  # which also reaps it
         for member in members:
             try:
                 if late:
                     member.kill()
-                elif member.pid not in told:
+                elif member.pid not in told and not busy:
                     member.terminate()
                     told.add(member.pid)
             except psutil.NoSuchProcess:
@@ -147,6 +157,8 @@ def _ending(code: int, verdict: Verdict, log: RunLog, said: str) -> Ended:
             return Ended("released", log)
     if code == 0:
         return Ended("complete", log)
+    if code == ANNOUNCED:
+        return Ended("released", log)
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
