@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from amsd.diffusion.steps import AffineSteps, Index
+from amsd.diffusion.steps import AffineSteps, Index, on_device
 from amsd.rows import Rows
 
 
@@ -78,9 +78,16 @@ class NetworkPredictor:
 
     def __call__(self, x: Tensor, k: Index) -> Tensor:
         """The path's own prediction (B, ...) at states x (B, ...) of step k."""
-        timesteps = self.steps.timesteps[k].to(x.device).expand(len(x))
+        timesteps = self._timesteps(k, x)
         output = guided(self.network, x, timesteps, self.conditioning, self.guidance_scale)
         return self.steps.prediction(output, k, x)
+
+    def _timesteps(self, k: Index, x: Tensor) -> Tensor:
+        """t_k for every row of x, (B,), filled in on the device of x."""
+        times = self.steps.timesteps
+        if isinstance(k, int):
+            return torch.full((len(x),), times[k].item(), dtype=times.dtype, device=x.device)
+        return on_device(times[k], x.device)
 
     def rows(self, index: Tensor | slice) -> NetworkPredictor:
         """The same predictor for the given rows of its batch."""

@@ -22,5 +22,7 @@ def generator(*key: int | str) -> torch.Generator:
 
 def normal(keys: Sequence[Key], shape: Sequence[int], device: torch.device | str, dtype: torch.dtype) -> Tensor:
     """Standard normal noise (B, *shape), row i drawn from `generator(*keys[i])` alone."""
-    rows = [torch.randn(tuple(shape), generator=generator(*key), dtype=dtype) for key in keys]
-    return torch.stack(rows).to(device)
+    drawn = torch.empty((len(keys), *shape), dtype=dtype, pin_memory=torch.device(device).type == "cuda")
+    for row, key in zip(drawn, keys, strict=True):
+        torch.randn(tuple(shape), generator=generator(*key), dtype=dtype, out=row)
+    return drawn.to(device, non_blocking=True)

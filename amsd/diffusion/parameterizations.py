@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.folder import network_part
-from amsd.diffusion.guidance import TextCondition
+from amsd.diffusion.guidance import Network, TextCondition
+from amsd.diffusion.held import AdapterCopy, CastCopy, HeldCopy, MergedCopy, cast_copy
 from amsd.diffusion.parts import load_network
 from amsd.diffusion.policy import Policy
 from amsd.reading import reading, require_same, require_whole
@@ -27,7 +28,7 @@ class FullPolicy(Policy):
 
     def __init__(self, family: Family, model: Model) -> None:
         super().__init__(family, model)
-        self._base = _frozen_copy(family.denoiser, self.dtype)
+        self._base = cast_copy(family.denoiser, self.dtype)
         self._network = family.denoiser.to(torch.float32).requires_grad_(True)
         self._call, self._call_base = family.network(self._network), family.network(self._base)
 
@@ -47,10 +48,14 @@ class FullPolicy(Policy):
         """Every parameter of the network."""
         return dict(self._network.named_parameters())
 
-    def finetuned(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
-        """Output of the trained network."""
-        with self.autocast():
-            return self._call(x, timesteps, condition)
+    def _trained_output(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+        return self._call(x, timesteps, condition)
+
+    def _call_of(self, copied: nn.Module) -> Network:
+        return self.family.network(copied)
+
+    def _new_copy(self) -> HeldCopy | None:
+        return None if self.dtype is torch.float32 else CastCopy(self._network, self.dtype)
 
     def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
         """Output of the frozen copy."""
@@ -65,9 +70,12 @@ class FullPolicy(Policy):
         """Read the network's folder."""
         _restore(self._network, folder / self.family.denoiser_name)
 
-    def _sampling_module(self, base: bool) -> nn.Module:
-        module: nn.Module = self._base if base else self._network
-        return module
+    def _sampling_module(self, trained: nn.Module) -> nn.Module:
+        return trained
+
+    @property
+    def _base_module(self) -> nn.Module:
+        return self._base
 
 
 class LoraPolicy(Policy):
@@ -111,10 +119,14 @@ class LoraPolicy(Policy):
         """The adapters' parameters."""
         return {name: value for name, value in self._network.named_parameters() if "lora_" in name}
 
-    def finetuned(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
-        """Output with adapters on."""
-        with self.autocast():
-            return self._call(x, timesteps, condition)
+    def _trained_output(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+        return self._call(x, timesteps, condition)
+
+    def _call_of(self, copied: nn.Module) -> Network:
+        return self.family.network(copied)
+
+    def _new_copy(self) -> HeldCopy | None:
+        return MergedCopy(self._network) if self.dtype is torch.float32 else AdapterCopy(self._network, self.dtype)
 
     def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
         """Output with adapters off: bit for bit the pretrained network's."""
@@ -144,9 +156,12 @@ class LoraPolicy(Policy):
         require_same(get_peft_model_state_dict(self._network), state, f"{what}: {file}")
         set_peft_model_state_dict(self._network, state)
 
-    def _sampling_module(self, base: bool) -> nn.Module:
-        module: nn.Module = self._network
-        return module
+    def _sampling_module(self, trained: nn.Module) -> nn.Module:
+        return trained
+
+    @property
+    def _base_module(self) -> nn.Module:
+        return self.trained_network
 
     @contextmanager
     def only_base(self) -> Iterator[None]:
@@ -178,7 +193,6 @@ class OffsetPolicy(Policy):
         for name in family.output_layers:
             for parameter in self._offset.get_submodule(name).parameters():
                 nn.init.zeros_(parameter)
-        self._sum = SummedNetworks(self._base, self._offset)
         self._call_base, self._call_offset = family.network(self._base), family.network(self._offset)
 
     @property
@@ -197,10 +211,15 @@ class OffsetPolicy(Policy):
         """Every parameter of the difference."""
         return dict(self._offset.named_parameters())
 
-    def finetuned(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
-        """Output of the base plus the difference."""
-        with self.autocast():
-            return self._call_base(x, timesteps, condition) + self._call_offset(x, timesteps, condition)
+    def _trained_output(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+        return self._call_base(x, timesteps, condition) + self._call_offset(x, timesteps, condition)
+
+    def _call_of(self, copied: nn.Module) -> Network:
+        call = self.family.network(copied)
+        return lambda x, timesteps, condition: self._call_base(x, timesteps, condition) + call(x, timesteps, condition)
+
+    def _new_copy(self) -> HeldCopy | None:
+        return None if self.dtype is torch.float32 else CastCopy(self._offset, self.dtype)
 
     def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
         """Output of the base."""
@@ -215,8 +234,13 @@ class OffsetPolicy(Policy):
         """Read `offset/`."""
         _restore(self._offset, folder / "offset")
 
-    def _sampling_module(self, base: bool) -> nn.Module:
-        return self._base if base else self._sum
+    def _sampling_module(self, trained: nn.Module) -> nn.Module:
+        return SummedNetworks(self._base, trained)
+
+    @property
+    def _base_module(self) -> nn.Module:
+        module: nn.Module = self._base
+        return module
 
 
 class SummedNetworks(nn.Module):
@@ -258,18 +282,6 @@ def _single_metadata_key(file: Path) -> None:
     with safe_open(file, framework="pt") as stream:
         metadata = stream.metadata()
     save_file(load_file(file), file, metadata={key: value for key, value in metadata.items() if key != "format"})
-
-
-def _frozen_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy with in `dtype` what autocast casts at every call anyway.
-
-    Normalisation weights stay float32 as in the trained network: rounded, they would make the base another function.
-    """
-    base = copy.deepcopy(network)
-    for module in base.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(dtype)
-    return base
 
 
 def _restore(network: nn.Module, folder: Path) -> None:

@@ -10,7 +10,7 @@ Matching", ICLR 2025, Theorem 1 (memoryless noise schedule, eta = 1).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -169,7 +169,24 @@ def flow_steps(levels: Tensor, timesteps: Tensor, eta: float) -> AffineSteps:
     )
 
 
-def at(table: Tensor, k: Index, like: Tensor) -> Tensor:
-    """`table[k]` in the dtype and on the device of `like` (B, ...), shaped to broadcast over it."""
-    values = table[k].to(device=like.device, dtype=like.dtype)
-    return values.reshape(-1, *[1] * (like.ndim - 1)) if values.ndim else values
+@overload
+def at(table: Tensor, k: int, like: Tensor) -> float: ...
+@overload
+def at(table: Tensor, k: Tensor, like: Tensor) -> Tensor: ...
+@overload
+def at(table: Tensor, k: Index, like: Tensor) -> Tensor | float: ...
+def at(table: Tensor, k: Index, like: Tensor) -> Tensor | float:
+    """`table[k]` as a factor of `like` (B, ...): a number for one step, else shaped to broadcast over `like`.
+
+    A number travels to a device with the operation that it belongs to, so a loop over steps never waits for a copy.
+    """
+    if isinstance(k, int):
+        return float(table[k])
+    return on_device(table[k].to(like.dtype), like.device).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on `device`, without waiting for what the device still has to do."""
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

@@ -61,7 +61,8 @@ class Plan:
     def memory_bytes(self) -> float:
         """Weights, gradients and AdamW's two moments on each device, without activations."""
         model = self.recipe.model
-        frozen_networks = 1  # the base: a copy (full, offset) or the network itself (lora)
+        # The base (a copy, or the network itself with lora) and, in half precision, the copy that rollouts go through.
+        frozen_networks = 1 if model.precision == "fp32" or model.parameterization == "lora" else 2
         frozen = (frozen_networks * self.denoiser_parameters + self.other_parameters) * _BYTES[model.precision]
         average = 1 if self.recipe.training.ema_decay is not None else 0
         return frozen + self.trained_parameters * 4 * (4 + average)

@@ -44,9 +44,9 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         raise UsageError("model.precision = 'fp16' needs an accelerator; use fp32 (or bf16) on the CPU.")
     if accelerator.device.type == "cpu" and recipe.model.pretrained.startswith(EMBEDDED):
         _use_one_thread()
-    if recipe.training.tf32 and torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+    # Both are set in either case: PyTorch itself lets convolutions use TF32.
+    torch.backends.cuda.matmul.allow_tf32 = recipe.training.tf32
+    torch.backends.cudnn.allow_tf32 = recipe.training.tf32
     return accelerator
 
 
@@ -94,8 +94,7 @@ def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prom
     with policy.sampling(base=True):
         require_agreement(policy.family)
     if recipe.training.compile:
-        for network in policy.networks:
-            network.compile()
+        policy.compile()
     if recipe.training.gradient_checkpointing:
         policy.checkpoint_gradients()
         policy.pipeline.vae.enable_gradient_checkpointing()

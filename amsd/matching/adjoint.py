@@ -34,8 +34,7 @@ def lean_adjoint(
     adjoints = torch.full_like(states, torch.nan)
     predictions = torch.full_like(states[:, 1:], torch.nan)
     adjoints[:, count] = terminal
-    for k in range(count - 1, int(lowest.min()) - 1, -1):
-        rows = torch.nonzero(lowest <= k).flatten().to(states.device)
+    for k, rows in _remaining(lowest, count, states.device):
         x = states[rows, k].detach().requires_grad_(True)
         after = adjoints[rows, k + 1]
         with torch.enable_grad():
@@ -44,3 +43,13 @@ def lean_adjoint(
         adjoints[rows, k] = float(A[k]) * after + float(B[k]) * product
         predictions[rows, k] = epsilon.detach()
     return LeanAdjoint(adjoints, predictions)
+
+
+def _remaining(lowest: Tensor, count: int, device: torch.device) -> list[tuple[int, Tensor]]:
+    """The steps k, last first, with the rows that are not there yet; copied to the device once, not in the loop."""
+    steps = list(range(count - 1, int(lowest.min()) - 1, -1))
+    rows = [torch.nonzero(lowest <= k).flatten() for k in steps]
+    if not rows:
+        return []
+    together = torch.cat(rows).to(device)
+    return list(zip(steps, together.split([len(each) for each in rows]), strict=True))

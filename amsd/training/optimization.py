@@ -14,12 +14,14 @@ from amsd import recipe as recipes
 
 def build_optimizer(parameters: Iterable[nn.Parameter], settings: recipes.Optimizer) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization")."""
+    trained = list(parameters)
     return torch.optim.AdamW(
-        list(parameters),
+        trained,
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
+        fused=all(parameter.is_cuda for parameter in trained) or None,
     )
 
 

@@ -32,7 +32,9 @@ def validation_values(problem: ControlProblem, prompts: Sequence[str]) -> dict[s
         shape = (len(problem.steps) + 1, *problem.family.latent_shape)
         noise = normal(keys, shape, problem.device, torch.float32)
         predict = problem.finetuned(problem.encode(texts), problem.recipe.guidance.guidance_scale)
-        images = problem.family.decode(rollout(predict, problem.steps, noise).terminal).clamp(0, 1)
+        with problem.policy.held():
+            terminal = rollout(predict, problem.steps, noise).terminal
+        images = problem.family.decode(terminal).clamp(0, 1)
         values = problem.reward(images, texts)
         totals += values.total.tolist()
         for name, scores in values.terms.items():

@@ -118,7 +118,8 @@ def collect(
         conditioning = problem.encode(prompts)
         predict = problem.finetuned(conditioning, recipe.guidance.guidance_scale)
         noise = _noise(problem, samples)
-        trajectory = rollout(predict, steps, noise)
+        with problem.policy.held():
+            trajectory = rollout(predict, steps, noise)
         require_finite(trajectory.terminal, "sample", step, "rollout", prompts, DIVERGED, Diverged)
     with clock.phase("reward gradient"):
         terminal = reward_gradient(problem, trajectory.terminal, samples, method.smoothing)
