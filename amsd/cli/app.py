@@ -11,13 +11,15 @@ from typing import Annotated, NoReturn
 import typer
 
 from amsd import __version__
-from amsd.cli import diagnose, evaluate, export, recipe, report, sample, sweep, train
+from amsd.cli import demo, diagnose, evaluate, export, recipe, report, sample, sweep, train
+from amsd.cli.hints import Commands
 from amsd.cli.launch import INTERRUPTED, launched, rank, report_code
 from amsd.cli.train import Interrupted
 from amsd.errors import AmsdError, UsageError
 
 app = typer.Typer(
     name="amsd",
+    cls=Commands,
     help="Fine-tune Stable Diffusion on a differentiable reward by Adjoint Matching.",
     epilog="Start with: amsd train shapes",
     no_args_is_help=True,
@@ -29,7 +31,8 @@ app.command("train", short_help="Fine-tune a model as a recipe says.")(train.tra
 app.command("eval", short_help="Evaluate a checkpoint or the base model.")(evaluate.evaluate)
 app.command("sample", short_help="Draw pictures from a checkpoint or the base model.")(sample.sample)
 app.command("export", short_help="Write a pipeline that plain diffusers loads.")(export.export)
-app.command("diagnose", short_help="Say whether the theory holds for a recipe.")(diagnose.diagnose)
+app.command("demo", short_help="Compare base and fine-tuned model in the browser.")(demo.demo)
+app.command("diagnose", short_help="Measure whether a recipe meets the assumptions of the theory.")(diagnose.diagnose)
 app.command("report", short_help="Show a run or a sweep as one HTML page.")(report.report)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(sweep.app, name="sweep")

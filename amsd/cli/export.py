@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,15 +15,26 @@ from amsd.errors import UsageError
 from amsd.files import require_vacant
 
 
+class Style(StrEnum):
+    """What `amsd export` writes."""
+
+    diffusers = "diffusers"
+    kohya = "kohya"
+
+
 def export(
     checkpoint: CheckpointArgument,
     to: Annotated[Path, typer.Option("--to", help="New folder for the pipeline.")],
+    style: Annotated[
+        Style,
+        typer.Option("--format", help="kohya: a LoRA file for ComfyUI, A1111 and InvokeAI instead of a pipeline."),
+    ] = Style.diffusers,
     recipe: RecipeOption = None,
     push: Annotated[
         str | None, typer.Option("--push", metavar="OWNER/REPOSITORY", help="Upload the folder to the hub as well.")
     ] = None,
 ) -> None:
-    """Write a diffusers pipeline (and the LoRA file) that plain diffusers loads without amsd."""
+    """Write a diffusers pipeline (and the LoRA file) that plain diffusers loads without amsd, or a kohya LoRA file."""
     require_folder(to, "--to")
     require_vacant(to)
     source = resolve(checkpoint, recipe, [])
@@ -30,7 +42,7 @@ def export(
         raise UsageError("The base model needs no export; give a checkpoint or a run directory.")
     from amsd.experiment.export import export as write
 
-    typer.echo(write(source.recipe, source.checkpoint, to))
+    typer.echo(write(source.recipe, source.checkpoint, to, style.value))
     if push is not None:
         from amsd.experiment.push import push as upload
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -38,11 +38,17 @@ def list_recipes() -> None:
 
 
 @app.command()
-def show(recipe: RecipeArgument, assignments: SetOption = None) -> None:
-    """Print a recipe fully resolved, as TOML that runs again."""
+def show(
+    recipe: RecipeArgument,
+    assignments: SetOption = None,
+    comments: Annotated[bool, typer.Option(help="Say above each key what it means.")] = True,
+) -> None:
+    """Print a recipe with every key, as TOML that runs again."""
     from amsd.recipe import dump_toml, load_recipe
+    from amsd.recipe.comments import with_comments
 
-    typer.echo(dump_toml(load_recipe(recipe, assignments or [])), nl=False)
+    resolved = load_recipe(recipe, assignments or [])
+    typer.echo(with_comments(resolved) if comments else dump_toml(resolved), nl=False)
 
 
 @app.command()

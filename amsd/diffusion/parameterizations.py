@@ -15,6 +15,7 @@ from amsd.diffusion.families.base import Family
 from amsd.diffusion.folder import network_part
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.held import AdapterCopy, CastCopy, HeldCopy, MergedCopy, cast_copy
+from amsd.diffusion.lora_file import write_safetensors
 from amsd.diffusion.parts import load_network
 from amsd.diffusion.policy import Policy
 from amsd.reading import reading, require_same, require_whole
@@ -141,7 +142,7 @@ class LoraPolicy(Policy):
         # A set in no fixed order: equal weights must be equal files, for they are known by their hash.
         metadata["target_modules"] = sorted(metadata["target_modules"])
         self.family.write_lora(folder, ADAPTER_FILE, get_peft_model_state_dict(self._network), metadata)
-        _single_metadata_key(folder / ADAPTER_FILE)
+        _rewrite(folder / ADAPTER_FILE)
 
     def load(self, folder: Path) -> None:
         """Read `adapter_model.safetensors`."""
@@ -274,14 +275,14 @@ def build_policy(family: Family, model: Model) -> Policy:
     return _POLICIES[model.parameterization](family, model)
 
 
-def _single_metadata_key(file: Path) -> None:
-    """Drop `format` from a LoRA file: safetensors writes several metadata keys in random order."""
+def _rewrite(file: Path) -> None:
+    """Give a LoRA file the bytes that follow from its content alone."""
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     with safe_open(file, framework="pt") as stream:
         metadata = stream.metadata()
-    save_file(load_file(file), file, metadata={key: value for key, value in metadata.items() if key != "format"})
+    write_safetensors(file, load_file(file), metadata)
 
 
 def _restore(network: nn.Module, folder: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from amsd.diffusion.lora_file import LORA_FILE
 from amsd.evaluation.result import EvaluationResult, saved_results
 from amsd.evaluation.statistics import measured
 from amsd.recipe import Recipe, dump_toml, identity
@@ -14,49 +15,180 @@ from amsd.run_directory import RunDirectory
 
 CARD = "README.md"
 GRID = "samples.png"
+_GALLERY = 6
+"""Pictures of the widget gallery that the hub shows at the top of a model's page."""
 
-#: Licences that the publishers of the scorers' weights state.
-_LICENCES = {
+#: Licenses that the publishers of the scorers' weights state.
+_LICENSES = {
     "imagereward": "Apache-2.0", "clip-score": "MIT", "pickscore": "MIT", "hps-v2.1": "Apache-2.0",
-    "laion-aesthetic": "Apache-2.0", "pyiqa": "pyiqa is PolyForm-Noncommercial; weights vary", "shapes": "MIT",
+    "laion-aesthetic": "Apache-2.0", "shapes": "MIT, part of amsd", "brightness": "MIT, part of amsd",
+    "colourfulness": "MIT, part of amsd",
+    "pyiqa": "pyiqa is PolyForm-Noncommercial: no commercial use; its metrics' weights have licenses of their own",
+}  # fmt: skip
+#: The hub's names of base models' licenses, by the beginning of their hub id.
+_BASE_LICENSES = {
+    "embedded:": "mit", "stable-diffusion-v1-5/": "creativeml-openrail-m",
+    "CompVis/stable-diffusion": "creativeml-openrail-m", "stabilityai/stable-diffusion-2": "openrail++",
+    "stabilityai/stable-diffusion-xl": "openrail++", "black-forest-labs/FLUX.1-schnell": "apache-2.0",
 }  # fmt: skip
 
 
-def write_card(folder: Path, recipe: Recipe, checkpoint: Path) -> None:
-    """Write `README.md`, and `samples.png` where the checkpoint has a grid of samples, into an export's folder."""
+def write_card(folder: Path, recipe: Recipe, checkpoint: Path, departures: Sequence[str] = ()) -> None:
+    """Write `README.md` into an export's folder, and the checkpoint's samples that it shows.
+
+    `departures` are sentences: what the export samples otherwise than fine-tuning did.
+    """
     grid = _grid(recipe, checkpoint)
     if grid is not None:
         shutil.copyfile(grid, folder / GRID)
-    text = "\n".join(_lines(recipe, checkpoint, grid is not None))
-    (folder / CARD).write_text(text, encoding="utf-8")
+    gallery = list(_gallery(recipe, checkpoint, folder))
+    text = "\n".join(_lines(folder, recipe, checkpoint, grid is not None, departures))
+    head = metadata(recipe, checkpoint, gallery)
+    (folder / CARD).write_text(f"---\n{head}\n---\n\n{text}", encoding="utf-8")
 
 
-def _lines(recipe: Recipe, checkpoint: Path, pictures: bool) -> Iterator[str]:
+def metadata(recipe: Recipe, checkpoint: Path, gallery: Sequence[dict[str, Any]] = ()) -> str:
+    """The YAML at the head of the card, in the words of the hub.
+
+    Source: the hub's model card specification, through `huggingface_hub.ModelCardData`.
+    """
+    from huggingface_hub import ModelCardData
+
     base, lora = recipe.model.pretrained, recipe.model.parameterization == "lora"
-    rewards = ", ".join(term.name for term in recipe.reward)
-    local = base.startswith("embedded:") or recipe.model.is_single_file or Path(base).expanduser().exists()
-    hub = base.count("/") == 1 and not local
-    yield from ("---", "library_name: diffusers", "pipeline_tag: text-to-image")
-    if hub:
-        yield f"base_model: {json.dumps(base)}"
-    yield from ("tags:", "- adjoint-matching", "- reward-fine-tuning", "---", "")
-    yield from (f"# {Path(base).name or base} fine-tuned on {rewards}", "")
-    yield f"Fine-tuned with amsd by Adjoint Matching; {checkpoint.name}, recipe {identity(recipe)}."
+    license_ = next((name for start, name in _BASE_LICENSES.items() if base.startswith(start)), None)
+    named: dict[str, Any] = {} if license_ else {"license_name": "license-of-the-base-model"}
+    if _on_hub(recipe):
+        named |= {} if license_ else {"license_link": f"https://huggingface.co/{base}"}
+        named["base_model_relation"] = "adapter" if lora else "finetune"
+    if gallery:
+        named["widget"] = list(gallery)
+    tags = ["text-to-image", "diffusers", "adjoint-matching", "reward-fine-tuning", "amsd", *(["lora"] if lora else [])]
+    data = ModelCardData(
+        base_model=base if _on_hub(recipe) else None,
+        eval_results=list(_eval_results(recipe, checkpoint)) or None,
+        library_name="diffusers",
+        license=license_ or "other",
+        model_name=title(recipe),
+        pipeline_tag="text-to-image",
+        tags=tags,
+        **named,
+    )
+    return str(data.to_yaml()).rstrip()
+
+
+def title(recipe: Recipe) -> str:
+    """The model's name: the base model and what it was fine-tuned on."""
+    base = recipe.model.pretrained.removeprefix("embedded:")
+    return f"{Path(base).stem or base} fine-tuned on {' + '.join(_short(term.name) for term in recipe.reward)}"
+
+
+def _lines(folder: Path, recipe: Recipe, checkpoint: Path, pictures: bool, departures: Sequence[str]) -> Iterator[str]:
+    yield from (f"# {title(recipe)}", "")
+    yield f"Fine-tuned with amsd, method `{recipe.method.name}` ({checkpoint.name})."
+    if recipe.method.tilt is not None:
+        yield (f"Samples tend to p(x) exp(λ r(x)): p is the base model, r the reward and λ = {recipe.method.tilt:g}.")
     if pictures:
         yield from ("", f"![Samples: a prompt per row]({GRID})")
-    yield from ("", "## How to load", "", "```python", "from diffusers import DiffusionPipeline", "")
-    yield from ('pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER_OR_REPOSITORY")', "")
-    yield f'image = pipeline("a prompt", guidance_scale={recipe.guidance.guidance_scale:g}).images[0]'
-    yield "```"
-    if lora:
-        yield from ("", "`pytorch_lora_weights.safetensors` is the same change as a LoRA file for `load_lora_weights`.")
+    yield from _loading(folder, recipe)
+    for sentence in departures:
+        yield from ("", sentence)
     yield from _metrics(recipe, checkpoint)
-    yield from ("", "## Licences", "")
-    yield f"- Base model: `{base}`. Its licence, and its restrictions of use, hold for this model."
+    yield from ("", "## Licenses", "")
+    yield f"- Base model: `{recipe.model.pretrained}`. Its license, and its restrictions of use, hold for this model."
     for term in recipe.reward:
-        licence = _LICENCES.get(term.name) or _LICENCES.get(term.name.partition(":")[0], "see its publisher")
-        yield f"- Reward `{term.name}`: {licence} (as its publisher states it)."
-    yield from ("", "## Recipe", "", "```toml", dump_toml(recipe).rstrip(), "```", "")
+        yield f"- Reward `{_short(term.name)}`: {_license(term.name)}."
+    for name in recipe.evaluation.metrics:
+        if name not in {term.name for term in recipe.reward}:
+            yield f"- Metric `{_short(name)}`: {_license(name)}."
+    yield from (
+        "",
+        "## Recipe",
+        "",
+        f"Identity {identity(recipe)}.",
+        "",
+        "```toml",
+        dump_toml(recipe).rstrip(),
+        "```",
+        "",
+    )
+
+
+def _loading(folder: Path, recipe: Recipe) -> Iterator[str]:
+    """How to load what lies in the folder: a pipeline with or without a LoRA file, or a LoRA file alone."""
+    steps, scale = recipe.schedule.num_inference_steps, recipe.guidance.guidance_scale
+    call = f'image = pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}).images[0]'
+    pipeline = (folder / "model_index.json").is_file()
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    yield from ("", "## How to load", "", "```python", "from diffusers import DiffusionPipeline", "")
+    if pipeline or not files:
+        yield 'pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER_OR_REPOSITORY")'
+    else:
+        yield f'pipeline = DiffusionPipeline.from_pretrained("{recipe.model.pretrained}")'
+        yield f'pipeline.load_lora_weights("THIS_FOLDER_OR_REPOSITORY", weight_name="{files[0]}")'
+    yield from (call, "```", "")
+    yield f"Pass `eta={min(recipe.schedule.eta, 1.0):g}` as well for the sampler that fine-tuning used."
+    if pipeline and recipe.model.parameterization == "lora":
+        yield f"`{LORA_FILE}` is the same change as a LoRA file for `load_lora_weights`."
+    elif files and not pipeline:
+        yield f"`{files[0]}` also goes into the LoRA folder of ComfyUI, A1111 and InvokeAI."
+
+
+def _license(name: str) -> str:
+    """What is known of a scorer's license."""
+    kind = name.partition(":")[0]
+    if kind == "python":
+        return f"the author's own code (`{name.partition(':')[2]}`), whose license the author states"
+    known = _LICENSES.get(name) or _LICENSES.get(kind)
+    return "its publisher states its license" if known is None else known
+
+
+def _short(name: str) -> str:
+    """A scorer's name as a reader knows it: of an own function its name alone."""
+    return name.rpartition(":")[2] if name.startswith("python:") else name
+
+
+def _on_hub(recipe: Recipe) -> bool:
+    base = recipe.model.pretrained
+    local = base.startswith("embedded:") or recipe.model.is_single_file or Path(base).expanduser().exists()
+    return base.count("/") == 1 and not local
+
+
+def _eval_results(recipe: Recipe, checkpoint: Path) -> Iterator[Any]:
+    """One entry of the model index for each metric of each result, with its error."""
+    from huggingface_hub import EvalResult
+
+    for result in _results(recipe, checkpoint):
+        samples = result.settings["samples_per_prompt"]
+        for name, metric in result.metrics.items():
+            details: dict[str, Any] = {"standard_error": metric.standard_error}
+            if metric.paired is not None:
+                details["difference_to_base"] = metric.paired.difference
+                details["difference_standard_error"] = metric.paired.standard_error
+                details["p_value"] = metric.paired.p_value
+            yield EvalResult(
+                task_type="text-to-image",
+                task_name="Text-to-image generation",
+                dataset_type="prompts",
+                dataset_name=f"{len(result.prompts)} prompts x {samples} samples, {result.name}",
+                dataset_config=result.stem,
+                metric_type=_short(name),
+                metric_name=_short(name),
+                metric_value=metric.mean,
+                metric_args={key: value for key, value in details.items() if value is not None},
+            )
+
+
+def _gallery(recipe: Recipe, checkpoint: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """Copy the first sample of the first prompts into `images/`; yields the widget's entries."""
+    for result in _results(recipe, checkpoint):
+        for index, prompt in enumerate(result.prompts[:_GALLERY]):
+            picture = checkpoint / "samples" / result.stem / f"p{index:03d}-s0.png"
+            if picture.is_file():
+                (folder / "images").mkdir(exist_ok=True)
+                shutil.copyfile(picture, folder / "images" / picture.name)
+                yield {"text": prompt, "output": {"url": f"images/{picture.name}"}}
+        if (folder / "images").is_dir():
+            return
 
 
 def _metrics(recipe: Recipe, checkpoint: Path) -> Iterator[str]:

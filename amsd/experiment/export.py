@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from amsd.diffusion.lora_file import LORA_FILE, write_diffusers, write_kohya
 from amsd.diffusion.parameterizations import ADAPTER_FILE, LoraPolicy, OffsetPolicy
 from amsd.errors import UsageError
 from amsd.experiment.card import write_card
@@ -17,16 +19,19 @@ from amsd.recipe import Recipe
 
 _LOG = logging.getLogger(__name__)
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+Format = Literal["diffusers", "kohya"]
 
 
-def export(recipe: Recipe, checkpoint: Path, to: Path) -> Path:
-    """Write the merged pipeline to the folder `to` (which must not exist or be empty).
+def export(recipe: Recipe, checkpoint: Path, to: Path, style: Format = "diffusers") -> Path:
+    """Write the folder `to` (which must not exist or be empty): a merged pipeline, or a LoRA file in kohya's format.
 
     Raises:
-        UsageError: `to` is in use, or the parameterization is `offset`, which no single network can express.
+        UsageError: `to` is in use, the parameterization is `offset`, which no single network can express, or kohya's
+            format is asked for where no LoRA was trained or where it has no names for the model's layers.
     """
     require_vacant(to)
+    if style == "kohya":
+        return _export_kohya(recipe, checkpoint, to)
     policy = load_policy(recipe, torch.device("cpu"), checkpoint)
     if isinstance(policy, OffsetPolicy):
         raise UsageError(
@@ -35,7 +40,8 @@ def export(recipe: Recipe, checkpoint: Path, to: Path) -> Path:
         )
     pipeline = policy.pipeline
     pipeline.scheduler = policy.family.exported_sampler(recipe.schedule)
-    for sentence in policy.family.departures(recipe.schedule):
+    departures = list(policy.family.departures(recipe.schedule))
+    for sentence in departures:
         _LOG.warning("%s", sentence)
     if isinstance(policy, LoraPolicy):
         policy.family.merge_lora()
@@ -43,7 +49,25 @@ def export(recipe: Recipe, checkpoint: Path, to: Path) -> Path:
     def fill(folder: Path) -> None:
         pipeline.save_pretrained(folder)
         if isinstance(policy, LoraPolicy):
-            shutil.copyfile(checkpoint / ADAPTER_FILE, folder / LORA_FILE)
+            write_diffusers(checkpoint / ADAPTER_FILE, folder / LORA_FILE)
+        shutil.copyfile(checkpoint / "recipe.toml", folder / "recipe.toml")
+        write_card(folder, recipe, checkpoint, departures)
+
+    write_folder(to, fill)
+    return to
+
+
+def _export_kohya(recipe: Recipe, checkpoint: Path, to: Path) -> Path:
+    """The folder `to` with `<its name>.safetensors`, the card and the recipe; the base model is only looked at."""
+    if recipe.model.parameterization != "lora":
+        raise UsageError(
+            f"--format kohya writes a LoRA file, but model.parameterization = {recipe.model.parameterization!r}; "
+            "export without --format, or train with 'lora'."
+        )
+    version = load_policy(recipe, torch.device("cpu"), checkpoint).family.kohya_base()
+
+    def fill(folder: Path) -> None:
+        write_kohya(checkpoint / ADAPTER_FILE, folder / f"{to.resolve().name}.safetensors", version)
         shutil.copyfile(checkpoint / "recipe.toml", folder / "recipe.toml")
         write_card(folder, recipe, checkpoint)
 

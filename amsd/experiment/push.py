@@ -13,7 +13,7 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
 
     Raises:
         UsageError: the name is not one of the hub, or `HF_HUB_OFFLINE` is set.
-        RunError: the hub refuses, or cannot be reached.
+        RunError: the hub refuses the upload or the card's metadata, or cannot be reached.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         raise UsageError(f"--push {repository}: HF_HUB_OFFLINE is set; unset it to upload.")
@@ -35,6 +35,8 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
             f"--push {repository}: the hub refuses ({error}). Run `hf auth login` with a token that may write. "
             f"The export itself is complete: {folder}"
         ) from error
+    except ValueError as error:  # the hub has read the metadata at the head of README.md
+        raise RunError(f"--push {repository}: {error} The export itself is complete: {folder}") from error
     except (HTTPError, OSError) as error:
         raise RunError(
             f"--push {repository}: the hub cannot be reached ({error}). The export is complete: {folder}"

@@ -36,14 +36,19 @@ def sample(recipe: Recipe, checkpoint: Path | None, request: SampleRequest, out:
     with policy.sampling(base=checkpoint is None) as pipeline:
         pipeline.scheduler = policy.family.exported_sampler(recipe.schedule)
         for index, prompt in enumerate(request.prompts):
-            for number, image in enumerate(_draw(policy.family, recipe, prompt, request)):
+            for number, image in enumerate(pictures(policy.family, recipe, prompt, request)):
                 path = out / f"p{index:03d}-s{number}.png"
                 image.save(path)
                 written.append(path)
     return written
 
 
-def _draw(family: Family, recipe: Recipe, prompt: str, request: SampleRequest) -> list[Any]:
+def pictures(family: Family, recipe: Recipe, prompt: str, request: SampleRequest) -> list[Any]:
+    """Images of one prompt by the weights and the scheduler that the pipeline holds now.
+
+    Raises:
+        RunError: a picture is not finite.
+    """
     scale = recipe.guidance.guidance_scale if request.guidance_scale is None else request.guidance_scale
     images = family.draw(
         {"prompt": prompt, "num_images_per_prompt": request.count},

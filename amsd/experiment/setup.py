@@ -39,7 +39,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     """
     precision = {"fp32": "no"}.get(recipe.model.precision, recipe.model.precision)
     # Without an accelerator, accelerate joins the processes of a launcher only if it is told to use the CPU.
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(mixed_precision=precision, cpu=_use_cpu())
     if accelerator.device.type == "cpu" and recipe.model.precision == "fp16":
         raise UsageError("model.precision = 'fp16' needs an accelerator; use fp32 (or bf16) on the CPU.")
     if accelerator.device.type == "cpu" and recipe.model.pretrained.startswith(EMBEDDED):
@@ -58,6 +58,20 @@ def load_policy(recipe: Recipe, device: torch.device, checkpoint: Path | None = 
         policy.load(checkpoint)
     policy.to(device)
     return policy
+
+
+def _use_cpu() -> bool:
+    """Whether to stay on the CPU: without an accelerator, and on Apple's MPS, which nobody has tested.
+
+    MPS has no float64, and AMSD_MPS=1 uses it all the same.
+    """
+    kind = torch.accelerator.current_accelerator()
+    if kind is None or not torch.accelerator.is_available():
+        return True
+    if kind.type != "mps" or os.environ.get("AMSD_MPS") == "1":
+        return False
+    _LOG.warning("Apple's MPS is untested with amsd: this run uses the CPU. Set AMSD_MPS=1 to use MPS all the same.")
+    return True
 
 
 def _use_one_thread() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -17,6 +18,13 @@ from amsd.rewards.checkpoints import fail_fast
 from amsd.rewards.networks import device_of, fingerprint, freeze, full_precision
 from amsd.rewards.preprocess import check_pairs
 
+LICENSE = (
+    "pyiqa is licensed under PolyForm-Noncommercial: pyiqa metrics and what is trained on them may not be used "
+    "commercially."
+)
+_LOG = logging.getLogger(__name__)
+_said: list[str] = []
+"""The license is stated once per process."""
 _OF_SETS = frozenset({"fid", "sfid", "fid_dinov2", "inception_score"})
 """Metrics of folders of images, not of an image."""
 _WITHOUT_GRADIENT = frozenset({"entropy", "piqe"})
@@ -94,7 +102,13 @@ def _import() -> tuple[Any, dict[str, Any]]:
         import pyiqa
         from pyiqa.default_model_configs import DEFAULT_CONFIGS
     except ModuleNotFoundError as error:
-        raise UsageError(f"rewards pyiqa:METRIC need pyiqa (missing: {error.name}): install amsd[pyiqa]") from error
+        raise UsageError(
+            f"pyiqa:METRIC needs pyiqa (missing: {error.name}). Install it with `uv pip install 'amsd[pyiqa]'` (no "
+            "commercial use), or name metrics without it: --set 'evaluation.metrics=[\"clip-score\"]'."
+        ) from error
+    if not _said:
+        _LOG.warning("%s", LICENSE)
+        _said.append(LICENSE)
     return pyiqa, DEFAULT_CONFIGS
 
 

@@ -41,7 +41,7 @@ REWARDS: dict[str, str] = {
 
 DOWNLOADED_GIGABYTES: dict[str, float] = {
     "imagereward": 1.8, "clip-score": 1.7, "pickscore": 3.9, "hps-v2.1": 2.0, "laion-aesthetic": 1.7, "clip": 1.7,
-    "dreamsim": 1.8,
+    "dreamsim": 1.8, "pyiqa:musiq": 0.1,
 }  # fmt: skip
 """Size of the default weights of the rewards and embedders that have to be downloaded."""
 

@@ -22,11 +22,13 @@ from amsd.recipe.methods import METHODS
 from amsd.sweep.plan import plan_from
 from amsd.sweep.schema import Slurm
 from tests.cli import commands as tiny
-from tests.documentation.pages import Found, commands, inline, toml_blocks, words
+from tests.documentation.pages import Found, blocks, commands, inline, toml_blocks, words
 
 #: Commands that need what no test has; that they parse is all that is checked of them.
 ONLY_PARSED = (
     ("sweep", "worker"),  # joins a server's study
+    ("demo",),  # serves until it is interrupted: tests/cli/test_demo.py
+    ("--format", "kohya"),  # needs a run that trained a LoRA: tests/experiment/test_train.py
     ("--wandb",), ("--backend", "wandb"), ("--push",), ("--launcher", "slurm"),
 )  # fmt: skip
 #: What a command names and no test has -> how the command's message calls it.
@@ -115,6 +117,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert outcome.exit_code == 0, outcome.output
     (folder / "runs").mkdir()
     (folder / "runs" / "RUN").symlink_to(folder / "RUN")
+    for block in blocks("python"):  # files that a page tells its reader to write
+        name = re.match(r"# (\w+\.py)\n", block.text)
+        if name:
+            (folder / name[1]).write_text(block.text, encoding="utf-8")
     (folder / "best.toml").write_text((folder / "RUN" / "recipe.toml").read_text(encoding="utf-8"), encoding="utf-8")
     return folder
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from amsd.errors import RunError, UsageError
@@ -29,6 +30,7 @@ class Hub(ThreadingHTTPServer):
         self.allowed = True
         self.created: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
+        self.complaints: list[str] = []
 
 
 class _Requests(BaseHTTPRequestHandler):
@@ -38,6 +40,9 @@ class _Requests(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if not self.server.allowed or self.headers.get("Authorization") != "Bearer hf_test":
             self._answer({"error": "forbidden"}, 403)
+        elif self.path == "/api/validate-yaml":
+            found = [{"message": message} for message in self.server.complaints]
+            self._answer({"errors": found, "warnings": []}, 400 if found else 200)
         elif self.path == "/api/repos/create":
             self.server.created.append(json.loads(body))
             self._answer({"url": f"{self._address}/someone/model", "name": "someone/model"})
@@ -95,30 +100,70 @@ def export(tmp_path: Path) -> Path:
     settings = {**setting.model_dump(), "samples_per_prompt": 10}
     EvaluationResult(setting.name, settings, "i", ("a", "b", "c"), metrics).save(checkpoint / "evaluation")
     (checkpoint / "samples" / setting.name).mkdir(parents=True)
-    Image.new("RGB", (4, 4)).save(checkpoint / "samples" / setting.name / "grid.png")
+    for name in ("grid.png", "p000-s0.png"):
+        Image.new("RGB", (4, 4)).save(checkpoint / "samples" / setting.name / name)
     folder.mkdir()
-    write_card(folder, recipe, checkpoint)
+    write_card(folder, recipe, checkpoint, ["Diffusers' DDIM ends without noise."])
     return folder
 
 
 def test_the_card_says_what_it_is_what_it_scores_and_how_to_load_it(export: Path) -> None:
     text = (export / "README.md").read_text(encoding="utf-8")
-    assert text.startswith("---\nlibrary_name: diffusers\n")
-    assert 'base_model: "stable-diffusion-v1-5/stable-diffusion-v1-5"' in text
+    assert "# stable-diffusion-v1-5 fine-tuned on imagereward" in text
     assert "| imagereward | 0.800 ± 0.058 | +0.633 ± 0.033 |" in text
     assert "3 prompts x 10 samples" in text
     assert "DiffusionPipeline.from_pretrained" in text
-    assert "load_lora_weights" in text
-    assert "Reward `imagereward`: Apache-2.0" in text
+    assert "num_inference_steps=50, guidance_scale=7.5" in text
+    assert "ends without noise" in text
+    assert "Reward `imagereward`: Apache-2.0." in text
     assert dump_toml(load_recipe("sd15-am", ["model.parameterization=lora"])) in text
     assert "![Samples: a prompt per row](samples.png)" in text
     assert Image.open(export / "samples.png").size == (4, 4)
 
 
+def test_the_metadata_is_what_the_hub_reads(export: Path) -> None:
+    card = ModelCard.load(export / "README.md")
+    assert card.data.base_model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert card.data.to_dict()["base_model_relation"] == "adapter"
+    assert card.data.license == "creativeml-openrail-m"
+    assert {"lora", "text-to-image", "adjoint-matching"} <= set(card.data.tags)
+    assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-image")
+    (result,) = card.data.eval_results  # read back by the hub's own parser of the model index
+    assert (result.metric_type, result.metric_value) == ("imagereward", pytest.approx(0.8))
+    assert result.metric_args["standard_error"] == pytest.approx(0.0577, abs=1e-3)
+    assert result.metric_args["difference_to_base"] == pytest.approx(0.6333, abs=1e-3)
+    assert card.data.to_dict()["widget"] == [{"text": "a", "output": {"url": "images/p000-s0.png"}}]
+    assert (export / "images" / "p000-s0.png").is_file()
+
+
+def test_the_hub_s_own_check_is_asked_before_an_upload(export: Path, hub: Hub) -> None:
+    hub.complaints = ["license is not allowed"]
+    with pytest.raises(RunError, match="license is not allowed"):
+        push(export, "someone/model")
+    assert not hub.files
+
+
+def test_the_card_of_an_own_reward_and_of_a_model_from_a_file_reads_well(tmp_path: Path) -> None:
+    settings = [
+        'reward=[{name="python:my_rewards.py:sharpness"}]', "model.pretrained=models/dreamshaper.safetensors",
+        'evaluation.metrics=["pyiqa:musiq"]',
+    ]  # fmt: skip
+    write_card(tmp_path, load_recipe("sd15-am", settings), tmp_path / "run" / "checkpoints" / "step-000010")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "# dreamshaper fine-tuned on sharpness" in text
+    assert "Reward `sharpness`: the author's own code (`my_rewards.py:sharpness`)" in text
+    assert "Metric `pyiqa:musiq`: pyiqa is PolyForm-Noncommercial: no commercial use" in text
+    data = ModelCard.load(tmp_path / "README.md").data.to_dict()
+    assert (data["license"], data["license_name"]) == ("other", "license-of-the-base-model")
+    assert "base_model" not in data
+
+
 def test_an_export_is_uploaded_whole(export: Path, hub: Hub) -> None:
     assert "someone/model" in push(export, "someone/model")
     assert hub.created[0]["name"] == "model"
-    assert hub.files == {path.name: path.read_bytes() for path in export.iterdir()}
+    assert hub.files == {
+        str(path.relative_to(export)): path.read_bytes() for path in export.rglob("*") if path.is_file()
+    }
 
 
 def test_a_refusal_says_how_to_log_in(export: Path, hub: Hub) -> None:

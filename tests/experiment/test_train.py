@@ -207,6 +207,11 @@ def test_plain_diffusers_draws_the_same_image_from_an_export(
         plain.load_lora_weights(exported, weight_name="pytorch_lora_weights.safetensors")
         for ours, theirs in zip(pictures, drawn(plain), strict=True):
             assert abs(ours - theirs).max() <= 1
+        kohya = export(chosen, checkpoint, tmp_path / "kohya", "kohya")
+        plain.unload_lora_weights()
+        plain.load_lora_weights(kohya, weight_name="kohya.safetensors")
+        for ours, theirs in zip(pictures, drawn(plain), strict=True):
+            assert abs(ours - theirs).max() <= 1
 
 
 def test_an_offset_cannot_be_exported_and_says_so(model: Path, tmp_path: Path) -> None:

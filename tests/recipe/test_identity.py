@@ -21,7 +21,7 @@ def test_form() -> None:
 
 
 def test_keys_that_came_later_leave_older_runs_their_identity() -> None:
-    # Of a run of recipes/shapes.toml made before model.config, model.vae_tiling, method.outliers and
+    # Of a run of recipes/shapes.toml made before model.config, model.vae_tiling, model.size, method.outliers and
     # method.outlier_threshold existed.
     assert identity(load_recipe("shapes", ["method.outlier_threshold=current"])) == "4b7e23fb73c8"
 

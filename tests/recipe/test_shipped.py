@@ -68,6 +68,7 @@ def test_settings_of_the_reference(name: str) -> None:
     assert optimizer.prompts_per_step == (100 if name == "sd15-buffer-am" else 125)
     assert (recipe.evaluation.eta, recipe.evaluation.diversity) == ((0.0, 1.0), ("dreamsim",))
     assert "clip-score" in recipe.evaluation.metrics
+    assert "pyiqa:musiq" in recipe.evaluation.metrics
     if name == "sd15-buffer-am":
         assert (method.name, method.buffer.size, method.buffer.passes) == ("buffer-am", 100, 10)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from typing import Any
 
@@ -152,3 +153,22 @@ def test_real_metrics_without_weights() -> None:
         PyIQAReward("entropy")(images.requires_grad_(), ["", ""])
     with pytest.raises(UsageError, match="reference image"):
         PyIQAReward("ssim")
+
+
+def test_the_license_is_stated_at_the_first_use_and_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_said", [])
+    with caplog.at_level("WARNING", logger="amsd"):
+        PyIQAReward("entropy")
+        PyIQAReward("entropy")
+    said = [record.getMessage() for record in caplog.records if "PolyForm-Noncommercial" in record.getMessage()]
+    assert said == [module.LICENSE]
+
+
+def test_without_pyiqa_one_line_names_both_ways_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    with pytest.raises(UsageError, match=r"uv pip install 'amsd.pyiqa.'") as refused:
+        PyIQAReward("musiq")
+    assert "--set 'evaluation.metrics=" in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -232,6 +232,14 @@ class Family(ABC):
         self.pipeline.fuse_lora(components=[self.denoiser_name])
         self.pipeline.unload_lora_weights()
 
+    def kohya_base(self) -> str:
+        """The base model in the words of kohya's LoRA format ("sd_v1"); empty where it has no word for it.
+
+        Raises:
+            UsageError: the format has no names for the layers of this family.
+        """
+        raise UsageError("--format kohya: the format's names are known for UNets only; export without --format.")
+
 
 def image_size(family: Family) -> tuple[int, int]:
     """Height and width in pixels of the images that a family decodes."""

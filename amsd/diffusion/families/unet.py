@@ -13,6 +13,7 @@ from amsd.diffusion.families.base import Family, decode_in_slices
 from amsd.diffusion.families.fit import Configs, require_channels, require_width, text_config
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.inference import departures, inference_scheduler
+from amsd.diffusion.lora_file import base_version
 from amsd.diffusion.scheduler import SOCDDIMScheduler
 from amsd.diffusion.steps import AffineSteps
 from amsd.errors import UsageError
@@ -138,6 +139,10 @@ class UNetFamily(Family):
             arguments["pooled_prompt_embeds"] = prompt.added["text_embeds"]
             arguments["negative_pooled_prompt_embeds"] = empty.added["text_embeds"]
         return arguments
+
+    def kohya_base(self) -> str:
+        """From the width of the text that the UNet attends to."""
+        return base_version(self.denoiser.config)
 
     def draw(
         self,

@@ -1,0 +1,102 @@
+"""LoRA files as other tools read them: the update is the trained one, at any alpha and for every kind of layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.utils.state_dict_utils import convert_all_state_dict_to_peft, convert_state_dict_to_kohya
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from amsd.diffusion.loading import load_family
+from amsd.diffusion.lora_file import base_version, write_diffusers, write_kohya, write_safetensors
+from amsd.diffusion.parameterizations import ADAPTER_FILE, build_policy
+from amsd.recipe import Model
+from tests import pipelines
+
+#: Every kind of layer that LoRAs of the field are trained on.
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+
+
+def trained(pipeline: Any, folder: Path, **lora: Any) -> Path:
+    """The adapter file of a LoRA with random weights."""
+    pipeline.save_pretrained(folder / "base")
+    model = Model.model_validate({"pretrained": str(folder / "base"), "parameterization": "lora", "lora": lora})
+    policy = build_policy(load_family(model), model)
+    random = torch.Generator().manual_seed(1)
+    for parameter in policy.trainable.values():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=random)
+    policy.save(folder)
+    return folder / ADAPTER_FILE
+
+
+def picture(pipeline: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    arguments = {"num_inference_steps": 3, "guidance_scale": 3.0, "generator": generator, "output_type": "latent"}
+    latents: torch.Tensor = pipeline("a red circle", **arguments).images
+    return latents
+
+
+@pytest.fixture(params=["stable_diffusion", "stable_diffusion_xl"])
+def make(request: pytest.FixtureRequest) -> Callable[[], Any]:
+    chosen: Callable[[], Any] = getattr(pipelines, request.param)
+    return chosen
+
+
+def test_every_way_through_diffusers_draws_the_same_picture(make: Callable[[], Any], tmp_path: Path) -> None:
+    source = trained(make(), tmp_path, rank=4, alpha=16.0, targets=TARGETS)
+    pipeline = make()
+    base = picture(pipeline)
+    pipeline.load_lora_weights(tmp_path, weight_name=ADAPTER_FILE)
+    expected = picture(pipeline)
+    assert (expected - base).abs().max() > 0.1
+    write_diffusers(source, tmp_path / "diffusers.safetensors")
+    write_kohya(source, tmp_path / "kohya.safetensors")
+    # Diffusers' own converters know nothing of metadata: they see the tensors only.
+    folded = load_file(tmp_path / "diffusers.safetensors")
+    save_file(convert_state_dict_to_kohya(dict(folded)), tmp_path / "converted.safetensors")
+    save_file(convert_all_state_dict_to_peft(dict(folded)), tmp_path / "peft.safetensors")
+    for name in ("diffusers", "kohya", "converted", "peft"):
+        plain = make()
+        plain.load_lora_weights(tmp_path, weight_name=f"{name}.safetensors")
+        assert torch.allclose(picture(plain), expected, atol=2e-4), name
+
+
+def test_kohya_s_names_and_alpha(tmp_path: Path) -> None:
+    source = trained(pipelines.stable_diffusion(), tmp_path, rank=4, alpha=16.0)
+    write_kohya(source, tmp_path / "kohya.safetensors", "sd_v1")
+    tensors = load_file(tmp_path / "kohya.safetensors")
+    module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    assert float(tensors[f"{module}.alpha"]) == 16.0
+    assert tensors[f"{module}.lora_down.weight"].shape[0] == tensors[f"{module}.lora_up.weight"].shape[1] == 4
+    assert {name.rpartition(".")[2] for name in tensors} == {"alpha", "weight"}
+    with safe_open(tmp_path / "kohya.safetensors", framework="pt") as stream:
+        assert stream.metadata() == {
+            "format": "pt", "ss_network_module": "networks.lora", "ss_network_dim": "4", "ss_network_alpha": "16.0",
+            "ss_base_model_version": "sd_v1",
+        }  # fmt: skip
+
+
+def test_files_say_their_format_and_equal_weights_are_equal_bytes(tmp_path: Path) -> None:
+    source = trained(pipelines.stable_diffusion(), tmp_path, rank=2, alpha=8.0)
+    write_diffusers(source, tmp_path / "diffusers.safetensors")
+    for file in (source, tmp_path / "diffusers.safetensors"):
+        with safe_open(file, framework="pt") as stream:
+            assert stream.metadata()["format"] == "pt"
+    tensors, metadata = load_file(source), {str(key): "x" * key for key in range(9)}
+    for name in ("a", "b"):
+        write_safetensors(tmp_path / name, tensors, metadata)
+        metadata = dict(reversed(metadata.items()))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    for key, value in load_file(tmp_path / "a").items():
+        assert torch.equal(value, tensors[key])
+
+
+def test_the_base_model_has_kohya_s_name() -> None:
+    assert base_version({"cross_attention_dim": 768}) == "sd_v1"
+    assert base_version({"cross_attention_dim": 2048}) == "sdxl_base_v1-0"
+    assert base_version({"cross_attention_dim": 16}) == ""
