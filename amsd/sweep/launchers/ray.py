@@ -24,7 +24,7 @@ from amsd.sweep.executor import Stop, TrialExecutor, on_signals
 from amsd.sweep.launchers import Launch, Launched
 from amsd.sweep.launchers.local import follow, visible_gpus
 from amsd.sweep.launchers.processes import ProcessExecutor
-from amsd.sweep.launchers.ray_executor import Need, RayExecutor
+from amsd.sweep.launchers.ray_executor import Hosts, Need, RayExecutor
 from amsd.sweep.schema import Execution
 from amsd.sweep.storage import STORAGE_VARIABLE
 from amsd.sweep.study import StudyHandle, create
@@ -70,14 +70,14 @@ def drive(
     stop = Stop()
     failures: list[Exception] = []
 
+    hosts = Hosts()
+
     def work(index: int) -> None:
-        executor = RayExecutor(handle, need, inner)
+        executor = RayExecutor(handle, need, inner, hosts)
         try:
             Worker(handle, executor, stop, name=f"ray:{index}", alone=True).run()
         except Exception as error:  # noqa: BLE001  (raised again below)
             failures.append(error)
-        finally:
-            executor.close()
 
     threads = [threading.Thread(target=work, args=(index,), name=f"amsd-ray-{index}") for index in range(workers)]
     with on_signals(stop):
@@ -90,6 +90,7 @@ def drive(
                 stop.request()
             for thread in threads:
                 thread.join()
+            hosts.close()
     if reason := handle.stop_reason():
         raise RunError(reason)
     if failures and not stop.requested:

@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 import tempfile
+import threading
 import uuid
 import zlib
 from dataclasses import dataclass, replace
@@ -29,18 +30,66 @@ class Need:
     """Below 1: trials share a GPU."""
 
 
-class RayExecutor:
-    """Runs jobs one after the other on an actor somewhere in the cluster, which it keeps until `close`."""
+@dataclass
+class Host:
+    """An actor that is placed on a node."""
 
-    def __init__(self, handle: StudyHandle, need: Need, inner: TrialExecutor, shared: bool | None = None) -> None:
+    actor: Any
+    carries: bool
+    """Whether files must be carried there and back: its node does not see the sweep's folder."""
+
+
+class Hosts:
+    """The actors of a sweep that run nothing now. Its workers share them, so that none keeps room from another."""
+
+    def __init__(self) -> None:
+        self._free: list[Host] = []
+        self._lock = threading.Lock()
+
+    def take(self) -> Host | None:
+        """One that is alive; None if there is none."""
+        import ray
+
+        while True:
+            with self._lock:
+                if not self._free:
+                    return None
+                host = self._free.pop()
+            try:
+                if ray.wait([host.actor.poll.remote()], timeout=10)[0]:
+                    ray.get(host.actor.poll.remote())
+                    return host
+            except ray.exceptions.RayActorError:
+                continue
+
+    def give(self, host: Host) -> None:
+        """Let the others have it."""
+        with self._lock:
+            self._free.append(host)
+
+    def close(self) -> None:
+        """Give the resources of all back."""
+        import ray
+
+        with self._lock:
+            for host in self._free:
+                ray.kill(host.actor)
+            self._free.clear()
+
+
+class RayExecutor:
+    """Runs jobs one after the other on actors somewhere in the cluster."""
+
+    def __init__(
+        self, handle: StudyHandle, need: Need, inner: TrialExecutor, hosts: Hosts, shared: bool | None = None
+    ) -> None:
+        """`shared`: whether nodes see the sweep's folder; None: each is asked."""
         self._sweep = handle.plan.sweep
         self._folder = handle.directory
         self._need = need
         self._inner = inner
+        self._hosts = hosts
         self._shared = shared
-        """Whether the actor's node sees the sweep's folder; None: it is asked."""
-        self._host: Any = None
-        self._carries = False
 
     def run(self, job: Job, monitor: Monitor) -> Ended:
         """Run the job on some node; `lost` if that node or its actor died."""
@@ -48,74 +97,75 @@ class RayExecutor:
 
         log = RunLog()
         try:
-            if self._host is None and not self._start(monitor):
+            host = self._hosts.take() or self._placed(monitor)
+            if host is None:
                 return Ended("released", log)
-            archive = pack(job.run) if self._carries and RunDirectory(job.run).used else None
-            call = self._host.run.remote(job, archive, self._carries)
-            verdict, fetched = Verdict.CONTINUE, None
-            while not ray.wait([call], timeout=self._sweep.execution.poll_seconds)[0]:
-                if verdict is not Verdict.CONTINUE:
-                    continue
-                found, newest = ray.get(self._host.poll.remote())
-                log = found or log
-                if self._carries and newest is not None and newest != fetched:
-                    unpack(ray.get(self._host.fetch.remote()), job.run)
-                    fetched = newest
-                verdict = self._judge(monitor, log, call)
-                if verdict is not Verdict.CONTINUE:
-                    ray.get(self._host.tell.remote(verdict))
-            ended: Ended = ray.get(call)
-            if self._carries:
-                unpack(ray.get(self._host.fetch.remote()), job.run)
+            ended = self._followed(host, job, monitor)
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError) as error:
-            self._host = None
             return Ended("lost", log, f"its node or process died: {str(error).strip().splitlines()[0]}")
+        self._hosts.give(host)
         if ended.status == "complete":
             monitor(ended.log)
         return ended
 
-    def close(self) -> None:
-        """Give the actor's resources back."""
+    def _followed(self, host: Host, job: Job, monitor: Monitor) -> Ended:
+        """Start the job on a host, tell the monitor what it measures, and the host what the monitor wants."""
         import ray
 
-        if self._host is not None:
-            ray.kill(self._host)
-            self._host = None
+        archive = pack(job.run) if host.carries and RunDirectory(job.run).used else None
+        call = host.actor.run.remote(job, archive, host.carries)
+        log, verdict, fetched = RunLog(), Verdict.CONTINUE, None
+        while not ray.wait([call], timeout=self._sweep.execution.poll_seconds)[0]:
+            if verdict is not Verdict.CONTINUE:
+                continue
+            found, newest = ray.get(host.actor.poll.remote())
+            log = found or log
+            if host.carries and newest is not None and newest != fetched:
+                unpack(ray.get(host.actor.fetch.remote()), job.run)
+                fetched = newest
+            verdict = self._judge(host, monitor, log, call)
+            if verdict is not Verdict.CONTINUE:
+                ray.get(host.actor.tell.remote(verdict))
+        ended: Ended = ray.get(call)
+        if host.carries:
+            unpack(ray.get(host.actor.fetch.remote()), job.run)
+        return ended
 
-    def _start(self, monitor: Monitor) -> bool:
-        """Place an actor, however long the cluster has no room; False if the trial is to be released meanwhile."""
+    def _placed(self, monitor: Monitor) -> Host | None:
+        """A new actor, or one that becomes free while the cluster has no room; None if the trial is released."""
         import ray
 
         kind = ray.remote(TrialHost).options(
             num_cpus=self._need.cpus, num_gpus=self._need.gpus, max_concurrency=4, max_restarts=0
         )
-        host = kind.remote(self._inner, _scalars(self._sweep), str(Path.cwd()))
+        actor = kind.remote(self._inner, _scalars(self._sweep), str(Path.cwd()))
         token = self._folder / f".shared-{uuid.uuid4().hex}"
         token.touch()
         try:
-            answer = host.meet.remote(str(token))
+            answer = actor.meet.remote(str(token))
             while not ray.wait([answer], timeout=0.5)[0]:
-                if monitor(RunLog()) is not Verdict.CONTINUE:
-                    ray.kill(host)
-                    return False
+                free = self._hosts.take()
+                released = monitor(RunLog()) is not Verdict.CONTINUE
+                if free is not None or released:
+                    ray.kill(actor)
+                    return free
             version, sees = ray.get(answer)
         finally:
             token.unlink()
         if version != __version__:
-            ray.kill(host)
+            ray.kill(actor)
             raise RunError(f"a node of the Ray cluster has amsd {version}, this machine has {__version__}: install "
                            "the same on every node")  # fmt: skip
-        self._host, self._carries = host, not (sees if self._shared is None else self._shared)
-        return True
+        return Host(actor, carries=not (sees if self._shared is None else self._shared))
 
-    def _judge(self, monitor: Monitor, log: RunLog, call: Any) -> Verdict:
+    def _judge(self, host: Host, monitor: Monitor, log: RunLog, call: Any) -> Verdict:
         """What the monitor wants; where it raises, the job is ended first."""
         import ray
 
         try:
             return monitor(log)
         except AmsdError:
-            ray.get(self._host.tell.remote(Verdict.RELEASE))
+            ray.get(host.actor.tell.remote(Verdict.RELEASE))
             ray.wait([call], timeout=self._sweep.execution.terminate_seconds + 30)
             raise
 
