@@ -35,13 +35,9 @@ def recipes() -> dict[str, Recipe]:
 
 def tflop_per_trajectory(recipe: Recipe) -> float:
     """Of one trained trajectory, with the decoder and its gradient once per collection."""
-    cost, passes = cost_per_trajectory(recipe), _passes(recipe)
-    network = cost.sampling + cost.adjoint / 2 * PRODUCT + cost.base + cost.loss + cost.mask + cost.weights
-    return network * FORWARD + DECODER / passes
-
-
-def _passes(recipe: Recipe) -> int:
-    return recipe.method.buffer.passes if recipe.method.name == "buffer-am" else 1
+    cost = cost_per_trajectory(recipe)
+    network = cost.total - cost["adjoint"] + cost["adjoint"] / 2 * PRODUCT
+    return network * FORWARD + DECODER / getattr(recipe.method, "passes", 1)
 
 
 def table() -> Iterator[str]:
