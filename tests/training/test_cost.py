@@ -68,6 +68,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
         {"method": {"name": "am", "timesteps_per_trajectory": 4, "adjoint_at": "current"}},
         {"optimizer": CHUNKS},
         {"optimizer": CHUNKS, "method": {"name": "am", "outlier_threshold": "previous"}},
+        {"method": {"name": "ram", "timesteps_per_trajectory": 2}, "guidance": {"guidance_scale": 5.0}},
+        {"method": {"name": "eam", "timesteps_per_trajectory": 2}},
         {"method": BUFFER},
         {"method": {**BUFFER, "buffer": {**BUFFER["buffer"], "min_ess": 0.1}}},
         {"method": {**BUFFER, "buffer": {**BUFFER["buffer"], "min_ess": 0.1}}, "guidance": {"guidance_scale": 5.0}},
@@ -78,7 +80,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
         {"model": {"pretrained": "embedded:shapes", "parameterization": "lora"}},
     ],
     ids=["unguided", "CFG trajectories", "full CFG", "adjoint only", "control only", "current", "chunks", "one pass",
-         "buffer", "ESS", "ESS, CFG trajectories", "ESS, full CFG", "weighted", "buffer, full CFG", "lora"],
+         "ram", "eam", "buffer", "ESS", "ESS, CFG trajectories", "ESS, full CFG", "weighted", "full CFG buffer",
+         "lora"],
 )  # fmt: skip
 def test_real_steps_cost_what_the_model_says(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,8 @@ from amsd.recipe.methods.base import MethodSection
 METHODS: dict[str, str] = {
     "am": "amsd.recipe.methods.adjoint_matching:AdjointMatching",
     "buffer-am": "amsd.recipe.methods.adjoint_matching:BufferedAdjointMatching",
+    "eam": "amsd.recipe.methods.regression:EAM",
+    "ram": "amsd.recipe.methods.regression:RAM",
 }
 """Name to `module:class`, the class derived from `MethodSection`."""
 GROUP = "amsd.methods"

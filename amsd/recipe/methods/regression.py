@@ -1,0 +1,121 @@
+"""Methods that regress the prediction at re-noised endpoints: RAM and EAM (docs/method.md section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from amsd.recipe.errors import Problem
+from amsd.recipe.methods.base import Cost, MethodSection, sampled_rows
+from amsd.recipe.section import Positive
+
+if TYPE_CHECKING:
+    from amsd.recipe.schema import Recipe
+
+
+class RegressionSection(MethodSection):
+    """What such methods have in common; a base class, not a method."""
+
+    reward_multiplier: Positive = 100.0
+    """Lambda: the target is the base distribution tilted by exp(lambda * reward)."""
+    timesteps_per_trajectory: int = Field(default=4, ge=1)
+    """Path points K that each endpoint is noised to again, stratified over the schedule."""
+    sampler_decay: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the moving average of the policy that draws the endpoints; 0 is the newest policy."""
+
+    @property
+    def items_per_trajectory(self) -> int:
+        """K."""
+        return self.timesteps_per_trajectory
+
+    @property
+    def tilt(self) -> float:
+        """The reward multiplier."""
+        return self.reward_multiplier
+
+    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+        """A role of guidance that does not exist, more path points than steps."""
+        steps = recipe.schedule.num_inference_steps
+        if recipe.guidance.guidance_in_adjoint_computation:
+            yield Problem("guidance.guidance_in_adjoint_computation", f"{self.label} has no adjoint to guide", True,
+                          "Remove it.")  # fmt: skip
+        if self.timesteps_per_trajectory > steps:
+            yield Problem("method.timesteps_per_trajectory", f"there are {steps} steps", self.timesteps_per_trajectory)
+        yield from super().problems(recipe)
+
+    def _regression_cost(self, recipe: Recipe, frozen: int) -> dict[str, float]:
+        """Sampling, `frozen` predictions without gradient per path point, and the loss."""
+        count, in_control = self.timesteps_per_trajectory, 2 if recipe.guidance.guidance_in_control_computation else 1
+        return {
+            "sampling": recipe.schedule.num_inference_steps * sampled_rows(recipe),
+            "base": frozen * count * in_control,
+            "loss": 3 * count * in_control,
+        }
+
+
+class RAM(RegressionSection):
+    """RAM (arXiv 2605.10759): advantages within groups of samples of one prompt; no gradient of the reward."""
+
+    label: ClassVar[str] = "RAM"
+    trainer: ClassVar[str] = "amsd.training.methods.ram:RAMTrainer"
+    needs_reward_gradient: ClassVar[bool] = False
+
+    name: Literal["ram"] = "ram"
+    group_size: int | None = Field(default=None, ge=2)
+    """Samples of one prompt that are compared; divides `optimizer.prompts_per_step`. Unset: its divisor next to 8."""
+
+    @property
+    def samples_per_prompt(self) -> int:
+        """The group."""
+        return self.group_size or 1
+
+    def fitted(self, recipe: Recipe) -> Self:
+        """With the group's size."""
+        if self.group_size is not None:
+            return self
+        total = recipe.optimizer.prompts_per_step
+        divisors = [number for number in range(2, total + 1) if total % number == 0]
+        nearest = min(divisors, key=lambda number: abs(number - 8), default=None)
+        return self.model_copy(update={"group_size": nearest})
+
+    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+        """A batch that is not a whole number of groups."""
+        yield from super().problems(recipe)
+        total = recipe.optimizer.prompts_per_step
+        if total < 2:
+            yield Problem("optimizer.prompts_per_step", "a sample has none of its prompt to be compared with", total,
+                          "Use 2 or more.")  # fmt: skip
+        elif self.group_size is not None and total % self.group_size:
+            yield Problem("method.group_size", f"must divide optimizer.prompts_per_step = {total}", self.group_size)
+
+    def cost(self, recipe: Recipe, processes: int) -> Cost:
+        """Sampling; the base's and the old policy's prediction and the loss at each path point."""
+        return Cost(self._regression_cost(recipe, frozen=2))
+
+
+class EAM(RegressionSection):
+    """EAM (after arXiv 2605.11480): the adjoint in closed form; needs the gradient of the reward at endpoints only."""
+
+    label: ClassVar[str] = "EAM"
+    trainer: ClassVar[str] = "amsd.training.methods.eam:EAMTrainer"
+
+    name: Literal["eam"] = "eam"
+    endpoint_level: float = Field(default=0.5, gt=0, lt=1)
+    """Noise level s_e at which the endpoint is taken. Data lie on a thin set, so near 0 the target is stiff; above it
+    the reward of noisy endpoints stands in for that of clean ones. Levels below get no training."""
+
+    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+        """No step left for the endpoint."""
+        yield from super().problems(recipe)
+        steps = recipe.schedule.num_inference_steps
+        if self.timesteps_per_trajectory == steps:
+            yield Problem("method.timesteps_per_trajectory", f"one of the {steps} steps is the endpoint's",
+                          self.timesteps_per_trajectory)  # fmt: skip
+
+    def cost(self, recipe: Recipe, processes: int) -> Cost:
+        """Sampling, the base's score at the endpoint, its prediction (for the KL) and the loss at each path point."""
+        parts = self._regression_cost(recipe, frozen=1)
+        score = 2 if recipe.guidance.guidance_in_control_computation else 1
+        return Cost({**parts, "base": parts["base"] + score})

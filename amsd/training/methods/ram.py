@@ -1,0 +1,74 @@
+"""RAM (arXiv 2605.10759): regression weighted by advantages within a prompt's group; any reward, no gradient of it.
+
+target = base(x_t) + lambda A (path target - old(x_t)), where `old` is the slow average of the policy that also samples.
+It drops the cost of the path: for base N(0, 1) and reward -k x^2/2 the fixed point has variance W(lambda k)/(lambda k)
+(Lambert W) instead of the tilt's 1/(1 + lambda k); for linear rewards it is exact (docs/method.md section 9).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from amsd.training import processes
+from amsd.training.experience import Sample
+from amsd.training.methods.regression import PathPoints, RegressionTrainer
+from amsd.training.problem import require_finite
+from amsd.training.rewards import scores
+
+
+class RAMTrainer(RegressionTrainer):
+    """Experience is groups of samples and their advantages."""
+
+    def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> PathPoints:
+        """Endpoints, their rewards, and the two frozen predictions at path points of each."""
+        prompts, steps = [sample.prompt for sample in samples], self.problem.steps
+        indices, dropped = self.indices(samples), self.dropped(samples)
+        with self.clock.phase("rollout"), self.sampler.applied():
+            conditioning, trajectory = self.draw(samples, step)
+            used = conditioning.dropped(dropped)
+            end, noises = trajectory.terminal, self.noises(samples)
+            columns = range(indices.shape[1])
+            states = torch.stack([steps.point(indices[:, j], end, noises[:, j]) for j in columns], 1)
+            old = self.predictions("finetuned", used, states, indices)
+            wanted = torch.stack([steps.target(end, noises[:, j]) for j in columns], 1)
+        with self.clock.phase("rollout"):
+            base = self.predictions("base", used, states, indices)
+        with self.clock.phase("reward gradient"):
+            found = scores(self.problem, end, prompts)
+            for name, values in {**found.terms, "weighted": found.rewards}.items():
+                require_finite(values, f"reward {name!r}", step, "reward", prompts)
+        return PathPoints(
+            prompts=tuple(prompts), conditioning=conditioning, rewards=found.rewards, terms=found.terms,
+            indices=indices, states=states, base_predictions=base, targets=wanted - old, dropped=dropped,
+            clamped_share=found.clamped_share, groups=_groups(samples, self.method.samples_per_prompt),
+        )  # fmt: skip
+
+    def complete(self, experience: PathPoints) -> PathPoints:
+        """Advantages over the other samples of the group, over all processes, make the directions targets."""
+        advantages = leave_one_out(experience.groups, experience.rewards)
+        shape = (-1, *[1] * (experience.targets.ndim - 1))
+        scale = (self.method.reward_multiplier * advantages).to(experience.targets).view(shape)
+        return replace(experience, targets=experience.base_predictions + scale * experience.targets)
+
+
+def leave_one_out(groups: Tensor, rewards: Tensor) -> Tensor:
+    """Reward minus the mean of the other samples of its group (b,); groups may be spread over processes.
+
+    A mean that includes the sample would scale lambda by 1 - 1/G.
+    """
+    own = list(zip(groups.tolist(), rewards.double().tolist(), strict=True))
+    members: dict[int, list[float]] = defaultdict(list)
+    for group, reward in processes.gather(own):
+        members[group].append(reward)
+    sums = {group: (sum(values), len(values)) for group, values in members.items()}
+    return torch.tensor([reward - (sums[group][0] - reward) / (sums[group][1] - 1) for group, reward in own])
+
+
+def _groups(samples: Sequence[Sample], size: int) -> Tensor:
+    """Number of each sample's group in its collection: consecutive samples share a prompt."""
+    return torch.tensor([int(sample.key[-1]) // size for sample in samples])

@@ -1,0 +1,91 @@
+"""Methods that regress at re-noised endpoints: their targets where the answer is known, and their runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from amsd.experiment.train import train
+from amsd.recipe import load_recipe
+from amsd.training.methods.eam import renoised
+from amsd.training.methods.ram import leave_one_out
+from tests.training.test_closed_form import steps_of
+
+COMMON = [
+    "schedule.num_inference_steps=4", "optimizer.prompts_per_step=4", "optimizer.micro_batch=2", "training.steps=2",
+    "training.checkpoint_every=1", "evaluation.every=0", "tracking.trackers=none", "method.timesteps_per_trajectory=2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("strength", [1.0, 5.0, 25.0])
+def test_the_mean_of_eams_target_is_the_tilted_models_prediction(strength: float) -> None:
+    """Base N(0, 1) at the endpoint's level, reward -k x^2/2, lambda k = strength: endpoints N(0, 1/(1 + lambda k))."""
+    steps, end, count = steps_of(20), 15, 400_000
+    random = torch.Generator().manual_seed(0)
+    variance = 1 / (1 + strength)
+    x = variance**0.5 * torch.randn(count, 1, generator=random, dtype=torch.float64)
+    score = -(1 + strength) * x
+    for k in (0, 5, 10, 14):
+        noise = torch.randn(count, 1, generator=random, dtype=torch.float64)
+        state, target = renoised(steps, end, torch.full((count,), k), x, score, noise)
+        slope = float((state * target).sum() / state.square().sum())
+        ratio = float(steps.alpha[k] / steps.alpha[end])
+        spread = float(steps.s[k].square() - ratio**2 * steps.s[end].square())
+        assert slope == pytest.approx(float(steps.s[k]) / (ratio**2 * variance + spread), rel=0.01)
+
+
+def test_advantages_leave_the_sample_out() -> None:
+    groups = torch.tensor([0, 1, 0, 1, 0])
+    found = leave_one_out(groups, torch.tensor([1.0, 5.0, 2.0, 9.0, 6.0]))
+    assert found.tolist() == [-3.0, -4.0, -1.5, 4.0, 4.5]
+
+
+def values(folder: Path) -> list[dict[str, Any]]:
+    """Logged values of the steps of a run."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if '"loss"' in line]
+
+
+@pytest.mark.parametrize("method", ["ram", "eam"])
+def test_a_resumed_run_is_the_same_run(method: str, tmp_path: Path) -> None:
+    settings = [f"method.name={method}", *COMMON]
+    train(load_recipe("shapes", settings), tmp_path / "whole", resume=False)
+    train(load_recipe("shapes", [*settings, "training.steps=1"]), tmp_path / "again", resume=False)
+    train(load_recipe("shapes", settings), tmp_path / "again", resume=True)
+    whole, again = values(tmp_path / "whole"), values(tmp_path / "again")
+    assert [line["step"] for line in whole] == [line["step"] for line in again] == [1, 2]
+    for one, other in zip(whole, again, strict=True):
+        for key in ("loss", "reward/mean", "gradient_norm", "kl", "target_square"):
+            assert one[key] == other[key], key
+    assert whole[0]["gradient_norm"] > 0
+    assert whole[0]["kl"] == pytest.approx(0, abs=1e-6)  # the unchanged policy is the base
+    assert whole[1]["kl"] > 1e-6
+
+
+def test_without_a_reward_ram_stays_where_it_is(tmp_path: Path) -> None:
+    train(load_recipe("shapes", ["method.name=ram", *COMMON, "method.reward_multiplier=1e-9", "training.steps=1"]),
+          tmp_path / "run", resume=False)  # fmt: skip
+    assert values(tmp_path / "run")[0]["loss"] < 1e-9
+
+
+def test_ram_asks_for_no_gradient_of_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from amsd.rewards.combination import WeightedReward
+
+    judged = WeightedReward.__call__
+    asked: list[bool] = []
+
+    def watched(self: WeightedReward, images: torch.Tensor, prompts: Any) -> Any:
+        asked.append(torch.is_grad_enabled() or images.requires_grad)
+        return judged(self, images, prompts)
+
+    monkeypatch.setattr(WeightedReward, "__call__", watched)
+    recipe = load_recipe("shapes", ["method.name=ram", *COMMON, "training.steps=1"])
+    train(recipe, tmp_path / "run", resume=False)
+    assert asked
+    assert not any(asked)
+    prompts_seen = values(tmp_path / "run")
+    assert prompts_seen[0]["reward/std"] > 0
