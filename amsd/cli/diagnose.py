@@ -16,7 +16,7 @@ def diagnose(
     pairs: Annotated[int, typer.Option(min=2, help="Rollouts per prompt that share their initial noise.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Say whether the theory holds for a recipe's model, schedule and reward."""
+    """Measure whether a recipe meets the assumptions of the theory: model, schedule and reward."""
     from amsd.recipe import load_recipe
 
     resolved = load_recipe(recipe, assignments or [])

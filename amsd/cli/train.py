@@ -33,7 +33,7 @@ def train(
     processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")] = False,
 ) -> None:
-    """Fine-tune a model as a recipe says; every checkpoint is evaluated by itself."""
+    """Fine-tune a model as a recipe says. Each checkpoint is evaluated automatically."""
     from amsd.recipe import load_recipe
 
     resolved = load_recipe(recipe, assignments or [])

@@ -84,7 +84,7 @@ def _recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
         ("Reward", rewards),
         ("Reward multiplier λ", "–" if recipe.method.tilt is None else number(recipe.method.tilt)),
         ("Guidance scale", number(guidance.guidance_scale)),
-        ("Guided besides the sampler", " and ".join(roles) or ("–" if guidance.guidance_scale == 1 else "nothing")),
+        ("Guidance applies also to", " and ".join(roles) or ("–" if guidance.guidance_scale == 1 else "nothing")),
         ("Noise η", number(recipe.schedule.eta)),
         ("Sampler steps", recipe.schedule.num_inference_steps),
         ("Updates", recipe.training.steps),

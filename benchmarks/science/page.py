@@ -184,7 +184,7 @@ def _sweep(out: Path, eta: float) -> dict[tuple[str, float], Setting]:
 
 
 def _table(found: Sequence[Setting], names: Sequence[str] = (), versus: tuple[str, Setting] | None = None) -> str:
-    extra = f" gain less that of {versus[0]} |" if versus else ""
+    extra = f" gain minus the gain of {versus[0]} |" if versus else ""
     lines = [f"\n{COLUMNS}{extra}\n|{'---|' * (6 + bool(versus))}\n"]
     for name, setting in zip(names or [setting.name for setting in found], found, strict=True):
         changes = " | ".join(setting.gain(metric).shown("+") for metric in (ALIGNMENT, PIXELS, CLASSIFIER))
