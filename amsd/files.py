@@ -2,27 +2,93 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from amsd.errors import UsageError
+from amsd.errors import RunError, UsageError
+
+
+class DiskError(RunError, OSError):
+    """Something cannot be written; the text gives the path, the reason and what to do."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name `path` and say what to do if what the body writes there does not fit or is refused.
+
+    Raises:
+        DiskError: in place of the `OSError` of Python or the error of safetensors.
+    """
+    try:
+        yield
+    except DiskError:
+        raise
+    except OSError as error:
+        raise DiskError(f"{path} cannot be written: {error.strerror or error}. {_advice(error.errno)}") from error
+    except Exception as error:
+        found = _OS_ERROR.search(str(error))
+        if type(error).__module__.partition(".")[0] != "safetensors" or found is None:
+            raise
+        number = int(found[1])
+        raise DiskError(f"{path} cannot be written: {os.strerror(number)}. {_advice(number)}") from error
+
+
+#: How Rust's libraries give the error of the operating system.
+_OS_ERROR = re.compile(r"os error (\d+)")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _advice(number: int | None) -> str:
+    after = "What was written before is whole: --resume goes on from the newest checkpoint."
+    if number in _FULL:
+        return f"Make room there (a lower training.keep needs less), or move the folder. {after}"
+    if number in _REFUSED:
+        return f"Make the folder writable, or choose another one. {after}"
+    return after
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` atomically (written aside, fsynced, renamed)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace `path` by `text` atomically (written aside, fsynced, renamed).
+
+    Raises:
+        DiskError: it cannot be written.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
-    sync_folder(path.parent)
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            aside.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+_LEFT = re.compile(r"\..+\.\d+\.tmp|\.parts-\d+|\.withdrawn-\d+")
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what killed processes have begun to write below `folder`; nobody may be writing there."""
+    for parent, folders, files in os.walk(folder):
+        for name in [name for name in folders if _LEFT.fullmatch(name)]:
+            shutil.rmtree(Path(parent) / name, ignore_errors=True)
+            folders.remove(name)
+        for name in [name for name in files if _LEFT.fullmatch(name)]:
+            (Path(parent) / name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -41,7 +107,16 @@ def require_vacant(path: Path) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Create the folder `path` complete or not at all: `fill` writes into a folder aside, which is then renamed."""
+    """Create the folder `path` complete or not at all: `fill` writes into a folder aside, which is then renamed.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    with writing(path):
+        _write_folder(path, fill)
+
+
+def _write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from amsd.errors import UsageError
+from amsd.errors import RunError, UsageError
 from amsd.files import sha256, write_text
 from amsd.recipe import Recipe, identity
 
 #: Added after a checkpoint is complete, so not covered by its manifest.
 ADDED_LATER = ("evaluation", "samples", "manifest.json")
+#: Version of a checkpoint's layout. 1 had no key `format` in its manifest; it is read like 2.
+FORMAT = 2
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -100,8 +103,9 @@ class RunDirectory:
         file = self.checkpoints / name
         if not file.is_file():
             return None
-        target = self.checkpoints / file.read_text(encoding="utf-8").strip()
-        return target if target.is_dir() else None
+        step = _STEP.fullmatch(file.read_bytes()[:64].decode("utf-8", errors="replace").strip())
+        target = None if step is None else self.checkpoints / step[0]
+        return target if target is not None and target.is_dir() else None
 
     def point(self, name: str, step: int) -> None:
         """Let `latest` or `best` name the checkpoint of `step`."""
@@ -125,21 +129,61 @@ def default_output(recipe: Recipe, name: str) -> Path:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None if every file matches its manifest."""
-    manifest = checkpoint / "manifest.json"
-    if not manifest.is_file():
-        return "manifest.json is missing"
+    """What is wrong with a checkpoint folder, or None if every file matches its manifest.
+
+    Raises:
+        UsageError: a newer amsd wrote it.
+    """
     try:
-        files: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"manifest.json cannot be read ({error})"
-    for name, expected in files.items():
+        manifest = read_manifest(checkpoint)
+    except RunError as error:
+        return str(error)
+    for name, expected in manifest.files.items():
         file = checkpoint / name
         if not file.is_file():
             return f"{name} is missing"
         if sha256(file) != expected:
             return f"{name} does not match its sha256"
     return None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    step: int
+    weights_sha256: str
+    files: Mapping[str, str]
+    """sha256 by relative path."""
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """The manifest of a checkpoint, in this format or an older one (without the key `format`).
+
+    Raises:
+        RunError: it is missing or damaged; the text names manifest.json only.
+        UsageError: a newer amsd wrote it.
+    """
+    file = checkpoint / "manifest.json"
+    if not file.is_file():
+        raise RunError("manifest.json is missing")
+    try:
+        data = json.loads(file.read_bytes())
+        written = int(data.get("format", 1))
+        if written > FORMAT:
+            raise UsageError(f"{file}: its format {written} is newer than this amsd reads ({FORMAT}); update amsd.")
+        files = {str(name): str(expected) for name, expected in data["files"].items()}
+        step, weights = data["step"], data["weights_sha256"]
+        if not isinstance(step, int) or not isinstance(weights, str) or not _safe(files):
+            raise ValueError("an entry has another type")
+        return Manifest(step, weights, files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"manifest.json cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _safe(files: Mapping[str, str]) -> bool:
+    """Whether there are files, and all lie inside the checkpoint."""
+    return bool(files) and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in files)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -158,7 +202,7 @@ def resolve_checkpoint(path: Path) -> Path:
         UsageError: there is none there.
     """
     if path.is_file() and path.name in ("best", "latest"):
-        path = path.parent / path.read_text(encoding="utf-8").strip()
+        path = RunDirectory(path.parent.parent).pointer(path.name) or path
     if (path / "manifest.json").is_file():
         return path
     run = RunDirectory(path)

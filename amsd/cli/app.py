@@ -13,8 +13,9 @@ import typer
 from amsd import __version__
 from amsd.cli import demo, diagnose, evaluate, export, recipe, report, sample, sweep, train
 from amsd.cli.hints import Commands
-from amsd.cli.launch import INTERRUPTED, launched, rank, report_code
+from amsd.cli.launch import launched, rank, report_code
 from amsd.cli.train import Interrupted
+from amsd.ends import INTERRUPTED
 from amsd.errors import AmsdError, UsageError
 
 app = typer.Typer(
@@ -79,7 +80,7 @@ def options(
 
 
 def main() -> None:
-    """Run the command line: exit 0 success, 1 run failed, 2 usage or recipe error, 130 interrupted."""
+    """Run the command line: exit 0 success, 1 run failed, 2 usage or recipe error, 130 or 75 ended by a signal."""
     try:
         app()
     except Interrupted as interruption:

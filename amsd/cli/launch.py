@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
-INTERRUPTED = 130
+from amsd.ends import INTERRUPTED, REQUEUE, SIGNALS
+from amsd.errors import RunError
+
 _CODES = "AMSD_EXIT_CODES"
 
 
@@ -38,10 +44,12 @@ def report_code(code: int) -> None:
 def relaunch(arguments: Sequence[str], processes: int) -> int:
     """Run `amsd ARGUMENTS` in `processes` processes on this machine; returns the exit code of the command.
 
-    If one process fails the others are ended. They end as well if this process is killed.
+    If one process fails the others are ended. They end as well if this process is killed. A signal that announces an
+    end is passed on to all of them.
+
+    Raises:
+        RunError: a process died without a word; it is named.
     """
-    from torch.distributed import run as torchrun
-    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from amsd import leash
@@ -52,15 +60,65 @@ def relaunch(arguments: Sequence[str], processes: int) -> int:
     with tempfile.TemporaryDirectory(prefix="amsd-") as codes:
         os.environ[_CODES] = codes
         options = ["--standalone", f"--nproc-per-node={processes}", "--no-python"]
+        failure, received = _launch([*options, *worker])
+        del os.environ[_CODES]
+        if failure is None:
+            return 0
+        if not isinstance(failure, ChildFailedError):
+            raise failure
+        found = {int(file.name): int(file.read_text(encoding="utf-8")) for file in Path(codes).iterdir()}
+    failed = [code for code in found.values() if code not in (0, INTERRUPTED, REQUEUE)]
+    if failed:
+        return max(failed)
+    if received:
+        return INTERRUPTED if received == signal.SIGINT else REQUEUE
+    index, first = failure.get_first_failure()
+    if found.get(index) in (INTERRUPTED, REQUEUE):  # it was told to end by itself
+        return found[index]
+    how = signal.Signals(-first.exitcode).name if first.exitcode < 0 else f"exit status {first.exitcode}"
+    hint = " (out of memory?)" if how == "SIGKILL" else ""
+    raise RunError(f"Process {index} of {processes} died: {how}{hint}. The others were ended; --resume goes on.")
+
+
+def _launch(arguments: Sequence[str]) -> tuple[Exception | None, int]:
+    """Run torch's launcher to its end; what it raised, and the first signal that was passed on to its processes.
+
+    It runs in a thread, so that its own handlers, which know two signals and no mercy, are not installed.
+    """
+    from torch.distributed import run as torchrun
+
+    failures: list[Exception] = []
+    received: list[int] = []
+
+    def work() -> None:
         try:
-            torchrun.run(torchrun.parse_args([*options, *worker]))
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        except SignalException as ended:
-            return 128 + int(ended.sigval)  # 130 for Ctrl-C
-        except ChildFailedError:
-            found = [int(file.read_text(encoding="utf-8")) for file in Path(codes).iterdir()]
-            return max(found, default=1)
-        finally:
-            del os.environ[_CODES]
-    return 0
+            torchrun.run(torchrun.parse_args(list(arguments)))
+        except Exception as error:  # noqa: BLE001  # it goes to the caller
+            failures.append(error)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        _tell_children(number)
+
+    before = {
+        number: signal.signal(number, pass_on) for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN
+    }
+    try:
+        thread = threading.Thread(target=work, name="amsd-launcher")
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return (failures[0] if failures else None), (received[0] if received else 0)
+
+
+def _tell_children(number: int) -> None:
+    """Send a signal to the ranks: the processes below this one that carry a rank."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "RANK" in child.environ() and "-m" in child.cmdline() and "amsd" in child.cmdline():
+                child.send_signal(number)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from amsd.ends import INTERRUPTED
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="sweep", help="Search over recipes with Optuna or W&B.", no_args_is_help=True)
 
-INTERRUPTED = 130
 _Study = Annotated[str | None, typer.Option("--study", help="Name of the study, if the storage has several.")]
 _Where = Annotated[str, typer.Argument(metavar="SWEEP", help="The sweep's folder, or its storage URL.")]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amsd.cli.launch import INTERRUPTED
 from amsd.cli.options import RecipeArgument, SetOption
 from amsd.cli.outputs import require_folder
+from amsd.ends import INTERRUPTED, REQUEUE, AnnouncedEnd, Ends
 from amsd.errors import AmsdError
 
 if TYPE_CHECKING:
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 
 class Interrupted(AmsdError):
-    """The user stopped a training; the text is the command that continues it."""
+    """A signal ended a training; the text says the command that continues it."""
 
-    exit_code = INTERRUPTED
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
 
 
 def train(
@@ -55,16 +57,17 @@ def train(
     again = shlex.join(["amsd", *arguments, *(["--processes", str(processes)] if processes > 1 else []), "--resume"])
     if processes > 1 and not launched():
         code = relaunch([*arguments, *(["--resume"] if resume else [])], processes)
-        if code == INTERRUPTED:
-            raise Interrupted(_interruption(run, again))
+        if code in (INTERRUPTED, REQUEUE):
+            raise Interrupted(_interruption(run, again), code)
         raise typer.Exit(code)
-    from amsd.experiment.train import train as run_training
-
     try:
-        finished = run_training(resolved, run, resume=resume)
-    except KeyboardInterrupt as interruption:
+        with Ends() as ends:  # before torch is imported, which takes seconds
+            from amsd.experiment.train import train as run_training
+
+            finished = run_training(resolved, run, resume=resume, ends=ends)
+    except AnnouncedEnd as end:
         # Under `--processes` the command that launched this process says how to go on.
-        raise Interrupted("" if relaunched() else _interruption(run, again)) from interruption
+        raise Interrupted("" if relaunched() else _interruption(run, again), end.exit_code) from end
     if finished.main:
         _summarize(finished)
 

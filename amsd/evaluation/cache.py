@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -24,10 +25,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amsd.evaluation.identity import identity
-from amsd.files import write_json
+from amsd.files import DiskError, write_json, writing
 
 _KIND_BYTES = 2 * 2**30
 """Kept pictures may take this much, embeddings too; the least recently used go first."""
+
+_ABANDONED = 3600.0
+"""Seconds after which a file that is still being written is taken for left behind."""
 
 Damaged = Callable[[Path, str], None]
 
@@ -72,9 +76,8 @@ class Cache:
 
     def keep_values(self, key: str, values: tuple[float, ...], origin: dict[str, Any]) -> None:
         """Store per-prompt values; `origin` says to a human what they are."""
-        write_json(
-            self._values_file(key), {"per_prompt": list(values), "sha256": identity(list(values)), "origin": origin}
-        )
+        entry = {"per_prompt": list(values), "sha256": identity(list(values)), "origin": origin}
+        self._kept(self._values_file(key), lambda file: write_json(file, entry))
 
     def pictures(self, key: str, count: int, samples: int) -> Tensor | None:
         """At least `count` prompts' pictures under this identity (count, samples, 3, H, W), uint8, or None."""
@@ -115,13 +118,26 @@ class Cache:
         return tensor
 
     def _keep_tensor(self, kind: str, key: str, tensor: Tensor) -> None:
-        file = self._tensor_file(kind, key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-        os.close(handle)
-        save_file({kind: tensor.contiguous()}, aside, metadata={"checksum": _checksum(tensor)})
-        Path(aside).replace(file)
-        self._trim(file.parent)
+        def write(file: Path) -> None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle, aside = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+            os.close(handle)
+            try:
+                save_file({kind: tensor.contiguous()}, aside, metadata={"checksum": _checksum(tensor)})
+                Path(aside).replace(file)
+            finally:
+                Path(aside).unlink(missing_ok=True)
+            self._trim(file.parent)
+
+        self._kept(self._tensor_file(kind, key), write)
+
+    def _kept(self, file: Path, write: Callable[[Path], None]) -> None:
+        """Write a file; where that is impossible the result is only not remembered, which is announced."""
+        try:
+            with writing(file):
+                write(file)
+        except DiskError as error:
+            self._damaged(file, str(error.__cause__ or error))
 
     def _values_file(self, key: str) -> Path:
         return self.folder / "metrics" / f"{key}.json"
@@ -131,6 +147,10 @@ class Cache:
 
     @staticmethod
     def _trim(folder: Path) -> None:
+        for left in folder.glob("*.tmp"):  # of processes that were killed
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    left.unlink()
         known = []
         for file in folder.glob("*.safetensors"):
             try:

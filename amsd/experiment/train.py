@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 
+from amsd.ends import AnnouncedEnd, Ends
 from amsd.errors import UsageError
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.result import EvaluationResult
 from amsd.experiment.evaluate import CheckpointEvaluation, PolicyEvaluation
 from amsd.experiment.setup import Identified, build_accelerator, build_problem, load_identified
-from amsd.files import write_text
+from amsd.files import clear_unfinished, write_text
+from amsd.lock import locked
 from amsd.prompts import PromptSet, load_prompts
 from amsd.prompts.load import truncated
 from amsd.recipe import Recipe, dump_toml, identity
@@ -28,14 +32,20 @@ from amsd.recipe.rules import warnings
 from amsd.rewards.combination import WeightedReward
 from amsd.rewards.table import require_known
 from amsd.run_directory import RunDirectory
-from amsd.tracking import RunInfo, Tracker, Trackers, standard
+from amsd.tracking import FINISHED, RunInfo, Tracker, Trackers, standard
 from amsd.tracking.backend import require_known_trackers
 from amsd.training.checkpoint import newest_whole
 from amsd.training.events import Notice
 from amsd.training.methods import trainer_of
 from amsd.training.problem import ControlProblem
+from amsd.training.processes import gather
 
 _LOG = logging.getLogger(__name__)
+
+#: Environment variable that a sweep sets for its runs. A run that was given to another worker may still be ending, so
+#: its successor waits for this many seconds.
+MARK = "AMSD_SWEEP_RUN"
+SWEEP_PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
@@ -49,13 +59,21 @@ class Finished:
     """Whether this is the process that speaks to the user."""
 
 
-def train(recipe: Recipe, output: Path, resume: bool) -> Finished:
-    """Fit `recipe` in the run directory `output`.
+def train(recipe: Recipe, output: Path, resume: bool, ends: Ends | None = None) -> Finished:
+    """Fit `recipe` in the run directory `output`; `ends` listens to signals already (unset: it begins here).
 
     Raises:
         UsageError: `output` holds a run and `resume` is false, or a run of another recipe or of other prompts.
         RunError: the run failed.
+        AnnouncedEnd: a signal ended it; `resume` goes on.
     """
+    if ends is None:
+        with Ends() as ends:
+            return _train(recipe, output, resume, ends)
+    return _train(recipe, output, resume, ends)
+
+
+def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
     if resume and output.joinpath("recipe.toml").is_file():
         recipe = as_started(recipe, read_run(output / "recipe.toml"))
     accelerator = build_accelerator(recipe)
@@ -65,30 +83,61 @@ def train(recipe: Recipe, output: Path, resume: bool) -> Finished:
     held_out = load_prompts(recipe.prompts.evaluation, "evaluation")
     require_known([term.name for term in recipe.reward], recipe.evaluation)  # before anything is written
     require_known_trackers(recipe.tracking.trackers)
-    nothing_to_resume = resume and not run.used
-    _prepare(run, recipe, (training, held_out), resume, accelerator)
-    newest = newest_whole(run) if resume else None
-    info = RunInfo(recipe, run, identity(recipe), None if newest is None else int(newest.name.removeprefix("step-")))
-    tracker: Tracker = standard(Console(), recipe.tracking) if accelerator.is_main_process else Trackers([])
+    with _only_writer(run, accelerator):
+        if accelerator.is_main_process:
+            clear_unfinished(run.path)
+        nothing_to_resume = resume and not run.used
+        _prepare(run, recipe, (training, held_out), resume, accelerator)
+        newest = newest_whole(run) if resume else None
+        resumed_from = None if newest is None else int(newest.name.removeprefix("step-"))
+        info = RunInfo(recipe, run, identity(recipe), resumed_from)
+        tracker: Tracker = standard(Console(), recipe.tracking) if accelerator.is_main_process else Trackers([])
+        with _told(tracker, info, ends):
+            identified = load_identified(recipe, accelerator.device)
+            problem = build_problem(recipe, accelerator, identified.policy, training.texts)
+            if nothing_to_resume:
+                tracker.on_notice(Notice("resume", f"{run.path} holds no run to continue: a new one starts."))
+            _remark(problem, recipe, training, held_out, tracker)
+            return _fit(problem, identified, run, accelerator, tracker, training, held_out, ends)
+
+
+@contextmanager
+def _only_writer(run: RunDirectory, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the run's lock on the main process; every process hears if it is held elsewhere.
+
+    Raises:
+        UsageError: another process writes to the run.
+    """
+    with ExitStack() as stack:
+        refusal = ""
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(locked(run.path, SWEEP_PATIENCE if MARK in os.environ else 0.0))
+            except UsageError as error:
+                refusal = str(error)
+        refusal = max(gather([refusal]))
+        if refusal:
+            raise UsageError(refusal)
+        yield
+
+
+@contextmanager
+def _told(tracker: Tracker, info: RunInfo, ends: Ends) -> Iterator[None]:
+    """Tell the tracker how the body begins and ends."""
     status, error = "failed", None
     tracker.on_start(info)
     try:
-        identified = load_identified(recipe, accelerator.device)
-        problem = build_problem(recipe, accelerator, identified.policy, training.texts)
-        if nothing_to_resume:
-            tracker.on_notice(Notice("resume", f"{run.path} holds no run to continue: a new one starts."))
-        _remark(problem, recipe, training, held_out, tracker)
-        finished = _fit(problem, identified, run, accelerator, tracker, training, held_out)
-        status = "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
+        yield
+        status = FINISHED
+    except KeyboardInterrupt as end:
+        status, error = "interrupted", f"ended by {end.signal_name}" if isinstance(end, AnnouncedEnd) else None
         raise
     except Exception as failure:
         error = str(failure)
         raise
     finally:
-        tracker.on_end(status, error)
-    return finished
+        with ends.held():
+            tracker.on_end(status, error)
 
 
 def _fit(
@@ -99,6 +148,7 @@ def _fit(
     tracker: Tracker,
     training: PromptSet,
     held_out: PromptSet,
+    ends: Ends,
 ) -> Finished:
     recipe = problem.recipe
     evaluate = None
@@ -107,7 +157,9 @@ def _fit(
         trained = [term.reward for term in problem.reward.terms]
         evaluator = Evaluator.for_recipe(recipe, held_out.texts, trained, notify=tracker.on_notice)
         evaluate = CheckpointEvaluation(PolicyEvaluation(recipe, identified, evaluator), run, tracker)
-    trainer = trainer_of(recipe.method)(problem, run, training.texts, accelerator, [tracker], evaluate, held_out.texts)
+    trainer = trainer_of(recipe.method)(
+        problem, run, training.texts, accelerator, [tracker], evaluate, held_out.texts, ends
+    )
     for notice in trainer.remarks():
         tracker.on_notice(notice)
     trainer.fit()
@@ -137,12 +189,22 @@ def _prepare(
             )
     identities = dict(zip(("training", "evaluation"), map(_identity, prompts), strict=True))
     if run.prompts.is_file():
-        _require_same_prompts(run, json.loads(run.prompts.read_text(encoding="utf-8")), identities)
+        _require_same_prompts(run, _recorded_prompts(run), identities)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_text(run.recipe, dump_toml(recipe))
         write_text(run.prompts, json.dumps(identities, indent=2) + "\n")
     accelerator.wait_for_everyone()
+
+
+def _recorded_prompts(run: RunDirectory) -> dict[str, dict[str, Any]]:
+    """What the run's prompts were when it began; nothing, with a warning, where the file is damaged."""
+    try:
+        found = json.loads(run.prompts.read_bytes())
+        return {role: {"sha256": str(found[role]["sha256"]), "prompts": found[role]["prompts"]} for role in found}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        _LOG.warning("%s is damaged (%r): whether the prompts are still the same is not checked", run.prompts, error)
+        return {}
 
 
 def _changes(before: Recipe, after: Recipe) -> Iterator[str]:
@@ -169,7 +231,7 @@ def _identity(prompts: PromptSet) -> dict[str, Any]:
 
 def _require_same_prompts(run: RunDirectory, before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> None:
     for role, found in now.items():
-        if before[role]["sha256"] != found["sha256"]:
+        if role in before and before[role]["sha256"] != found["sha256"]:
             raise UsageError(
                 f"{run.path}: the {role} prompts of {found['source']} are not those that the run was started with "
                 f"({before[role]['prompts']} prompts with sha256 {before[role]['sha256'][:12]}, now {found['prompts']} "

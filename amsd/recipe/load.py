@@ -17,6 +17,8 @@ from amsd.recipe.methods import DEFAULT, read_method, rows, section_of
 from amsd.recipe.rules import violations
 from amsd.recipe.schema import Recipe
 
+#: Version of the recipe file.
+FORMAT = 1
 _BARE_KEY = re.compile("[A-Za-z0-9_-]+")
 
 
@@ -54,6 +56,7 @@ def from_dict(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
     Raises:
         RecipeError: with every problem found.
     """
+    tree = _of_known_format(tree, source)
     method, problems = read_method(tree.get("method", {}))
     recipe, others = validated(Recipe, {key: value for key, value in tree.items() if key != "method"})
     if method is None or recipe is None:
@@ -63,6 +66,19 @@ def from_dict(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
     if problems:
         raise RecipeError(source, problems)
     return recipe
+
+
+def _of_known_format(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The tree without its format version, which recipes of runs carry and others may leave out.
+
+    Raises:
+        RecipeError: the version is unknown.
+    """
+    written = tree.get("format", FORMAT)
+    if written != FORMAT or isinstance(written, bool):
+        problem = f"is not a format that this amsd reads ({FORMAT}); a newer amsd wrote it: update amsd"
+        raise RecipeError(source, [Problem("format", problem, written)])
+    return {key: value for key, value in tree.items() if key != "format"}
 
 
 def read_run(path: Path) -> Recipe:
@@ -142,7 +158,7 @@ def assign(tree: dict[str, Any], key: str, value: Any) -> None:
 def dump_toml(recipe: Recipe) -> str:
     """The fully resolved recipe as TOML that loads back to an equal recipe (unset keys are left out)."""
     tree = recipe.model_dump(mode="json", exclude_none=True)
-    lines: list[str] = []
+    lines: list[str] = [f"format = {FORMAT}", ""]
     for name, section in tree.items():
         if name == "reward":
             for term in section:

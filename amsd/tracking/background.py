@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -167,5 +168,6 @@ class Said:
             return False
         self._known.append(entry)
         if self._file is not None:
-            write_json(self._file, self._known)
+            with suppress(OSError):  # points are logged twice at worst
+                write_json(self._file, self._known)
         return True

@@ -11,11 +11,12 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from amsd.errors import RunError
-from amsd.files import write_text
+from amsd.files import write_text, writing
 from amsd.tracking.log import parse
 from amsd.tracking.protocol import FINISHED, RunInfo, Tracker
 from amsd.tracking.values import evaluation_values
@@ -81,8 +82,10 @@ class JsonlTracker(Tracker):
         if self._stream is None:
             return
         if status != FINISHED:
-            self._write_once({"step": self._step + 1, "notice": status, "text": error or status})
-        self._stream.close()
+            with suppress(RunError):  # of a full disk the run's own error tells
+                self._write_once({"step": self._step + 1, "notice": status, "text": error or status})
+        with suppress(OSError):
+            self._stream.close()
         self._stream = None
 
     def _write_once(self, entry: dict[str, Any]) -> None:
@@ -94,11 +97,9 @@ class JsonlTracker(Tracker):
     def _write(self, entry: dict[str, Any]) -> None:
         if self._stream is None:
             raise RuntimeError("on_start was not called")
-        try:
+        with writing(self._path):
             self._stream.write(json.dumps(_plain(entry), allow_nan=False) + "\n")
             self._stream.flush()
-        except OSError as error:
-            raise RunError(f"{self._path}: cannot be written: {error}") from error
 
 
 def trim(path: Path, step: int) -> list[dict[str, Any]]:

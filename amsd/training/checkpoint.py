@@ -10,14 +10,13 @@ import shutil
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
 from amsd import __version__
 from amsd.errors import RunError
-from amsd.files import write_folder, write_json
-from amsd.run_directory import RunDirectory, damage, hashes
+from amsd.files import write_folder, write_json, writing
+from amsd.run_directory import FORMAT, RunDirectory, damage, hashes, read_manifest
 from amsd.training import processes
 
 _LOG = logging.getLogger(__name__)
@@ -40,9 +39,11 @@ def write_checkpoint(
     parts = run.checkpoints / f".parts-{step:06d}"
     if processes.rank() == 0:
         shutil.rmtree(parts, ignore_errors=True)
-        (parts / "state").mkdir(parents=True)
+        with writing(target):
+            (parts / "state").mkdir(parents=True)
     _barrier()
-    save_state(parts / "state")
+    with writing(target):
+        save_state(parts / "state")
     _barrier()
     if processes.rank() == 0:
 
@@ -52,6 +53,7 @@ def write_checkpoint(
             (folder / "recipe.toml").write_bytes(run.recipe.read_bytes())
             files = hashes(folder)
             manifest = {
+                "format": FORMAT,
                 "step": step,
                 "recipe_identity": recipe_identity,
                 "weights_sha256": _weights_hash(folder),
@@ -69,9 +71,12 @@ def write_checkpoint(
 
 
 def weights_sha256(checkpoint: Path) -> str:
-    """Identity of a checkpoint's weights, from its manifest."""
-    manifest: dict[str, Any] = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
-    return str(manifest["weights_sha256"])
+    """Identity of a checkpoint's weights, from its manifest.
+
+    Raises:
+        RunError: the manifest cannot be read.
+    """
+    return read_manifest(checkpoint).weights_sha256
 
 
 def newest_whole(run: RunDirectory) -> Path | None:
@@ -111,14 +116,17 @@ def withdraw(run: RunDirectory, step: int) -> bool:
     return True
 
 
-def retain(run: RunDirectory, keep: int) -> None:
+def retain(run: RunDirectory, keep: int, every: int = 1) -> None:
     """Delete checkpoints other than the newest `keep` and the best; their evaluation files and pictures stay.
 
-    They are small, and reports need them: they move beside those of the base model.
+    They are small, and reports need them: they move beside those of the base model. What an announced end has written
+    between two multiples of `every` goes as soon as there is a newer one.
     """
-    best = run.pointer("best")
-    for step in run.steps()[:-keep]:
-        if run.checkpoint(step) != best:
+    best, steps = run.pointer("best"), run.steps()
+    regular = [step for step in steps if step % every == 0 or step == steps[-1]]
+    kept = {*regular[-keep:]}
+    for step in steps:
+        if step not in kept and run.checkpoint(step) != best:
             retire(run, step)
 
 
@@ -173,10 +181,17 @@ class Scores:
         self._file = run.checkpoints / "scores.json"
 
     def read(self) -> dict[int, float]:
-        """All scores."""
+        """All scores; a damaged file is announced and counts as empty, so that checkpoints are scored again."""
         if not self._file.is_file():
             return {}
-        return {int(step): value for step, value in json.loads(self._file.read_text(encoding="utf-8")).items()}
+        try:
+            found = {int(step): float(score) for step, score in json.loads(self._file.read_bytes()).items()}
+            if not all(map(math.isfinite, found.values())):
+                raise ValueError("a score is not finite")
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            _LOG.warning("%s is damaged (%s); scores before the newest checkpoint are lost", self._file, error)
+            return {}
+        return found
 
     def add(self, step: int, score: float) -> None:
         """Record a score; the highest one's checkpoint becomes `best` (the earlier of equals).

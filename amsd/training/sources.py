@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
@@ -58,6 +58,14 @@ class ExperienceSource(ABC, Generic[E]):
         """What is logged of a step's experience."""
 
     @abstractmethod
+    def mark(self) -> Any:
+        """Where it stands before a step, for `roll_back`."""
+
+    @abstractmethod
+    def roll_back(self, mark: Any) -> None:
+        """Undo what a step that is dropped has begun."""
+
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write this process's part of the state."""
 
@@ -93,6 +101,12 @@ class OnPolicy(ExperienceSource[E]):
     def values(self, batch: Batch[E]) -> dict[str, float]:
         """Nothing to tell."""
         return {}
+
+    def mark(self) -> None:
+        """Nothing outlasts a step."""
+
+    def roll_back(self, mark: None) -> None:
+        """Nothing outlasts a step."""
 
     def save(self, folder: Path) -> None:
         """Nothing outlasts a step."""
@@ -149,6 +163,16 @@ class Buffered(ExperienceSource[E]):
             "buffer/pass": float(batch.pass_index),
             "buffer/bytes_per_trajectory": batch.experience.bytes_per_trajectory,
         }
+
+    def mark(self) -> tuple[int, int, bool]:
+        """Number of collections, steps taken from the last one, whether the next step collects again."""
+        return self._collections, self._used, self._stale
+
+    def roll_back(self, mark: tuple[int, int, bool]) -> None:
+        """A collection that the dropped step has begun is made again, alike."""
+        if mark[0] != self._collections:
+            self._experience = None
+        self._collections, self._used, self._stale = mark
 
     def save(self, folder: Path) -> None:
         """Write the buffer of this process, and (main process) the position in it."""

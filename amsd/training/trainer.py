@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from amsd.ends import AnnouncedEnd, Ends
 from amsd.errors import Diverged, RunError
 from amsd.recipe import Recipe, identity
 from amsd.run_directory import RunDirectory
@@ -33,6 +34,7 @@ from amsd.training.optimization import WeightAverage, build_optimizer, learning_
 from amsd.training.persistence import load_training, save_training
 from amsd.training.problem import ControlProblem, require_finite
 from amsd.training.sources import Batch, Buffered, ExperienceSource, OnPolicy
+from amsd.training.state import restore_rng, rng_state
 from amsd.training.validation import validation_values
 
 _LOG = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class SOCTrainer(ABC, Generic[E]):
         listeners: Sequence[Listener] = (),
         evaluate: Evaluate | None = None,
         validation_prompts: Sequence[str] = (),
+        ends: Ends | None = None,
     ) -> None:
         self.problem = problem
         self.recipe: Recipe = problem.recipe
@@ -78,6 +81,7 @@ class SOCTrainer(ABC, Generic[E]):
         self.step = 0
         self._evaluate = evaluate
         self._validation_prompts = tuple(validation_prompts)
+        self._ends = ends or Ends()
 
     @abstractmethod
     def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> E:
@@ -138,13 +142,42 @@ class SOCTrainer(ABC, Generic[E]):
 
         Raises:
             RunError: a reward, an adjoint or a loss is not finite, or every checkpoint is damaged.
+            AnnouncedEnd: a signal asked for it; the newest step has a checkpoint.
         """
         self._resume()
         while self.step < self.recipe.training.steps:
-            with self._withdrawing(self.step):
+            with self._dropping(), self._withdrawing(self.step):
                 self._train_step(self.step + 1)
             if self._checkpoint_due():
+                record = self._checkpoint()
+                self._end_if_asked()
+                self._score(record)
+            self._end_if_asked()
+
+    def _end_if_asked(self) -> None:
+        """End between two steps if a signal has asked any process for it; all of them agree on the step."""
+        number = max(processes.gather([self._ends.number or 0]))
+        if not number:
+            return
+        with self._ends.held():
+            if self.step and self.run.pointer("latest") != self.run.checkpoint(self.step):
                 self._checkpoint()
+        raise AnnouncedEnd(number)
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        """A step, which a first signal lets finish; after a second one all is as it was before the step."""
+        state, tensors = self.state(), {name: value.clone() for name, value in self.state_tensors().items()}
+        before = (self.guard.in_a_row, rng_state(), self.source.mark())
+        try:
+            with self._ends.finishing():
+                yield
+        except AnnouncedEnd:
+            self.restore(state, tensors)
+            self.guard.in_a_row, rng, mark = before
+            restore_rng(rng)
+            self.source.roll_back(mark)
+            self._end_if_asked()
 
     def _train_step(self, step: int) -> None:
         batch = self.source.batch(step)
@@ -268,6 +301,7 @@ class SOCTrainer(ABC, Generic[E]):
         limit = self.recipe.optimizer.gradient_clip or float("inf")
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, limit)) if usable else float("nan")
         admitted = self.guard.admits(norm, step)
+        self._ends.hold()  # from here until the step is logged: weights, average and log belong together
         if admitted or (usable and getattr(self.accelerator, "scaler", None) is not None):
             take_step(self.optimizer, step)  # what is not admitted only lowers fp16's loss scale
         if admitted:
@@ -289,7 +323,12 @@ class SOCTrainer(ABC, Generic[E]):
         training = self.recipe.training
         return self.step % training.checkpoint_every == 0 or self.step == training.steps
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self) -> CheckpointRecord:
+        """Write the checkpoint of this step, which no signal interrupts."""
+        with self._ends.held():
+            return self._write_checkpoint()
+
+    def _write_checkpoint(self) -> CheckpointRecord:
         self._announce("checkpoint")
         policy = self.problem.policy
         self._require_finite_state()
@@ -304,7 +343,7 @@ class SOCTrainer(ABC, Generic[E]):
         record = CheckpointRecord(self.step, path, checkpoints.weights_sha256(path))
         for listener in self.listeners:
             listener.on_checkpoint(record)
-        self._score(record)
+        return record
 
     def _require_finite_state(self) -> None:
         """Check everything that a checkpoint takes along."""
@@ -334,7 +373,7 @@ class SOCTrainer(ABC, Generic[E]):
             if score is not None and self.accelerator.is_main_process:
                 self.scores.add(record.step, score)
         if self.accelerator.is_main_process:
-            checkpoints.retain(self.run, self.recipe.training.keep)
+            checkpoints.retain(self.run, self.recipe.training.keep, self.recipe.training.checkpoint_every)
 
     def _resume(self) -> None:
         path = checkpoints.newest_whole(self.run)
@@ -348,7 +387,7 @@ class SOCTrainer(ABC, Generic[E]):
             self.scores.drop_after(self.step)
             self.run.point("latest", self.step)
         self._barrier()
-        if self.step not in self.scores.read():  # stopped between saving and evaluating
+        if self._checkpoint_due() and self.step not in self.scores.read():  # stopped between saving and evaluating
             self._score(CheckpointRecord(self.step, path, checkpoints.weights_sha256(path)))
 
     def _averaged(self) -> AbstractContextManager[None]:

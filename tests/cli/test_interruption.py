@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -20,27 +21,85 @@ from tests.cli.commands import amsd, finish, lines, start, steps, wait_until
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_ctrl_c_ends_with_130_and_names_the_command_that_goes_on(recipe: Path, tmp_path: Path, processes: int) -> None:
+@pytest.fixture(scope="module")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of eight steps that was never interrupted."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    outcome = CliRunner().invoke(app, ["train", str(recipe), "--output", str(run)])
+    assert outcome.exit_code == 0, outcome.output
+    return run
+
+
+def _evaluating(run: Path) -> bool:
+    return (run / "checkpoints" / "step-000004" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "moment", "processes"),
+    [
+        (signal.SIGTERM, 1, "step", 1),
+        (signal.SIGUSR1, 2, "step", 1),
+        (signal.SIGHUP, 1, "evaluation", 1),
+        (signal.SIGINT, 2, "step", 1),
+        (signal.SIGUSR2, 1, "step", 2),
+        (signal.SIGINT, 2, "step", 2),
+    ],
+)
+def test_an_announced_end_keeps_the_work_and_names_the_command_that_goes_on(
+    recipe: Path, whole: Path, tmp_path: Path, number: signal.Signals, times: int, moment: str, processes: int
+) -> None:
     run = tmp_path / "a run"
     several = ("--processes", "2") if processes == 2 else ()
-    process = start("train", recipe, "--output", run, "--set", "training.steps=400", *several)
-    wait_until(lambda: len(steps(run)) >= 3, process)
-    process.send_signal(signal.SIGINT)
+    process = start("train", recipe, "--output", run, *several)
+    wait_until(lambda: _evaluating(run) if moment == "evaluation" else 3 in steps(run), process, interval=0.002)
+    process.send_signal(number)
+    for _ in range(times - 1):
+        time.sleep(0.05)
+        process.send_signal(number)
     ended = finish(process)
-    assert ended.returncode == 130, ended.stderr
+    assert ended.returncode == (130 if number == signal.SIGINT else 75), ended.stderr
     assert "Traceback" not in ended.stderr
     [said] = [line for line in ended.stderr.splitlines() if "Continue with: " in line]
     again = shlex.split(said.partition("Continue with: ")[2])
-    expected = ["train", str(recipe), "--output", str(run), "--set", "training.steps=400", *several, "--resume"]
-    assert again == ["amsd", *expected]
+    assert again == ["amsd", "train", str(recipe), "--output", str(run), *several, "--resume"]
     assert lines(run)[-1]["notice"] == "interrupted"
-
     saved = RunDirectory(run).steps()[-1]
+    assert saved == steps(run)[-1] >= 3  # no step is lost
     assert f"its newest checkpoint is step-{saved:06d}" in said
-    went_on = amsd(*again[1:], "--set", f"training.steps={saved + 2}")
+    assert damage(RunDirectory(run).checkpoint(saved)) is None
+
+    went_on = amsd(*again[1:])
     assert went_on.returncode == 0, went_on.stderr
-    assert steps(run) == list(range(1, saved + 3))
+    assert steps(run) == list(range(1, 9))
+    assert RunDirectory(run).steps() == RunDirectory(whole).steps()
+    if processes == 1:
+        assert lines(run) == lines(whole)
+
+
+def test_of_two_resumes_at_once_one_is_refused(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start("train", recipe, "--output", run)
+    wait_until(lambda: 2 in steps(run), process)
+    second = amsd("train", recipe, "--output", run, "--resume")
+    assert second.returncode == 2
+    assert f"in use by process {process.pid} on " in second.stderr
+    assert finish(process).returncode == 0
+    assert lines(run) == lines(whole)
+
+
+def test_a_dead_rank_is_named_and_the_other_ends(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start("train", recipe, "--output", run, "--processes", "2", "--set", "training.steps=400")
+    wait_until(lambda: len(steps(run)) >= 2, process)
+    ranks = [child for child in psutil.Process(process.pid).children(recursive=True) if "RANK" in child.environ()]
+    victim = next(child for child in ranks if child.environ()["RANK"] == "1")
+    begin = time.monotonic()
+    victim.kill()
+    ended = finish(process)
+    assert ended.returncode == 1
+    assert time.monotonic() - begin < 60
+    assert "Process 1 of 2 died: SIGKILL" in ended.stderr
+    assert not [child for child in ranks if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
 def _writing(run: Path) -> bool:
