@@ -1,8 +1,8 @@
 """Layout of a run directory (a promise to users and to other tools) and what makes a checkpoint whole.
 
-RUN/recipe.toml  RUN/prompts.json  RUN/metrics.jsonl  RUN/checkpoints/step-000040/{unet|adapter_model.safetensors,
-state, evaluation, samples, manifest.json}  RUN/checkpoints/latest, best  RUN/evaluation/base/<setting>.json
-RUN/samples/base/  RUN/wandb/
+RUN/recipe.toml  RUN/prompts.json  RUN/metrics.jsonl  RUN/checkpoints/step-000040/{the network's
+folder|adapter_model.safetensors, state, evaluation, samples, manifest.json}  RUN/checkpoints/latest, best
+RUN/evaluation/base/<setting>.json  RUN/samples/base/  RUN/wandb/
 
 A checkpoint that is deleted leaves RUN/evaluation/step-000040/ and RUN/samples/step-000040/ behind.
 """

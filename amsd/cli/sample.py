@@ -18,7 +18,7 @@ def sample(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")],
     count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Image j starts from seed + j.")] = 0,
-    eta: Annotated[float, typer.Option(min=0.0, help="Noise of the sampler; 0 is DDIM.")] = 0.0,
+    eta: Annotated[float, typer.Option(min=0.0, help="Noise of the sampler; 0 is none.")] = 0.0,
     guidance_scale: Annotated[float | None, typer.Option(min=0.0, help="Unset: the recipe's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Inference steps; unset: the recipe's.")] = None,
     recipe: RecipeOption = None,

@@ -64,7 +64,7 @@ class FullPolicy(Policy):
             return self._call_base(x, timesteps, condition)
 
     def save(self, folder: Path) -> None:
-        """Write the network's folder, such as `unet/`."""
+        """Write the network's folder, by its name in the pipeline."""
         self._network.save_pretrained(folder / self.family.denoiser_name)
 
     def load(self, folder: Path) -> None:

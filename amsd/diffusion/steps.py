@@ -1,4 +1,4 @@
-"""Affine steps x_{k+1} = A_k x_k + B_k f_k + sigma_k z_k of a Gaussian path (docs/method.md sections 1 and 8).
+"""Affine steps x_{k+1} = A_k x_k + B_k f_k + sigma_k z_k of a Gaussian path (docs/method.md sections 1 and 10).
 
 A path point is x = alpha x_data + s noise. On a variance-preserving path (DDIM) f is the noise prediction, on a flow
 path the velocity v = noise - x_data: the path's own prediction.
@@ -143,7 +143,7 @@ def affine_steps(
 
 
 def flow_steps(levels: Tensor, timesteps: Tensor, eta: float) -> AffineSteps:
-    """Coefficients on the flow path x = (1 - s) x_data + s noise (docs/method.md section 8).
+    """Coefficients on the flow path x = (1 - s) x_data + s noise (docs/method.md section 10).
 
     Args:
         levels: s_0 > ... > s_N = 0, (N + 1,).

@@ -67,7 +67,7 @@ class Model(Section):
 
 
 class Schedule(Section):
-    """The sampler that trajectories are drawn with (DDIM family, docs/method.md section 1)."""
+    """The sampler that trajectories are drawn with (docs/method.md sections 1 and 10)."""
 
     num_inference_steps: int = Field(default=50, ge=2, le=1000)
     eta: float = Field(default=1.0, ge=0, le=10)

@@ -43,6 +43,7 @@ guidance_scale = 3.0
 
 [method]
 timesteps_per_trajectory = 2
+per_sample_threshold_quantile = -1.0
 
 [[reward]]
 name = "brightness"

@@ -1,4 +1,4 @@
-"""Flow-matching steps: the table of docs/method.md section 8, Euler at eta 0, adjoints through a transformer."""
+"""Flow-matching steps: the table of docs/method.md section 10, Euler at eta 0, adjoints through a transformer."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ COMMON = [
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The page's python blocks as a module, and its entry points as an installed distribution has them."""
-    folder, text = tmp_path_factory.mktemp("site"), PAGE.read_text(encoding="utf-8")
+    folder, text = tmp_path_factory.mktemp("site"), PAGE.read_text(encoding="utf-8").partition("\n## A model family")[0]
     code = "\n\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
     assert all(len(part.splitlines()) <= 100 for part in code.split("class LastStep(")), "a method is a short file"
     (folder / "my_methods.py").write_text(code, encoding="utf-8")

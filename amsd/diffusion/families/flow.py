@@ -17,7 +17,7 @@ from amsd.recipe import Schedule
 
 
 class FlowFamily(Family):
-    """A transformer that predicts the velocity noise - x_data (docs/method.md section 8)."""
+    """A transformer that predicts the velocity noise - x_data (docs/method.md section 10)."""
 
     denoiser_name = "transformer"
     output_layers = ("proj_out",)
