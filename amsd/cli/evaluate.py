@@ -9,17 +9,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amsd.cli.options import CheckpointArgument, RecipeOption, SetOption
-from amsd.cli.source import resolve
+from amsd.cli.options import ModelArgument, RecipeOption, SetOption
+from amsd.cli.outputs import require_folder
+from amsd.cli.source import resolve_model, with_base
+from amsd.errors import UsageError
 
 if TYPE_CHECKING:
     from amsd.evaluation.result import EvaluationResult
 
+NO_BASE = "none"
+"""Value of `--base` that evaluates a model alone."""
+
 
 def evaluate(
-    checkpoint: CheckpointArgument,
+    checkpoint: ModelArgument,
     recipe: RecipeOption = None,
     assignments: SetOption = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL|none", help="Model to pair with; unset: the recipe's, or the run's own."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for a model's results; unset: evaluations/NAME-WEIGHTS."),
+    ] = None,
     watch: Annotated[
         Path | None, typer.Option("--watch", metavar="RUN_DIR", help="Evaluate checkpoints of this run as they appear.")
     ] = None,
@@ -29,7 +42,7 @@ def evaluate(
         typer.Option("--table", metavar="DIR", help="Follow the reference's protocol; write its table to this folder."),
     ] = None,
 ) -> None:
-    """Evaluate a checkpoint, or the base model, on the recipe's evaluation prompts with common noise."""
+    """Evaluate a checkpoint, or any model, on the recipe's evaluation prompts, paired with a base on common noise."""
     if watch is not None:
         from amsd.experiment.evaluate import watch_run
 
@@ -37,21 +50,44 @@ def evaluate(
             _show(results, as_json, f"step {step}")
         return
     if table is not None:
-        _benchmark(checkpoint, recipe, assignments or [], table)
+        _benchmark(checkpoint, recipe, assignments or [], base, table)
         return
-    source = resolve(checkpoint, recipe, assignments or [])
-    from amsd.experiment.evaluate import evaluate_source
+    if output is not None:
+        require_folder(output, "--output")
+    source = resolve_model(checkpoint, recipe, assignments or [])
+    if source.checkpoint is not None:
+        if output is not None:
+            raise UsageError("--output is for models: the results of a checkpoint go into its own folder.")
+        from amsd.experiment.evaluate import evaluate_checkpoint
 
-    _show(evaluate_source(source.recipe, source.checkpoint), as_json, checkpoint)
+        other = _required(base)
+        title = f"{checkpoint} ({source.checkpoint.name})" if source.checkpoint.name not in checkpoint else checkpoint
+        _show(evaluate_checkpoint(source.recipe, source.checkpoint, other), as_json, title)
+        return
+    from amsd.experiment.models import evaluate_model
+
+    own = with_base(source.recipe, None if base == NO_BASE else base)
+    target = own.model.pretrained if source.model is None else source.model
+    results, folder = evaluate_model(own, target, source.model is not None and base != NO_BASE, output)
+    _show(results, as_json, checkpoint)
+    typer.echo(f"Results: {folder}", err=as_json)
 
 
-def _benchmark(checkpoint: str, recipe: str | None, assignments: Sequence[str], folder: Path) -> None:
+def _required(base: str | None) -> str | None:
+    if base == NO_BASE:
+        raise UsageError(f"--base {NO_BASE}: a checkpoint is always paired with a base; leave the option out.")
+    return base
+
+
+def _benchmark(checkpoint: str, recipe: str | None, assignments: Sequence[str], base: str | None, folder: Path) -> None:
     from amsd.evaluation.benchmark import PROTOCOL
 
-    source = resolve(checkpoint, recipe, [*PROTOCOL, *assignments])
+    source = resolve_model(checkpoint, recipe, [*PROTOCOL, *assignments])
+    if source.checkpoint is not None and base is not None:
+        raise UsageError("--table compares a checkpoint with the model it began from; leave --base out.")
     from amsd.experiment.benchmark import benchmark
 
-    for path in benchmark(source.recipe, source.checkpoint, folder):
+    for path in benchmark(with_base(source.recipe, base), source.checkpoint, folder, source.model):
         typer.echo(path)
 
 

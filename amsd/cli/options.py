@@ -14,6 +14,15 @@ SetOption = Annotated[
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT|base", help="A checkpoint, a run directory (its best), or `base`.")
 ]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL|base",
+        help="A run (its best checkpoint), a checkpoint, `base`, or any model: a diffusers folder, a single file, a "
+        "LoRA file or a hub id.",
+    ),
+]
 RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="Recipe; unset: the checkpoint's own, or `shapes` for `base`.")
+    str | None,
+    typer.Option("--recipe", help="Recipe; unset: the checkpoint's (an export's) own, or `shapes` for `base`."),
 ]

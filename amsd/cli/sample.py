@@ -7,29 +7,46 @@ from typing import Annotated
 
 import typer
 
-from amsd.cli.options import CheckpointArgument, RecipeOption, SetOption
+from amsd.cli.options import ModelArgument, RecipeOption, SetOption
 from amsd.cli.outputs import require_folder
-from amsd.cli.source import resolve
+from amsd.cli.source import resolve_model, with_base
+from amsd.errors import UsageError
 
 
 def sample(
-    checkpoint: CheckpointArgument,
+    checkpoint: ModelArgument,
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="Prompt; repeatable.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")],
+    out: Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder for the pictures.")],
     count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Image j starts from seed + j.")] = 0,
     eta: Annotated[float, typer.Option(min=0.0, help="Noise of the sampler; 0 is none.")] = 0.0,
     guidance_scale: Annotated[float | None, typer.Option(min=0.0, help="Unset: the recipe's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Inference steps; unset: the recipe's.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="Model that a LoRA file is added to.")] = None,
     recipe: RecipeOption = None,
     assignments: SetOption = None,
 ) -> None:
     """Draw pictures; plain diffusers draws the same ones from an exported checkpoint."""
-    require_folder(out, "--out")
-    source = resolve(checkpoint, recipe, assignments or [])
+    require_folder(out, "--output")
+    source = resolve_model(checkpoint, recipe, assignments or [], drawing=True)
     from amsd.experiment.sample import SampleRequest
     from amsd.experiment.sample import sample as draw
 
+    own = with_base(source.recipe, base)
+    if source.model is not None and own.model.pretrained == source.model:
+        _require_base(source.model)
     request = SampleRequest(tuple(prompt), count, seed, eta, guidance_scale, steps)
-    for path in draw(source.recipe, source.checkpoint, request, out):
+    for path in draw(own, source.checkpoint, request, out, source.model):
         typer.echo(path)
+
+
+def _require_base(model: str) -> None:
+    """Check that a file is no LoRA, which draws nothing by itself.
+
+    Raises:
+        UsageError: it is one.
+    """
+    from amsd.diffusion.lora_input import lora_file
+
+    if lora_file(Path(model).expanduser()) is not None:
+        raise UsageError(f"{model} is a LoRA: name the model that it is added to with --base (or a --recipe).")

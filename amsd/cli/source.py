@@ -1,22 +1,30 @@
-"""What a `CHECKPOINT|base` argument and `--recipe` mean together."""
+"""What a `CHECKPOINT|base` or `MODEL` argument and `--recipe` mean together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from amsd.errors import UsageError
 
 if TYPE_CHECKING:
     from amsd.recipe import Recipe
 
+BASE = "base"
+
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint, or the base model where `checkpoint` is None, and the recipe it is used with."""
+    """What a command is about, and the recipe that it is used with.
+
+    A checkpoint; or anybody's model (a folder, file or hub id); or the recipe's own model where both are None.
+    """
 
     recipe: Recipe
-    checkpoint: Path | None
+    checkpoint: Path | None = None
+    model: str | None = None
 
 
 def resolve(source: str, recipe: str | None, assignments: Sequence[str]) -> Source:
@@ -28,7 +36,58 @@ def resolve(source: str, recipe: str | None, assignments: Sequence[str]) -> Sour
     from amsd.recipe import load_recipe
     from amsd.run_directory import recipe_of, resolve_checkpoint
 
-    if source == "base":
-        return Source(load_recipe(recipe or "shapes", assignments), None)
+    if source == BASE:
+        return Source(load_recipe(recipe or "shapes", assignments))
     checkpoint = resolve_checkpoint(Path(source))
     return Source(load_recipe(recipe or recipe_of(checkpoint), assignments), checkpoint)
+
+
+def resolve_model(source: str, recipe: str | None, assignments: Sequence[str], drawing: bool = False) -> Source:
+    """As `resolve`, for anybody's model too: a diffusers folder, a single file, a LoRA file or a hub id.
+
+    A model's recipe is the one given, or the `recipe.toml` in its folder (an export of amsd has one). For `drawing` the
+    defaults of a recipe do as well.
+
+    Raises:
+        UsageError: nothing is there, or an evaluation has no recipe.
+    """
+    from amsd.recipe import load_recipe
+    from amsd.recipe.schema import only_path
+    from amsd.run_directory import RunDirectory
+
+    path = Path(source).expanduser()
+    run = RunDirectory(path)
+    checkpoint = path.name in ("best", "latest") or (path / "manifest.json").is_file()
+    if source == BASE or checkpoint or run.checkpoints.is_dir() or run.metrics.is_file():
+        return resolve(source, recipe, assignments)
+    if not path.exists() and (only_path(source) or "/" not in source):
+        raise UsageError(f"{source}: no such run, checkpoint, folder or file (a model on the hub is OWNER/NAME)")
+    own = path / "recipe.toml"
+    if recipe is None and own.is_file():
+        return Source(load_recipe(own, assignments), model=source)
+    if recipe is None and not drawing:
+        raise UsageError(
+            f"{source} is a model without a recipe: give one with --recipe. Its [evaluation] says which prompts, "
+            "samplers and scorers to use, and its model is the base that this one is paired with (--base names "
+            "another)."
+        )
+    return Source(load_recipe(recipe, assignments) if recipe else _defaults(source, assignments), model=source)
+
+
+def with_base(recipe: Recipe, base: str | None) -> Recipe:
+    """The recipe with another model as its own; revision and variant belong to the one that is replaced."""
+    if base is None or base == recipe.model.pretrained:
+        return recipe
+    own = {"pretrained": base, "revision": None, "variant": None}
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=own)})
+
+
+def _defaults(model: str, assignments: Sequence[str]) -> Recipe:
+    """A recipe that draws with a model: all keys at their defaults."""
+    from amsd.recipe import from_dict, parse_assignment
+    from amsd.recipe.load import assign
+
+    tree: dict[str, Any] = {"model": {"pretrained": model}, "reward": [{"name": "brightness"}]}
+    for assignment in assignments:
+        assign(tree, *parse_assignment(assignment))
+    return from_dict(tree, source="--set")

@@ -44,6 +44,19 @@ def load_family(model: Model) -> Family:
     return family
 
 
+def other_model(model: Model, pretrained: str) -> Model:
+    """The recipe's choices for another pipeline; revision and variant belong to the recipe's own.
+
+    A single file without a configuration is read with that of the recipe's model.
+    """
+    if pretrained == model.pretrained:
+        return model
+    changed = {"pretrained": pretrained, "start": None, "revision": None, "variant": None}
+    own = None if model.is_single_file else model.pretrained
+    other = model.model_copy(update=changed)
+    return other.model_copy(update={"config": model.config or own}) if other.is_single_file else other
+
+
 def local_folder(model: Model) -> Path:
     """The folder of a pipeline, downloaded if it has to be.
 

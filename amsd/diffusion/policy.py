@@ -16,7 +16,7 @@ from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.held import HeldCopy, channels_last
 from amsd.recipe import Model
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Policy(ABC):
@@ -28,7 +28,7 @@ class Policy(ABC):
     def __init__(self, family: Family, model: Model) -> None:
         self.family = family
         self.model = model
-        self.dtype = _DTYPES[model.precision]
+        self.dtype = DTYPES[model.precision]
         self._checkpoints = False
         self._compiles = False
         self._copy: HeldCopy | None = None

@@ -69,10 +69,15 @@ class Benchmark:
 
     @classmethod
     def of(
-        cls, recipe: Recipe, base: Sequence[EvaluationResult], tuned: Sequence[EvaluationResult] = (), name: str = ""
+        cls,
+        recipe: Recipe,
+        base: Sequence[EvaluationResult],
+        tuned: Sequence[EvaluationResult] = (),
+        name: str = "",
+        trained: bool = True,
     ) -> Benchmark:
-        """Rows of the base model and, where given, of a checkpoint called `name`."""
-        multiplier = recipe.method.tilt
+        """Rows of the base model and, where given, of a model called `name`, `trained` by this recipe or anybody's."""
+        multiplier = recipe.method.tilt if trained else None
         rows = [row for result in base for row in _rows("base", _BASE, recipe, result)]
         label = name if multiplier is None else f"{name} (λ = {multiplier:g})"
         rows += [row for result in tuned for row in _rows(label, multiplier, recipe, result)]

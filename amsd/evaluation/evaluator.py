@@ -17,7 +17,7 @@ from amsd.errors import Diverged, UsageError
 from amsd.evaluation import protocol
 from amsd.evaluation.cache import Cache, default_folder
 from amsd.evaluation.identity import identity, library_versions
-from amsd.evaluation.result import EvaluationResult, base_weights, conditions, is_distance, result_key
+from amsd.evaluation.result import EvaluationResult, base_weights, is_distance, pairable, result_key
 from amsd.evaluation.scorers import Images, Scorers
 from amsd.evaluation.statistics import summarize
 from amsd.recipe import EvaluationSetting, Recipe
@@ -174,7 +174,7 @@ class Evaluator:
             UsageError: the base model's result was made under other conditions.
         """
         settings = self._settings(family, sampler, weights)
-        if base is not None and (base.prompts != self._prompts or conditions(base.settings) != conditions(settings)):
+        if base is not None and not pairable(base, settings, self._prompts):
             raise UsageError(
                 f"{sampler.setting.name}: the base model's result was made under other conditions; evaluate it again"
             )
@@ -184,7 +184,9 @@ class Evaluator:
         for name, version in versions.items():
             ingredients = {"images": images, "metric": [name, version]}
             if base is not None and is_distance(name):
-                ingredients["base"] = base_weights(base)  # all other conditions are those of these images
+                # All other conditions are those of these images, but for the sampler of another pipeline.
+                own = base.settings["sampler"] == settings["sampler"]
+                ingredients["base"] = base_weights(base) if own else [base_weights(base), base.settings["sampler"]]
             metrics[name] = identity(ingredients)
         references = self._scorers.references.items() if base is None else ()
         kept = {name: identity({"images": images, "embeddings": [name, version]}) for name, version in references}
@@ -194,6 +196,7 @@ class Evaluator:
         """Everything but the prompts that determines the images."""
         # Only where it is on: results that were made without it keep their identity.
         tiling = {"vae_tiling": True} if getattr(family.pipeline.vae, "use_tiling", False) else {}
+        size = {} if self._recipe.model.size is None else {"size": list(family.size)}
         return {
             "name": sampler.setting.name,
             **sampler.setting.model_dump(),
@@ -205,6 +208,7 @@ class Evaluator:
             "protocol": protocol.PROTOCOL_VERSION,
             "libraries": library_versions(),
             **tiling,
+            **size,
         }
 
     @property

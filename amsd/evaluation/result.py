@@ -151,6 +151,15 @@ def comparable(one: EvaluationResult, other: EvaluationResult) -> bool:
     return one.prompts == other.prompts and conditions(one.settings) == conditions(other.settings)
 
 
+def pairable(base: EvaluationResult, settings: Mapping[str, Any], prompts: tuple[str, ...]) -> bool:
+    """Whether images made under `settings` start from the base's noise and show the same prompts.
+
+    The two may be different pipelines with schedulers of their own, so details of the sampler may differ.
+    """
+    one, other = ({k: v for k, v in conditions(each).items() if k != "sampler"} for each in (base.settings, settings))
+    return base.prompts == prompts and one == other
+
+
 def conditions(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What of a result's settings two results must share to be compared: everything but the weights."""
     return {key: value for key, value in settings.items() if key != "weights"}

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from amsd.evaluation.benchmark import Benchmark
+from amsd.evaluation.result import EvaluationResult
 from amsd.experiment.evaluate import standalone
+from amsd.experiment.models import load_model
+from amsd.experiment.results import evaluator_of
+from amsd.experiment.setup import build_accelerator
 from amsd.recipe import Recipe
 from amsd.tracking.connection import connect
 from amsd.tracking.names import Names
@@ -15,17 +20,16 @@ from amsd.training import processes
 _LOG = logging.getLogger(__name__)
 
 
-def benchmark(recipe: Recipe, checkpoint: Path | None, folder: Path) -> list[Path]:
+def benchmark(recipe: Recipe, checkpoint: Path | None, folder: Path, model: str | None = None) -> list[Path]:
     """Evaluate, write the table and every result under `folder`, and return the table's files (JSON, CSV, Markdown).
+
+    Besides the base: a checkpoint, or anybody's `model`.
 
     Raises:
         UsageError, RunError: see `Evaluator`.
     """
-    evaluation = standalone(recipe)
-    base = evaluation.base.results
-    tuned = () if checkpoint is None else evaluation.of_checkpoint(checkpoint).results
-    name = "" if checkpoint is None else f"{checkpoint.absolute().parent.parent.name}/{checkpoint.name}"
-    table = Benchmark.of(recipe, base, tuned, name)
+    base, tuned, name = _evaluated(recipe, checkpoint, model)
+    table = Benchmark.of(recipe, base, tuned, name, trained=model is None)
     if processes.rank() != 0:
         return []
     for kind, results in (("base", base), ("finetuned", tuned)):
@@ -34,6 +38,21 @@ def benchmark(recipe: Recipe, checkpoint: Path | None, folder: Path) -> list[Pat
     files = table.save(folder)
     _log_to_wandb(recipe, table, folder)
     return files
+
+
+def _evaluated(
+    recipe: Recipe, checkpoint: Path | None, model: str | None
+) -> tuple[Sequence[EvaluationResult], Sequence[EvaluationResult], str]:
+    """Results of the base and of what is compared with it, and the latter's name."""
+    if model is not None:
+        evaluator, device = evaluator_of(recipe), build_accelerator(recipe).device
+        base = load_model(recipe.model.pretrained, recipe.model, device).evaluated(evaluator)
+        return base, load_model(model, recipe.model, device).evaluated(evaluator, base), model
+    evaluation = standalone(recipe)
+    if checkpoint is None:
+        return evaluation.base.results, (), ""
+    name = f"{checkpoint.absolute().parent.parent.name}/{checkpoint.name}"
+    return evaluation.base.results, evaluation.of_checkpoint(checkpoint).results, name
 
 
 def _log_to_wandb(recipe: Recipe, table: Benchmark, folder: Path) -> None:

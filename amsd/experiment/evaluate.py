@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from amsd.evaluation.alarm import reward_hacking
 from amsd.evaluation.evaluator import Evaluator
-from amsd.evaluation.pictures import save_pictures, side_by_side
 from amsd.evaluation.result import EvaluationResult
 from amsd.evaluation.watch import new_checkpoints
+from amsd.experiment.results import compare_pictures, evaluator_of, write_results
 from amsd.experiment.setup import Identified, build_accelerator, load_identified
-from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, from_dict, load_recipe
 from amsd.run_directory import RunDirectory
 from amsd.tracking import Tracker
@@ -40,20 +41,28 @@ class PolicyEvaluation:
     def __init__(self, recipe: Recipe, identified: Identified, evaluator: Evaluator) -> None:
         self.recipe = recipe
         self._policy, self._base_weights = identified.policy, identified.base_weights
-        self._evaluator = evaluator
+        self.evaluator = evaluator
         with self._policy.sampling(base=True) as pipeline:
             self.base = Evaluated(tuple(evaluator.evaluate(pipeline, self._base_weights)))
 
-    def finetuned(self, weights: str) -> Evaluated:
-        """Results of the fine-tuned network, whose weights have the hash `weights`, compared with the base."""
+    @property
+    def device(self) -> torch.device:
+        """Where the networks lie."""
+        return self._policy.family.device
+
+    def finetuned(self, weights: str, against: Sequence[EvaluationResult] | None = None) -> Evaluated:
+        """Results of the fine-tuned network, whose weights have the hash `weights`, compared with the base.
+
+        `against` are results of another model to compare with.
+        """
         with self._policy.sampling() as pipeline:
             identity = f"{self._base_weights}+{weights}"
-            return Evaluated(tuple(self._evaluator.evaluate(pipeline, identity, self.base.results)))
+            return Evaluated(tuple(self.evaluator.evaluate(pipeline, identity, against or self.base.results)))
 
-    def of_checkpoint(self, checkpoint: Path) -> Evaluated:
+    def of_checkpoint(self, checkpoint: Path, against: Sequence[EvaluationResult] | None = None) -> Evaluated:
         """Results of a checkpoint on disk, which is loaded into the policy."""
         self._policy.load(checkpoint)
-        return self.finetuned(weights_sha256(checkpoint))
+        return self.finetuned(weights_sha256(checkpoint), against)
 
 
 class CheckpointEvaluation:
@@ -68,7 +77,7 @@ class CheckpointEvaluation:
         self._labels: dict[str, str] = {}
         if processes.rank() == 0:
             base = evaluation.base.results
-            pictures = _write(base, run.base_evaluation, run.base_samples)
+            pictures = write_results(base, run.base_evaluation, run.base_samples)
             self._labels = dict(_changed(run, base))
             if self._labels:
                 self._say_changed(base)
@@ -81,12 +90,12 @@ class CheckpointEvaluation:
         self.latest = self._evaluation.finetuned(record.weights_sha256)
         if processes.rank() == 0:
             results = self.latest.results
-            pictures = _write(results, record.path / "evaluation", record.path / "samples")
+            pictures = write_results(results, record.path / "evaluation", record.path / "samples")
             self._track(record.step, results, pictures)
             notice = reward_hacking(results, {term.name: term.weight for term in self._recipe.reward}, record.step)
             if notice is not None:
                 self._tracker.on_notice(notice)
-            self._compare(results[0])
+            compare_pictures(self._evaluation.base.results, results, self._run.path)
         return self.latest.score(self._recipe.best_metric)
 
     def _track(self, step: int, results: Sequence[EvaluationResult], pictures: Mapping[str, Path]) -> None:
@@ -113,12 +122,6 @@ class CheckpointEvaluation:
             return False
         return step == training.steps or (step // training.checkpoint_every) % every == 0
 
-    def _compare(self, result: EvaluationResult) -> None:
-        """Write `comparison.png`: the first sample of each kept prompt, base above fine-tuned, same noise."""
-        base = self._evaluation.base.results[0].pictures
-        if base is not None and result.pictures is not None and len(base):
-            side_by_side(base[:, 0], result.pictures[:, 0], result.prompts).save(self._run.path / "comparison.png")
-
 
 def _changed(run: RunDirectory, base: Sequence[EvaluationResult]) -> Iterator[tuple[str, str]]:
     """Settings whose conditions are not those of the run's first evaluation, with the name of the new series."""
@@ -133,17 +136,21 @@ def _changed(run: RunDirectory, base: Sequence[EvaluationResult]) -> Iterator[tu
             yield result.name, result.stem
 
 
-def evaluate_source(recipe: Recipe, checkpoint: Path | None) -> tuple[EvaluationResult, ...]:
-    """Evaluate a checkpoint against the base, or the base alone; a checkpoint gets its files as in training."""
+def evaluate_checkpoint(recipe: Recipe, checkpoint: Path, base: str | None = None) -> tuple[EvaluationResult, ...]:
+    """Evaluate a checkpoint as in training: against the model it began from, or against another one called `base`."""
     evaluation = standalone(recipe)
-    if checkpoint is None:
-        return evaluation.base.results
-    results = evaluation.of_checkpoint(checkpoint).results
+    against = evaluation.base.results
+    if base is not None:
+        from amsd.experiment.models import load_model
+
+        model = load_model(base, recipe.model, evaluation.device)
+        against = tuple(model.evaluated(evaluation.evaluator))
+    results = evaluation.of_checkpoint(checkpoint, against).results
     if processes.rank() == 0:
-        _write(results, checkpoint / "evaluation", checkpoint / "samples")
+        write_results(results, checkpoint / "evaluation", checkpoint / "samples")
         run = RunDirectory(checkpoint.absolute().parent.parent)
         if run.checkpoints == checkpoint.absolute().parent and run.used:  # not a checkpoint that was moved
-            _write(evaluation.base.results, run.base_evaluation, run.base_samples)
+            write_results(against, run.base_evaluation, run.base_samples)
     return results
 
 
@@ -165,7 +172,7 @@ def watch_run(
         nonlocal evaluation
         if evaluation is None:
             evaluation = standalone(resolved)
-            _write(evaluation.base.results, run.base_evaluation, run.base_samples)
+            write_results(evaluation.base.results, run.base_evaluation, run.base_samples)
         return evaluation
 
     def wanted(checkpoint: Path) -> bool:
@@ -179,7 +186,7 @@ def watch_run(
         step = int(checkpoint.name.removeprefix("step-"))
         try:
             results = evaluator().of_checkpoint(checkpoint).results
-            _write(results, checkpoint / "evaluation", checkpoint / "samples")
+            write_results(results, checkpoint / "evaluation", checkpoint / "samples")
         except OSError:
             if (checkpoint / "manifest.json").is_file():
                 raise
@@ -192,16 +199,4 @@ def watch_run(
 def standalone(recipe: Recipe) -> PolicyEvaluation:
     """Everything an evaluation outside of a training needs."""
     identified = load_identified(recipe, build_accelerator(recipe).device)
-    prompts = load_prompts(recipe.prompts.evaluation, "evaluation").texts
-    return PolicyEvaluation(recipe, identified, Evaluator.for_recipe(recipe, prompts))
-
-
-def _write(results: Sequence[EvaluationResult], files: Path, samples: Path) -> Mapping[str, Path]:
-    """Write result files and pictures; returns the grid of each setting that has one."""
-    grids = {}
-    for result in results:
-        result.save(files)
-        folder = save_pictures(result, samples)
-        if folder is not None:
-            grids[result.name] = folder / "grid.png"
-    return grids
+    return PolicyEvaluation(recipe, identified, evaluator_of(recipe))

@@ -1,4 +1,4 @@
-"""`amsd sample`: pictures from a checkpoint or from the base model."""
+"""`amsd sample`: pictures from a checkpoint, from the base model, or from anybody's model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.finite import require_finite_images
+from amsd.experiment.models import load_model
 from amsd.experiment.setup import build_accelerator, load_policy
 from amsd.recipe import Recipe
 
@@ -28,18 +29,32 @@ class SampleRequest:
     num_inference_steps: int | None = None
 
 
-def sample(recipe: Recipe, checkpoint: Path | None, request: SampleRequest, out: Path) -> list[Path]:
-    """Write `pPPP-sS.png` for every prompt and image; `checkpoint` None is the base model."""
-    policy = load_policy(recipe, build_accelerator(recipe).device, checkpoint)
+def sample(
+    recipe: Recipe, checkpoint: Path | None, request: SampleRequest, out: Path, model: str | None = None
+) -> list[Path]:
+    """Write `pPPP-sS.png` for every prompt and image.
+
+    Drawn with a checkpoint, with anybody's `model`, or with the base model where both are None.
+    """
+    device = build_accelerator(recipe).device
+    if model is not None:
+        loaded = load_model(model, recipe.model, device)
+        with loaded.drawing():
+            return _write(loaded.family, recipe, request, out)
+    policy = load_policy(recipe, device, checkpoint)
+    with policy.sampling(base=checkpoint is None):
+        return _write(policy.family, recipe, request, out)
+
+
+def _write(family: Family, recipe: Recipe, request: SampleRequest, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
+    family.pipeline.scheduler = family.exported_sampler(recipe.schedule)
     written = []
-    with policy.sampling(base=checkpoint is None) as pipeline:
-        pipeline.scheduler = policy.family.exported_sampler(recipe.schedule)
-        for index, prompt in enumerate(request.prompts):
-            for number, image in enumerate(pictures(policy.family, recipe, prompt, request)):
-                path = out / f"p{index:03d}-s{number}.png"
-                image.save(path)
-                written.append(path)
+    for index, prompt in enumerate(request.prompts):
+        for number, image in enumerate(pictures(family, recipe, prompt, request)):
+            path = out / f"p{index:03d}-s{number}.png"
+            image.save(path)
+            written.append(path)
     return written
 
 

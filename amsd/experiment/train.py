@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 
+from amsd.diffusion.start_weights import require_start, start_from
 from amsd.ends import AnnouncedEnd, Ends
 from amsd.errors import UsageError
 from amsd.evaluation.evaluator import Evaluator
@@ -83,6 +84,7 @@ def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
     held_out = load_prompts(recipe.prompts.evaluation, "evaluation")
     require_known([term.name for term in recipe.reward], recipe.evaluation)  # before anything is written
     require_known_trackers(recipe.tracking.trackers)
+    require_start(recipe.model)
     with _only_writer(run, accelerator):
         if accelerator.is_main_process:
             clear_unfinished(run.path)
@@ -94,6 +96,8 @@ def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
         tracker: Tracker = standard(Console(), recipe.tracking) if accelerator.is_main_process else Trackers([])
         with _told(tracker, info, ends):
             identified = load_identified(recipe, accelerator.device)
+            if newest is None:
+                start_from(identified.policy, recipe.model)
             problem = build_problem(recipe, accelerator, identified.policy, training.texts)
             if nothing_to_resume:
                 tracker.on_notice(Notice("resume", f"{run.path} holds no run to continue: a new one starts."))

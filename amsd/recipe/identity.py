@@ -20,7 +20,7 @@ _NOT_IDENTITY: dict[str, tuple[str, ...]] = {
 #: Keys that came later, at the values that mean what recipes without them meant: older runs keep their identity.
 AS_BEFORE: dict[str, dict[str, Any]] = {
     "model": {
-        "config": None, "vae_tiling": False, "size": None, "t5": True, "max_sequence_length": None,
+        "start": None, "config": None, "vae_tiling": False, "size": None, "t5": True, "max_sequence_length": None,
         "embedded_guidance": None,
     },
 }  # fmt: skip

@@ -37,6 +37,9 @@ class Model(Section):
 
     pretrained: str = "embedded:shapes"
     """Hub id, local diffusers folder, single-file checkpoint, or `embedded:shapes`."""
+    start: str | None = None
+    """What training begins from while the base stays `pretrained`: a run, a checkpoint, a LoRA file, or a fine-tuned
+    pipeline (folder, single file or hub id); unset: the base."""
     config: str | None = None
     """Of a single-file checkpoint: diffusers folder or hub id that holds the configuration and tokenizer (its weights
     are not read); unset: the hub repository of the file's family."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from amsd.errors import AmsdError, UsageError
 from amsd.evaluation.result import EvaluationResult, Metric, Paired
-from amsd.recipe import Recipe, from_dict
-from amsd.recipe.load import read_toml
+from amsd.recipe import Recipe
+from amsd.recipe.load import read_run as read_recipe
 from amsd.report.series import Found, Series, named, sort
 from amsd.run_directory import RunDirectory
 from amsd.tracking.log import ENDINGS, Log, LogEntry, read_log
@@ -183,7 +183,7 @@ def _recipe(file: Path, gaps: list[str]) -> Recipe | None:
         gaps.append("recipe.toml is missing: the settings of the run are unknown.")
         return None
     try:
-        return from_dict(read_toml(file), source=file.name)
+        return read_recipe(file)
     except AmsdError as error:
         gaps.append(f"recipe.toml cannot be read by this version of amsd: {error}")
         return None

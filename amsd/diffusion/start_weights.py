@@ -1,0 +1,190 @@
+"""`model.start`: training begins from something that is fine-tuned already, while the base stays the base."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amsd.diffusion import lora_input
+from amsd.diffusion.families.base import Family
+from amsd.diffusion.loading import load_family, locate, other_model
+from amsd.diffusion.parameterizations import ADAPTER_FILE, FullPolicy, LoraPolicy
+from amsd.diffusion.policy import Policy
+from amsd.errors import UsageError
+from amsd.reading import require_same
+from amsd.recipe import Model
+from amsd.run_directory import resolve_checkpoint
+
+_LOG = logging.getLogger(__name__)
+_ADAPTER = "start"
+
+
+def start_from(policy: Policy, model: Model) -> None:
+    """Give an unchanged policy the weights that `model.start` names; nothing without the key.
+
+    A full network starts from a checkpoint, a LoRA (added to the base) or another pipeline of the same architecture; a
+    LoRA from a checkpoint or a LoRA file of its own rank, alpha and layers; an offset from a checkpoint of an offset.
+
+    Raises:
+        UsageError: nothing is there, it does not fit, or this parameterization cannot begin from it.
+    """
+    if model.start is None:
+        return
+    what = f"model.start = {model.start!r}"
+    checkpoint = _checkpoint(model.start)
+    place = checkpoint or Path(model.start).expanduser()
+    file = lora_input.lora_file(place)
+    if checkpoint is not None and _is_own(policy, checkpoint):
+        policy.load(checkpoint)
+    elif isinstance(policy, FullPolicy) and file is not None:
+        _merge(policy, file, what)
+    elif isinstance(policy, FullPolicy) and checkpoint is None:
+        _take_denoiser(policy, model, what)
+    elif isinstance(policy, LoraPolicy) and file is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # PEFT's, on a second adapter: it is there for a moment only
+            _take_adapter(policy, file, what)
+    else:
+        raise UsageError(_impossible(model, what))
+
+
+def require_start(model: Model) -> None:
+    """Check that what `model.start` names is there, without loading it.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if model.start is None or _checkpoint(model.start) or lora_input.lora_file(Path(model.start).expanduser()):
+        return
+    try:
+        locate(other_model(model, model.start))
+    except UsageError as error:
+        raise UsageError(str(error).replace("model.pretrained", "model.start", 1)) from error
+
+
+def _checkpoint(start: str) -> Path | None:
+    """The checkpoint that a path means: itself, or that of a run."""
+    path = Path(start).expanduser()
+    if not path.exists():
+        return None
+    try:
+        return resolve_checkpoint(path)
+    except UsageError:
+        return None
+
+
+def _is_own(policy: Policy, checkpoint: Path) -> bool:
+    """Whether a checkpoint holds what this policy saves."""
+    if isinstance(policy, LoraPolicy):
+        return False  # read as a file: its rank and alpha are checked
+    name = policy.family.denoiser_name if isinstance(policy, FullPolicy) else "offset"
+    return (checkpoint / name).is_dir()
+
+
+def _merge(policy: FullPolicy, file: Path, what: str) -> None:
+    """The trained copy becomes the base plus the LoRA."""
+    family = policy.family
+    lora_input.put_on(family, file, what)
+    _refuse_text(family, file, what)
+    family.pipeline.fuse_lora(components=[family.denoiser_name])
+    family.pipeline.unload_lora_weights()
+    policy.trained_network.requires_grad_(True)
+
+
+def _refuse_text(family: Family, file: Path, what: str, name: str = "file") -> None:
+    if lora_input.trains_text(family, name):
+        raise UsageError(
+            f"{what}: {file} changes the text encoder too, which amsd does not train: base and fine-tuned model share "
+            "one. Merge the file into a pipeline and set model.pretrained to it, or use a LoRA of the denoiser alone."
+        )
+
+
+def _take_denoiser(policy: FullPolicy, model: Model, what: str) -> None:
+    """The trained copy becomes the denoiser of another pipeline."""
+    assert model.start is not None
+    other, own = load_family(other_model(model, model.start)), policy.family
+    state = other.denoiser.state_dict()
+    require_same(policy.trained_network.state_dict(), state, what)
+    types = [each.pipeline.scheduler.config.get("prediction_type", "epsilon") for each in (own, other)]
+    if types[0] != types[1]:
+        raise UsageError(
+            f"{what} predicts {types[1]!r}, the base predicts {types[0]!r}: the two cannot be compared step by step. "
+            "Set model.pretrained to a model of the same prediction."
+        )
+    for name in ("vae", *own.text_encoder_names):
+        if _differ(own.pipeline.components.get(name), other.pipeline.components.get(name)):
+            _LOG.warning("%s: its %s is not that of the base, which is used.", what, name)
+    policy.trained_network.load_state_dict(state)
+
+
+def _take_adapter(policy: LoraPolicy, file: Path, what: str) -> None:
+    """The adapters get the weights of a LoRA file of their own rank, alpha and layers."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    family = policy.family
+    network: Any = policy.trained_network
+    lora_input.put_on(family, file, what, _ADAPTER)
+    try:
+        _refuse_text(family, file, what, _ADAPTER)
+        _require_shape(policy, network, what)
+        state = get_peft_model_state_dict(network, adapter_name=_ADAPTER)
+        own = get_peft_model_state_dict(network, adapter_name="default")
+        try:
+            require_same(own, state, f"{what}: {file}")
+        except UsageError as error:
+            raise UsageError(f"{error} Set model.lora.targets to the layers of the file.") from error
+        state = {name: value.detach().float().clone() for name, value in state.items()}
+    finally:
+        network.delete_adapters(_ADAPTER)
+        encoders: list[Any] = list(family.text_encoders)
+        for encoder in encoders:
+            if _ADAPTER in getattr(encoder, "peft_config", {}):
+                encoder.delete_adapter(_ADAPTER)
+        network.set_adapter("default")
+    set_peft_model_state_dict(network, state)
+    for parameter in policy.trainable.values():
+        parameter.requires_grad_(True)
+
+
+def _require_shape(policy: LoraPolicy, network: Any, what: str) -> None:
+    """Check rank and alpha.
+
+    Raises:
+        UsageError: they are not the recipe's; both are named.
+    """
+    config, own = network.peft_config[_ADAPTER], network.peft_config["default"]
+    ranks = {config.r, *config.rank_pattern.values()}
+    alphas = {float(config.lora_alpha), *map(float, config.alpha_pattern.values())}
+    if ranks != {own.r} or alphas != {float(own.lora_alpha)}:
+        rank, alpha = "/".join(map(str, sorted(ranks))), "/".join(f"{each:g}" for each in sorted(alphas))
+        raise UsageError(
+            f"{what} has rank {rank} and alpha {alpha}; the recipe has rank {own.r} and alpha {own.lora_alpha:g}. "
+            f"Set model.lora.rank = {rank} and model.lora.alpha = {alpha}."
+        )
+
+
+def _differ(one: Any, other: Any) -> bool:
+    if one is None or other is None:
+        return one is not other
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() != theirs.keys() or any(
+        mine[name].shape != theirs[name].shape or not torch.equal(mine[name].float(), theirs[name].float())
+        for name in mine
+    )
+
+
+def _impossible(model: Model, what: str) -> str:
+    ways = {
+        "full": "a checkpoint of a full fine-tuning, a LoRA (a file or a checkpoint), or a pipeline",
+        "lora": f"a LoRA: a checkpoint with {ADAPTER_FILE}, or a .safetensors file of one",
+        "offset": "a checkpoint of an offset",
+    }
+    return (
+        f"{what}: model.parameterization = {model.parameterization!r} can begin from "
+        f"{ways[model.parameterization]}, and this is none. To train on top of any model, set model.pretrained to it "
+        "(a checkpoint becomes a pipeline by `amsd export CHECKPOINT --to FOLDER`); it is the base then."
+    )
