@@ -25,8 +25,10 @@ def diagnose(
     from rich.text import Text
 
     from amsd.experiment.diagnose import diagnose as run
+    from amsd.tracking.progress import working
 
-    findings = run(resolved, pairs)
+    with working("Drawing from the base model and measuring"):
+        findings = run(resolved, pairs)
     if as_json:
         typer.echo(json.dumps([finding.to_json() for finding in findings]))
         return

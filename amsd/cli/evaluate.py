@@ -52,6 +52,8 @@ def evaluate(
     if table is not None:
         _benchmark(checkpoint, recipe, assignments or [], base, table)
         return
+    from amsd.tracking.progress import progress
+
     if output is not None:
         require_folder(output, "--output")
     source = resolve_model(checkpoint, recipe, assignments or [])
@@ -62,13 +64,16 @@ def evaluate(
 
         other = _required(base)
         title = f"{checkpoint} ({source.checkpoint.name})" if source.checkpoint.name not in checkpoint else checkpoint
-        _show(evaluate_checkpoint(source.recipe, source.checkpoint, other), as_json, title)
+        with progress() as report:
+            found = evaluate_checkpoint(source.recipe, source.checkpoint, other, report)
+        _show(found, as_json, title)
         return
     from amsd.experiment.models import evaluate_model
 
     own = with_base(source.recipe, None if base == NO_BASE else base)
     target = own.model.pretrained if source.model is None else source.model
-    results, folder = evaluate_model(own, target, source.model is not None and base != NO_BASE, output)
+    with progress() as report:
+        results, folder = evaluate_model(own, target, source.model is not None and base != NO_BASE, output, report)
     _show(results, as_json, checkpoint)
     typer.echo(f"Results: {folder}", err=as_json)
 

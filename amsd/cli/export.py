@@ -41,8 +41,11 @@ def export(
     if source.checkpoint is None:
         raise UsageError("The base model needs no export; give a checkpoint or a run directory.")
     from amsd.experiment.export import export as write
+    from amsd.tracking.progress import working
 
-    typer.echo(write(source.recipe, source.checkpoint, to, style.value))
+    with working(f"Writing {source.checkpoint.name}"):
+        written = write(source.recipe, source.checkpoint, to, style.value)
+    typer.echo(written)
     if push is not None:
         from amsd.experiment.push import push as upload
 

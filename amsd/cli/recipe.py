@@ -73,7 +73,11 @@ def _notes(recipe: Recipe) -> Iterator[str]:
     """What a run will stumble over on this machine. The recipe is sound; another machine may be the one that trains."""
     from amsd.prompts import load_prompts
     from amsd.recipe.schema import only_path
+    from amsd.rewards.table import unchecked
 
+    advice = unchecked([term.name for term in recipe.reward], recipe.evaluation.metrics)
+    if advice is not None:
+        yield advice
     model = recipe.model
     if (model.is_single_file or only_path(model.pretrained)) and not Path(model.pretrained).expanduser().exists():
         yield f"model.pretrained: nothing at {model.pretrained} on this machine."

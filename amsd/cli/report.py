@@ -30,7 +30,10 @@ def report(
         require_key()
     if html is not None and html.is_dir():
         raise UsageError(f"--html {html} is a folder; give a file, such as {html / 'report.html'}")
-    story = _story(source)
+    from amsd.tracking.progress import working
+
+    with working(f"Reading {source}"):
+        story = _story(source)
     if html is not None or not wandb:
         from amsd.report.page import write_page
 

@@ -76,8 +76,11 @@ class Evaluator:
         *,
         cache: Path | None = None,
         notify: Callable[[Notice], None] | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """`rewards` are trained and held-out scorers alike; `cache` is the folder of results (unset: the user's).
+
+        `progress` is told (what, done, total) after every batch of pictures, on the main process.
 
         Raises:
             UsageError: there are no prompts, or too few prompts or samples for a metric.
@@ -89,6 +92,7 @@ class Evaluator:
         self._samples = recipe.evaluation.samples_per_prompt
         trained = {term.name for term in recipe.reward}
         self._scorers = Scorers(self._prompts, self._samples, rewards, diversity, distance, stay=trained)
+        self.progress = progress or (lambda what, done, total: None)
         self._notify = notify or (lambda notice: _LOG.warning("%s", notice.text))
         self._cache = Cache(cache or default_folder(), self._damaged)
         self._said: set[str] = set()
@@ -102,6 +106,7 @@ class Evaluator:
         *,
         cache: Path | None = None,
         notify: Callable[[Notice], None] | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> Evaluator:
         """Load the scorers that the recipe names; `trained` are those the trainer has loaded already.
 
@@ -119,7 +124,7 @@ class Evaluator:
         embedders = {name: resolve_embedder(name, options.get(name)) for name in used}
         diversity, distance = ([embedders[n] for n in chosen] for chosen in (evaluation.diversity, evaluation.distance))
         rewards = [as_original(reward) for reward in rewards]
-        return cls(recipe, prompts, rewards, diversity, distance, cache=cache, notify=notify)
+        return cls(recipe, prompts, rewards, diversity, distance, cache=cache, notify=notify, progress=progress)
 
     def evaluate(
         self, pipeline: Any, weights: str, base: Sequence[EvaluationResult] | None = None
@@ -271,9 +276,12 @@ class Evaluator:
         with protocol.sampling(family.pipeline, sampler):
             encode = protocol.PromptEncoder(family, self._prompts)
             try:
-                for batch in share:
+                total = prompts * self._samples
+                for done, batch in enumerate(share, 1):
                     texts = [self._prompts[prompt] for prompt, _ in batch]
                     pictures.append(protocol.generate(family, sampler, encode(batch), batch, evaluation.seed, texts))
+                    if rank() == 0:
+                        self.progress(f"pictures, {sampler.setting.name}", total * done // len(share), total)
             except Diverged as error:
                 failure = str(error)
         failures = [text for text in gather([failure]) if text]

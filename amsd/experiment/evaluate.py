@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from amsd.evaluation.alarm import reward_hacking
+from amsd.evaluation.alarm import TrainingSigns, reward_hacking
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.result import EvaluationResult
 from amsd.evaluation.watch import new_checkpoints
@@ -19,6 +19,7 @@ from amsd.recipe import Recipe, from_dict, load_recipe
 from amsd.run_directory import RunDirectory
 from amsd.tracking import Tracker
 from amsd.tracking.log import read_log, stopped
+from amsd.tracking.progress import Report
 from amsd.training import processes
 from amsd.training.checkpoint import Scores, retire, weights_sha256
 from amsd.training.events import CheckpointRecord, Notice
@@ -92,11 +93,15 @@ class CheckpointEvaluation:
             results = self.latest.results
             pictures = write_results(results, record.path / "evaluation", record.path / "samples")
             self._track(record.step, results, pictures)
-            notice = reward_hacking(results, {term.name: term.weight for term in self._recipe.reward}, record.step)
+            trained = {term.name: term.weight for term in self._recipe.reward}
+            notice = reward_hacking(results, trained, record.step, self._signs())
             if notice is not None:
                 self._tracker.on_notice(notice)
             compare_pictures(self._evaluation.base.results, results, self._run.path)
         return self.latest.score(self._recipe.best_metric)
+
+    def _signs(self) -> TrainingSigns:
+        return TrainingSigns.of_log(read_log(self._run.metrics).entries if self._run.metrics.is_file() else ())
 
     def _track(self, step: int, results: Sequence[EvaluationResult], pictures: Mapping[str, Path]) -> None:
         """Tell the trackers; settings whose conditions changed since the run began go by a name of their own."""
@@ -136,9 +141,11 @@ def _changed(run: RunDirectory, base: Sequence[EvaluationResult]) -> Iterator[tu
             yield result.name, result.stem
 
 
-def evaluate_checkpoint(recipe: Recipe, checkpoint: Path, base: str | None = None) -> tuple[EvaluationResult, ...]:
+def evaluate_checkpoint(
+    recipe: Recipe, checkpoint: Path, base: str | None = None, progress: Report | None = None
+) -> tuple[EvaluationResult, ...]:
     """Evaluate a checkpoint as in training: against the model it began from, or against another one called `base`."""
-    evaluation = standalone(recipe)
+    evaluation = standalone(recipe, progress)
     against = evaluation.base.results
     if base is not None:
         from amsd.experiment.models import load_model
@@ -196,7 +203,7 @@ def watch_run(
         yield step, results
 
 
-def standalone(recipe: Recipe) -> PolicyEvaluation:
+def standalone(recipe: Recipe, progress: Report | None = None) -> PolicyEvaluation:
     """Everything an evaluation outside of a training needs."""
     identified = load_identified(recipe, build_accelerator(recipe).device)
-    return PolicyEvaluation(recipe, identified, evaluator_of(recipe))
+    return PolicyEvaluation(recipe, identified, evaluator_of(recipe, progress))

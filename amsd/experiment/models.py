@@ -13,7 +13,7 @@ import torch
 
 from amsd.diffusion import lora_input
 from amsd.diffusion.families.base import Family
-from amsd.diffusion.loading import load_family, other_model
+from amsd.diffusion.loading import load_family, locate, other_model
 from amsd.diffusion.policy import DTYPES
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.identity import pipeline_identity
@@ -21,6 +21,7 @@ from amsd.evaluation.result import EvaluationResult
 from amsd.experiment.results import compare_pictures, evaluator_of, write_results
 from amsd.experiment.setup import build_accelerator
 from amsd.recipe import Model, Recipe
+from amsd.tracking.progress import Report
 from amsd.training.processes import rank
 
 #: Folder of evaluations that belong to no run.
@@ -78,8 +79,18 @@ def load_model(target: str, model: Model, device: torch.device) -> LoadedModel:
     return LoadedModel(family, weights, target)
 
 
+def require_model(target: str, model: Model) -> None:
+    """Check that a model is there, without loading it.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if lora_input.lora_file(Path(target).expanduser()) is None:
+        locate(other_model(model, target))
+
+
 def evaluate_model(
-    recipe: Recipe, target: str, paired: bool, output: Path | None
+    recipe: Recipe, target: str, paired: bool, output: Path | None, progress: Report | None = None
 ) -> tuple[tuple[EvaluationResult, ...], Path]:
     """Evaluate a model under the recipe's settings, `paired` with the recipe's own model on common noise.
 
@@ -90,11 +101,13 @@ def evaluate_model(
         RunError: an image or a score is not finite.
     """
     device = build_accelerator(recipe).device
-    evaluator = evaluator_of(recipe)
+    require_model(target, recipe.model)  # not only after the base was evaluated
+    model = load_model(recipe.model.pretrained if paired else target, recipe.model, device)
+    evaluator = evaluator_of(recipe, progress)
     base: Sequence[EvaluationResult] | None = None
     if paired:
-        base = load_model(recipe.model.pretrained, recipe.model, device).evaluated(evaluator)
-    model = load_model(target, recipe.model, device)
+        base = model.evaluated(evaluator)
+        model = load_model(target, recipe.model, device)
     results = tuple(model.evaluated(evaluator, base))
     folder = output or Path(FOLDER) / model.folder_name
     if rank() == 0:
@@ -102,8 +115,3 @@ def evaluate_model(
         write_results(base or (), folder / "evaluation" / "base", folder / "samples" / "base")
         compare_pictures(base or (), results, folder)
     return results, folder
-
-
-def evaluate_base(recipe: Recipe, output: Path | None) -> tuple[tuple[EvaluationResult, ...], Path]:
-    """Evaluate the recipe's own model; see `evaluate_model`."""
-    return evaluate_model(recipe, recipe.model.pretrained, False, output)

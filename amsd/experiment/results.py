@@ -10,15 +10,17 @@ from amsd.evaluation.pictures import save_pictures, side_by_side
 from amsd.evaluation.result import EvaluationResult
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe
+from amsd.tracking.progress import Report
 
 
-def evaluator_of(recipe: Recipe) -> Evaluator:
+def evaluator_of(recipe: Recipe, progress: Report | None = None) -> Evaluator:
     """Everything that an evaluation outside of a training needs but the model.
 
     Raises:
         UsageError: prompts or scorers cannot be loaded.
     """
-    return Evaluator.for_recipe(recipe, load_prompts(recipe.prompts.evaluation, "evaluation").texts)
+    prompts = load_prompts(recipe.prompts.evaluation, "evaluation").texts
+    return Evaluator.for_recipe(recipe, prompts, progress=progress)
 
 
 def write_results(results: Sequence[EvaluationResult], files: Path, samples: Path) -> Mapping[str, Path]:

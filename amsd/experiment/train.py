@@ -159,7 +159,10 @@ def _fit(
     if recipe.evaluation.every:
         assert isinstance(problem.reward, WeightedReward)
         trained = [term.reward for term in problem.reward.terms]
-        evaluator = Evaluator.for_recipe(recipe, held_out.texts, trained, notify=tracker.on_notice)
+        evaluator = Evaluator.for_recipe(
+            recipe, held_out.texts, trained, notify=tracker.on_notice,
+            progress=lambda what, done, total: tracker.on_phase(f"evaluation, {what}: {done} of {total}", 0),
+        )  # fmt: skip
         evaluate = CheckpointEvaluation(PolicyEvaluation(recipe, identified, evaluator), run, tracker)
     trainer = trainer_of(recipe.method)(
         problem, run, training.texts, accelerator, [tracker], evaluate, held_out.texts, ends

@@ -3,7 +3,7 @@
 from amsd.matching.adjoint import LeanAdjoint, lean_adjoint
 from amsd.matching.importance import effective_sample_size, self_normalized_weights, stepwise_log_weights
 from amsd.matching.indices import IndexPlan, inverse_probabilities, plan_indices, stratified_indices
-from amsd.matching.loss import MatchingLoss, control, matching_loss
+from amsd.matching.loss import MatchingLoss, control, matching_loss, norm_ratio
 from amsd.matching.smoothing import SmoothedGradient, smooth
 from amsd.matching.threshold import QuantileThreshold
 
@@ -18,6 +18,7 @@ __all__ = [
     "inverse_probabilities",
     "lean_adjoint",
     "matching_loss",
+    "norm_ratio",
     "plan_indices",
     "self_normalized_weights",
     "smooth",

@@ -22,6 +22,8 @@ class MatchingLoss:
     """-u . sigma a, (M,), detached: what the control adds to lambda r, to first order; |u|^2 for u at its target."""
     log_weights: Tensor
     """Step-wise log importance weight of stored experience, (M,), detached; 0 where nothing uses it."""
+    prediction_ratio: Tensor
+    """|eps_theta| / |eps_0|, (M,), detached; 1 where it was not measured."""
 
 
 def control(prediction: Tensor, base_prediction: Tensor, control_scale: Tensor) -> Tensor:
@@ -42,7 +44,14 @@ def matching_loss(u: Tensor, adjoint: Tensor, sigma: Tensor) -> MatchingLoss:
         target_norm=_squared_norm(target),
         work=-(u.detach() * target).flatten(1).sum(1),
         log_weights=torch.zeros_like(loss.detach()),
+        prediction_ratio=torch.ones_like(loss.detach()),
     )
+
+
+def norm_ratio(prediction: Tensor, base_prediction: Tensor) -> Tensor:
+    """|eps_theta| / |eps_0| of each item, (M,), detached: far from 1 the policy has left the base's scale."""
+    norms = [_squared_norm(value.detach().float()).sqrt() for value in (prediction, base_prediction)]
+    return norms[0] / norms[1].clamp(min=1e-12)
 
 
 def _squared_norm(value: Tensor) -> Tensor:

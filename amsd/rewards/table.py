@@ -45,6 +45,15 @@ DOWNLOADED_GIGABYTES: dict[str, float] = {
 }  # fmt: skip
 """Size of the default weights of the rewards and embedders that have to be downloaded."""
 
+RELATED: dict[str, str] = {
+    "clip-score": "CLIP", "pickscore": "CLIP", "hps-v2.1": "CLIP", "laion-aesthetic": "CLIP", "imagereward": "BLIP",
+    "brightness": "pixels", "colourfulness": "pixels",
+    "shapes:right": "pixels", "shapes:area": "pixels", "shapes:roundness": "pixels",
+    "shapes:alignment": "shapes classifier", "shapes:colour": "shapes classifier", "shapes:shape": "shapes classifier",
+    "shapes:form": "shapes classifier", "shapes:accuracy": "shapes classifier",
+}  # fmt: skip
+"""What a reward sees a picture with: rewards of one kind are deceived alike, so one of them does not check another."""
+
 FAMILIES: dict[str, str] = {
     "pyiqa": "amsd.rewards.pyiqa:PyIQAReward",
     "python": "amsd.rewards.user:FunctionReward",
@@ -98,6 +107,25 @@ def require_known(rewards: Sequence[str], evaluation: Evaluation) -> None:
             raise _unknown(name)
     for name in [*evaluation.diversity, *evaluation.distance]:
         _require_embedder(name)
+
+
+def related(name: str) -> str:
+    """What a reward sees a picture with; a reward that is not in the table is of a kind of its own."""
+    return RELATED.get(name, name if name.startswith("python:") else name.partition(":")[0])
+
+
+def unchecked(trained: Sequence[str], metrics: Sequence[str]) -> str | None:
+    """Advice where no held-out metric sees pictures otherwise than the trained rewards do; None where one does."""
+    kinds = {related(name) for name in trained}
+    if any(related(name) not in kinds for name in metrics):
+        return None
+    options = [name for name in ("clip-score", "imagereward", "pyiqa:musiq") if related(name) not in kinds]
+    shapes = all(name.startswith("shapes:") for name in trained)
+    advice = "shapes:alignment" if shapes and "shapes classifier" not in kinds else options[0]
+    return (
+        f"evaluation.metrics names no reward of another kind than the trained one ({', '.join(sorted(kinds))}), so "
+        f"reward hacking would not be seen. Add one, such as {advice!r}."
+    )
 
 
 def _require_embedder(name: str) -> None:

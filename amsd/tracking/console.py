@@ -31,6 +31,8 @@ SHOWN = (
 )
 #: Weight of the newest step in the moving average of seconds per step.
 _NEWEST = 0.2
+#: Seconds without a line in a pipe after which the progress of an evaluation is told.
+_SILENCE = 30.0
 
 
 class ConsoleTracker(Tracker):
@@ -48,6 +50,7 @@ class ConsoleTracker(Tracker):
         self._evaluation: RenderableType | None = None
         self._last: float | None = None
         self._seconds: float | None = None
+        self._told = time.monotonic()
 
     def on_start(self, info: RunInfo) -> None:
         """Say what begins and, on a terminal, open the display."""
@@ -64,6 +67,8 @@ class ConsoleTracker(Tracker):
     def on_phase(self, phase: str, step: int) -> None:
         """Show the phase."""
         self._phase = phase
+        if self._live is None and phase.startswith("evaluation,") and time.monotonic() - self._told > _SILENCE:
+            self._say(Text(phase))
         self._refresh()
 
     def on_step(self, record: StepRecord) -> None:
@@ -107,6 +112,7 @@ class ConsoleTracker(Tracker):
         self._say(Text.assemble((status, style), f" at step {self._position()}"))
 
     def _say(self, text: Text) -> None:
+        self._told = time.monotonic()
         self._console.print(text, soft_wrap=self._live is None, highlight=False)
 
     def _refresh(self) -> None:

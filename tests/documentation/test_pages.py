@@ -37,6 +37,9 @@ NOT_HERE = {
     "results/tuned": "imagereward",
     "runs/sweep-shapes-smoke": "runs/sweep-shapes-smoke",
     "SWEEP": "SWEEP",
+    "./my-model": "./my-model",
+    "style.safetensors": "style.safetensors",
+    "OWNER/NAME": "OWNER/NAME",
 }
 _ROOT = typer.main.get_command(app)
 

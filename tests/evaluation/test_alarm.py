@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from amsd.evaluation.alarm import reward_hacking
+from amsd.evaluation.alarm import TrainingSigns, reward_hacking
 from amsd.evaluation.result import EvaluationResult, Metric
 from amsd.evaluation.statistics import summarize
+from amsd.tracking.log import LogEntry
 
 TRAINED = {"reward": 1.0}
 PROMPTS = 50
@@ -114,3 +115,32 @@ def test_single_prompt_and_missing_base_raise_nothing() -> None:
     single = result(reward=metric(+1, prompts=1), quality=metric(-1, prompts=1))
     unpaired = result(reward=summarize("1", [1.0, 2.0]), quality=summarize("1", [0.0, 0.1]))
     assert reward_hacking([single, unpaired], TRAINED) is None
+
+
+def entries(ratio: float, clamped: float, steps: int = 20) -> list[LogEntry]:
+    """A log whose prediction's norm and clamped pixels move from 1 and 0 to these."""
+    shares = [step / (steps - 1) for step in range(steps)]
+    return [
+        LogEntry("step", index + 1, {"prediction_ratio": 1 + (ratio - 1) * share, "clamped_share": clamped * share})
+        for index, share in enumerate(shares)
+    ]
+
+
+SIGNS = {"larger prediction": (1.6, 0.0, "times the norm"), "smaller prediction": (0.5, 0.0, "times the norm"),
+         "pixels out of range": (1.0, 0.4, "outside the range")}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SIGNS)
+def test_signs_of_the_training_join_the_alarm_where_the_reward_rose(case: str) -> None:
+    ratio, clamped, text = SIGNS[case]
+    signs = TrainingSigns.of_log(entries(ratio, clamped))
+    notice = reward_hacking([result(reward=metric(+1), quality=metric(0))], TRAINED, 40, signs)
+    assert notice is not None
+    assert text in notice.text
+    assert reward_hacking([result(reward=metric(0), quality=metric(0))], TRAINED, 40, signs) is None
+
+
+def test_small_signs_and_short_logs_say_nothing() -> None:
+    assert TrainingSigns.of_log(entries(1.1, 0.05)).sentences() == []
+    assert TrainingSigns.of_log(entries(3.0, 0.9, steps=4)).sentences() == []
+    assert TrainingSigns.of_log([LogEntry("step", 1, {"loss": 1.0})] * 30).sentences() == []

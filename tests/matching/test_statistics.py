@@ -10,6 +10,7 @@ from amsd.matching import (
     QuantileThreshold,
     effective_sample_size,
     inverse_probabilities,
+    norm_ratio,
     plan_indices,
     self_normalized_weights,
     smooth,
@@ -132,3 +133,9 @@ def test_smoothing_clips_each_draw_to_the_quantile_of_its_sample() -> None:
     assert result.scaling[:, 0].tolist() == pytest.approx([0.2, 1, 1])
     assert result.gradient[0].tolist() == pytest.approx([0.2, 0.8 / 3])
     assert torch.equal(smooth(gradients, None).gradient, gradients.mean(0))
+
+
+def test_the_ratio_of_norms_is_one_for_equal_predictions_and_scales_with_them() -> None:
+    base = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    scales = torch.tensor([1.0, 2.0, 0.5])
+    torch.testing.assert_close(norm_ratio(scales.view(3, 1, 1, 1) * base, base), scales)

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from amsd.errors import UsageError
+from amsd.recipe import load_recipe
+from amsd.recipe.catalogue import names
 from amsd.rewards import table
 from amsd.rewards.simple import Brightness
-from amsd.rewards.table import embedder_names, resolve_embedder, resolve_reward, reward_names
+from amsd.rewards.table import embedder_names, resolve_embedder, resolve_reward, reward_names, unchecked
 
 
 def needs_text(text: str, *, size: int) -> Brightness:
@@ -102,3 +104,18 @@ def test_the_table_itself_imports_no_reward() -> None:
     code = "import sys, amsd.rewards.table; print([m for m in sys.modules if m.startswith(('amsd.rewards.', 'torch'))])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "['amsd.rewards.table']"
+
+
+def test_a_held_out_reward_of_another_kind_is_recommended() -> None:
+    assert unchecked(["imagereward"], ["clip-score"]) is None
+    assert unchecked(["shapes:right"], ["shapes:alignment"]) is None
+    assert unchecked(["clip-score"], ["pyiqa:musiq"]) is None
+    advice = unchecked(["clip-score"], ["pickscore", "hps-v2.1"])
+    assert advice is not None
+    assert "CLIP" in advice
+    assert "'imagereward'" in advice
+    assert "'shapes:alignment'" in (unchecked(["shapes:right"], []) or "")
+    assert "'clip-score'" in (unchecked(["imagereward"], []) or "")
+    for name in names("recipes"):
+        recipe = load_recipe(name)
+        assert unchecked([term.name for term in recipe.reward], recipe.evaluation.metrics) is None, name

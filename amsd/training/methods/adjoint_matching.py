@@ -21,6 +21,7 @@ from amsd.matching import (
     effective_sample_size,
     inverse_probabilities,
     matching_loss,
+    norm_ratio,
     self_normalized_weights,
     stepwise_log_weights,
 )
@@ -84,6 +85,7 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
         base = items.latent("base_predictions", device)
         u = control(prediction, base, at(steps.control_scale, items.indices, x))
         matched = matching_loss(u, items.latent("adjoints", device), at(steps.sigma, items.indices, x))
+        matched = replace(matched, prediction_ratio=norm_ratio(prediction, base))
         return replace(matched, log_weights=self._log_weights(items, x, prediction)) if weigh else matched
 
     @torch.no_grad()
@@ -164,6 +166,7 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
             "target_norm/largest_share": float(targets.max() / targets.sum().clamp(min=1e-30)),
             "control_to_target": (control / target) ** 0.5 if target > 0 else 0.0,
             "kl": 0.5 * path(controls),
+            "prediction_ratio": float(items.logged["prediction_ratio"].mean()),
             "predicted_shift": path(work) / self.method.reward_multiplier,
             "masked_share": float((self._outliers(items.loss) < 1).double().mean()),
         }

@@ -1,0 +1,29 @@
+"""In a pipe, progress is plain lines, and few of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from amsd.tracking.progress import INTERVAL, PlainProgress, progress, working
+
+
+def test_a_pipe_gets_the_start_the_end_and_little_between() -> None:
+    said: list[str] = []
+    now = [0.0]
+    report = PlainProgress(said.append, lambda: now[0])
+    for done in range(1, 101):
+        now[0] += INTERVAL / 25
+        report("pictures", done, 100)
+    assert said[0] == "pictures: 1 of 100"
+    assert said[-1] == "pictures: 100 of 100"
+    assert 4 <= len(said) <= 6
+    report("more", 3, 9)
+    assert said[-1] == "more: 3 of 9"
+
+
+def test_lines_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress() as report, working("Reading runs"):
+        report("pictures", 2, 2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["Reading runs ...", "pictures: 2 of 2"]
