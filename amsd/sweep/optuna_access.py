@@ -8,6 +8,7 @@ No other file does so. Tested with Optuna 5.0.0.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +38,10 @@ WAITS_FOR: Final = "amsd:waits_for"
 """Trial: number of its running twin whose values it waits for."""
 SURPLUS: Final = "amsd:surplus"
 """Trial: two workers took the last place of the budget at once, and this one stood back; it is no trial."""
+
+
+#: On SQLite Optuna reads a trial's state and then writes it: two threads of one process could both start it.
+_STARTING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,16 @@ class TrialTable:
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        try:
-            return self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
-        except UpdateFinishedTrialError:
-            return False
+        with _STARTING:
+            try:
+                return self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            except UpdateFinishedTrialError:
+                return False
+
+    def ask(self) -> Trial:
+        """A new running trial, or the first waiting one if there is one by now."""
+        with _STARTING:
+            return self.study.ask()
 
     def put_back(self, trial_id: int) -> None:
         """Set a running trial waiting: it keeps its number, values and attributes.

@@ -99,7 +99,7 @@ class Worker:
         """A new trial; None if others took the last places of the budget at the same moment."""
         from optuna.trial import TrialState
 
-        trial = self._handle.study.ask()
+        trial = self._trials.ask()
         if not self._has_place(trial.number):
             trial.set_user_attr(names.SURPLUS, True)
             self._handle.study.tell(trial, state=TrialState.FAIL)

@@ -17,6 +17,13 @@ from pathlib import Path
 from amsd.recipe import load_recipe
 
 
+def save(checkpoints: Path, step: int) -> None:
+    name = f"step-{step:06d}"
+    (checkpoints / name).mkdir(exist_ok=True)
+    (checkpoints / name / "weights.txt").write_text(f"{step}\n")
+    (checkpoints / "latest").write_text(f"{name}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("recipe")
@@ -48,7 +55,7 @@ def main() -> None:
                 break
         time.sleep(seconds)
         if told:  # an announced end, as `amsd train` does it
-            (checkpoints / f"step-{step - 1:06d}").mkdir(exist_ok=True)
+            save(checkpoints, step - 1)
             raise SystemExit(75)
         with (run / "steps.txt").open("a") as stream:
             stream.write(f"{step}\n")
@@ -57,7 +64,7 @@ def main() -> None:
             value = -((eta - 0.8) ** 2) * step / total + 0.001 * recipe.training.seed
             lines.append({"step": step, "evaluation": setting, "eval/shapes:right": value,
                           "eval/shapes:alignment": 1 - eta, "eval/shapes:right/difference": value})  # fmt: skip
-            (checkpoints / f"step-{step:06d}").mkdir(exist_ok=True)
+            save(checkpoints, step)
         with (run / "metrics.jsonl").open("a") as stream:
             stream.writelines(json.dumps(line) + "\n" for line in lines)
 

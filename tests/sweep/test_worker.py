@@ -106,6 +106,24 @@ def test_equal_runs_are_run_once(make_plan: MakePlan, tmp_path: Path) -> None:
     assert results.trials[1].number not in {trial.number for trial in results.pareto}
 
 
+def test_threads_of_one_process_start_each_trial_once(make_plan: MakePlan, tmp_path: Path) -> None:
+    """Workers of a Ray driver share one study: eight of them fall upon twenty waiting trials at once."""
+    plan = make_plan(budget={"trials": 20}, execution={"poll_seconds": 0.01})
+    handle = create(plan, tmp_path)
+    for number in range(20):
+        handle.study.enqueue_trial({"schedule.eta": 0.6 + 0.04 * number})
+    executors = [Formula() for _ in range(8)]
+    workers = [Worker(handle, executor, name=f"{n}", alone=True) for n, executor in enumerate(executors)]
+    threads = [threading.Thread(target=worker.run) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    ran = [job.directory.parent.name[:4] for executor in executors for job in executor.ran]
+    assert sorted(ran) == [f"{number:04d}" for number in range(20)]
+    assert [trial.attempts for trial in load_sweep(tmp_path).trials] == [1] * 20
+
+
 def test_parallel_twins_run_once(make_plan: MakePlan, tmp_path: Path) -> None:
     plan = make_plan(
         search={"schedule.eta": {"choices": [0.7]}}, budget={"trials": 4}, execution={"poll_seconds": 0.02}
