@@ -4,12 +4,14 @@ import logging
 
 import typer
 
+from embedded.smoothness import smoothness
 from embedded.train_flow import flow
 from embedded.train_unet import unet
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(unet)
 app.command()(flow)
+app.command()(smoothness)
 
 
 @app.callback()

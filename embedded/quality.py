@@ -86,8 +86,12 @@ def caption_accuracy(
 ) -> dict[str, float]:  # fmt: skip
     """Share of samples whose colour, shape, form and all three the classifier reads as the caption says."""
     repeated = [prompt for prompt in prompts for _ in range(samples)]
-    images = generate(pipeline, repeated, seed=seed, eta=eta)
-    wanted = [parse_caption(prompt) for prompt in repeated]
+    return read_accuracy(classifier, generate(pipeline, repeated, seed=seed, eta=eta), repeated)
+
+
+def read_accuracy(classifier: AttributeClassifier, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+    """The same for images that were drawn already, one per prompt."""
+    wanted = [parse_caption(prompt) for prompt in prompts]
     colour = torch.tensor([list(COLOURS).index(attributes.colour or "") for attributes in wanted])
     shape = torch.tensor([SHAPES.index(attributes.shape or "") for attributes in wanted])
     form = torch.tensor([FORMS.index(attributes.form or "") for attributes in wanted])
@@ -160,7 +164,14 @@ def measure(pipeline: StableDiffusionPipeline, classifier: AttributeClassifier, 
 def save_samples(pipeline: StableDiffusionPipeline, path: Path, *, seed: int, columns: int = 6) -> None:
     """A picture to look at: one row per held-out caption, its name on the left, samples at guidance 5."""
     prompts = prompts_path("evaluation").read_text().splitlines()
-    images = generate(pipeline, [prompt for prompt in prompts for _ in range(columns)], seed=seed)
+    sheet_of(generate(pipeline, [prompt for prompt in prompts for _ in range(columns)], seed=seed), prompts).save(
+        path, optimize=True
+    )
+
+
+def sheet_of(images: Tensor, prompts: Sequence[str]) -> Image.Image:
+    """A sheet with a row for each prompt; `images` are row by row."""
+    columns = len(images) // len(prompts)
     scale, label, cell = 2, 150, 32 * 2 + 2
     sheet = Image.new("RGB", (label + columns * cell, len(prompts) * cell), "white")
     draw = ImageDraw.Draw(sheet)
@@ -172,7 +183,7 @@ def save_samples(pipeline: StableDiffusionPipeline, path: Path, *, seed: int, co
                 (32 * scale,) * 2, Image.Resampling.NEAREST
             )
             sheet.paste(picture, (label + column * cell, row * cell))
-    sheet.save(path, optimize=True)
+    return sheet
 
 
 def library_versions() -> dict[str, str]:

@@ -4,11 +4,12 @@ Stages: latents (of the UNet model's autoencoder, which both models share), tran
 weights folder). Each stage is skipped when its result is in the state folder: a stopped command goes on where it was.
 """
 
+import json
 import logging
 import shutil
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,6 +57,13 @@ def flow(
         cache_latents(load_vae().to(device), state / "latents.safetensors", count=images, seed=seed + 2, device=device)
     if FlowStage.TRANSFORMER in stages:
         _transformer(state, steps, batch, peak, every, seed, device)
+    settings = {
+        "steps": steps, "images": images, "batch": batch, "peak": peak, "seed": seed, "device": device,
+        "threads": threads, "shift": SHIFT,
+    }  # fmt: skip
+    if FlowStage.FINISH in stages and not _finish(state, out, settings):
+        typer.echo(f"a quality gate failed: see {out / 'training.json'}", err=True)
+        raise typer.Exit(1)
     typer.echo(f"done: {', '.join(stages)}")
 
 
@@ -81,3 +89,30 @@ def _write_pipeline(student: "Student", out: Path) -> None:
     save_flow(student.averaged_into(build_networks()), aside, SHIFT)
     shutil.rmtree(out, ignore_errors=True)
     aside.rename(out)
+
+
+def _finish(state: Path, out: Path, settings: dict[str, Any]) -> bool:
+    """Copy the last snapshot to `out`, measure it there as a user would load it, and write what was found."""
+    import torch
+
+    from amsd.shapes import prompts_path
+    from embedded.flow_quality import generate_flow, load_flow, measure_flow
+    from embedded.quality import library_versions, sheet_of
+
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(state / "snapshot", out)
+    trained = torch.load(state / "transformer.pt", weights_only=True, map_location="cpu")
+    quality = measure_flow(out, seed=settings["seed"] + 3)
+    prompts = prompts_path("evaluation").read_text().splitlines()
+    repeated = [prompt for prompt in prompts for _ in range(6)]
+    sheet_of(generate_flow(load_flow(out), repeated, seed=settings["seed"] + 4), prompts).save(out / "samples.png")
+    record = {
+        "settings": settings, "libraries": library_versions(), "quality": quality.to_json(),
+        "log": {"transformer": {"steps": trained["step"], "curve": trained["curve"]}},
+    }  # fmt: skip
+    (out / "training.json").write_text(json.dumps(record) + "\n")
+    for name, value in quality.measured.items():
+        log.info("%s: %s", name, value)
+    for name in quality.failures():
+        log.error("gate missed: %s", name)
+    return quality.passed

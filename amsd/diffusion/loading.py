@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +171,15 @@ def _local(key: str, name: str) -> Path | None:
 
 
 def _embedded(key: str, name: str) -> Path:
-    package = name.removeprefix(EMBEDDED)
-    if package != "shapes":
-        raise UsageError(f"{key} = {name!r}: the only embedded model is 'embedded:shapes'.")
-    folder = Path(str(resources.files("amsd.shapes") / "weights"))
+    from amsd.shapes import MODELS, pipeline_path
+
+    model = name.removeprefix(EMBEDDED)
+    if model not in MODELS:
+        known = " and ".join(repr(EMBEDDED + known) for known in MODELS)
+        raise UsageError(f"{key} = {name!r}: the embedded models are {known}.")
+    folder = pipeline_path(model)
     if not (folder / "model_index.json").is_file():
-        raise UsageError("The embedded model is missing from this installation; reinstall amsd.")
+        raise UsageError(f"The embedded model {name!r} is missing from this installation; reinstall amsd.")
     return folder
 
 

@@ -1,4 +1,6 @@
-"""The embedded default model: a tiny but truly trained Stable-Diffusion pipeline on captioned shapes.
+"""The embedded models: tiny but truly trained pipelines on captioned shapes.
+
+`shapes` is a Stable Diffusion pipeline (UNet), `shapes-flow` a Stable Diffusion 3 pipeline (flow matching).
 
 Importing this package costs nothing: torch is imported by the modules that need it.
 """
@@ -9,9 +11,17 @@ from typing import Literal
 _HERE = Path(__file__).parent
 
 
-def pipeline_path() -> Path:
-    """Folder that `StableDiffusionPipeline.from_pretrained` loads."""
-    return _HERE / "weights"
+MODELS = {"shapes": "weights", "shapes-flow": "flow"}
+"""Folder of each embedded model; a recipe names it `embedded:NAME`."""
+
+
+def pipeline_path(name: str = "shapes") -> Path:
+    """Folder that diffusers loads an embedded model from.
+
+    Raises:
+        KeyError: there is no such model.
+    """
+    return _HERE / MODELS[name]
 
 
 def prompts_path(split: Literal["train", "evaluation"]) -> Path:

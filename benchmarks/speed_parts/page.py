@@ -90,7 +90,7 @@ def _race(points: Mapping[tuple[str, int], Sequence[race.Point]]) -> Iterator[st
         reached = [one for one in found if one.work is not None]
         if reached:
             work, time = fmean(o.work or 0 for o in reached), fmean(o.time or 0 for o in reached)
-            yield f"| **{name}** | mean of {len(reached)} | **{work:.2f}** | **{time:.2f}** | |"
+            yield f"| **{name}** | mean of {len(reached)} of {len(found)} | **{work:.2f}** | **{time:.2f}** | |"
     gains = [its[-1].reward - its[0].reward for (name, _), its in points.items() if name == "reference"]
     yield from (
         "",

@@ -97,7 +97,7 @@ def test_offline_mode_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("a/b/c", "no such folder"),
         ("nowhere.safetensors", "no such file"),
         ("not a name", "neither a folder nor a hub id"),
-        ("embedded:circles", "the only embedded model is 'embedded:shapes'"),
+        ("embedded:circles", "the embedded models are 'embedded:shapes' and 'embedded:shapes-flow'"),
     ],
 )
 def test_what_is_not_there_is_named(name: str, reason: str) -> None:
