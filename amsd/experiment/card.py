@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from amsd.diffusion.families import family_class
 from amsd.diffusion.lora_file import LORA_FILE
 from amsd.evaluation.result import EvaluationResult, saved_results
 from amsd.evaluation.statistics import measured
+from amsd.reading import read_json
 from amsd.recipe import Recipe, dump_toml, identity
 from amsd.run_directory import RunDirectory
 
@@ -115,18 +117,26 @@ def _lines(folder: Path, recipe: Recipe, checkpoint: Path, pictures: bool, depar
 
 def _loading(folder: Path, recipe: Recipe) -> Iterator[str]:
     """How to load what lies in the folder: a pipeline with or without a LoRA file, or a LoRA file alone."""
-    steps, scale = recipe.schedule.num_inference_steps, recipe.guidance.guidance_scale
-    call = f'image = pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}).images[0]'
-    pipeline = (folder / "model_index.json").is_file()
+    index = folder / "model_index.json"
+    pipeline = index.is_file()
+    family = family_class(str(read_json(index, "the export")["_class_name"]) if pipeline else "StableDiffusionPipeline")
+    absent = "".join(f", {part}=None" for part in family.optional_parts if pipeline and not (folder / part).is_dir())
+    arguments = family.documented_call(recipe.model, recipe.guidance.guidance_scale)
+    named = ", ".join(
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value!r}" for key, value in arguments.items()
+    )
+    steps = recipe.schedule.num_inference_steps
+    call = f'image = pipeline("a prompt", num_inference_steps={steps}, {named}).images[0]'
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     yield from ("", "## How to load", "", "```python", "from diffusers import DiffusionPipeline", "")
     if pipeline or not files:
-        yield 'pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER_OR_REPOSITORY")'
+        yield 'pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER_OR_REPOSITORY"' + f"{absent})"
     else:
         yield f'pipeline = DiffusionPipeline.from_pretrained("{recipe.model.pretrained}")'
         yield f'pipeline.load_lora_weights("THIS_FOLDER_OR_REPOSITORY", weight_name="{files[0]}")'
     yield from (call, "```", "")
-    yield f"Pass `eta={min(recipe.schedule.eta, 1.0):g}` as well for the sampler that fine-tuning used."
+    if family.takes_eta:
+        yield f"Pass `eta={min(recipe.schedule.eta, 1.0):g}` as well for the sampler that fine-tuning used."
     if pipeline and recipe.model.parameterization == "lora":
         yield f"`{LORA_FILE}` is the same change as a LoRA file for `load_lora_weights`."
     elif files and not pipeline:

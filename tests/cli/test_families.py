@@ -130,6 +130,10 @@ def test_a_family_goes_through_the_whole_command_line(family: str, parameterizat
 
     call("export", run, "--to", tmp_path / "export")
     assert "| kid/pixels |" in (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
+    assert ("text_encoder_3=None, tokenizer_3=None" in card) == (family in WITHOUT)
+    assert ("Pass `eta=" in card) == (family not in FLOW)
+    assert ("true_cfg_scale=3" in card) == (family == "flux")
     exported = DiffusionPipeline.from_pretrained(tmp_path / "export", **WITHOUT.get(family, {}))
     theirs = draw(exported, family)
     for one, other in zip(ours, theirs, strict=True):

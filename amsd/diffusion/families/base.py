@@ -60,6 +60,8 @@ class Family(ABC):
     """Last layers of the denoiser: with their weights at zero its output is zero."""
     text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """Names of the text encoders in the pipeline; absent ones are left out."""
+    takes_eta: ClassVar[bool] = True
+    """Whether the pipeline's call takes `eta`."""
     optional_parts: ClassVar[tuple[str, ...]] = ()
     """Parts that `model.t5 = false` leaves out."""
 
@@ -214,6 +216,12 @@ class Family(ABC):
             latents: initial noise (B, *latent_shape); unset: drawn by the pipeline.
             callback: called by the pipeline after each step (`callback_on_step_end` of diffusers).
         """
+
+    @classmethod
+    def documented_call(cls, model: Model, guidance_scale: float) -> dict[str, Any]:
+        """Arguments of the pipeline's call, for a reader of an export's card."""
+        size = {} if model.size is None else {"height": model.size[0], "width": model.size[1]}
+        return {"guidance_scale": guidance_scale, **size}
 
     # LoRA
 

@@ -21,6 +21,7 @@ class FlowFamily(Family):
 
     denoiser_name = "transformer"
     output_layers = ("proj_out",)
+    takes_eta = False
 
     @classmethod
     def check_schedule(cls, schedule: Schedule) -> None:

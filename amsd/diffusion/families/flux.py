@@ -13,6 +13,7 @@ from amsd.diffusion.families.base import Published
 from amsd.diffusion.families.fit import Configs, require_channels, require_width
 from amsd.diffusion.families.flow import FlowFamily
 from amsd.diffusion.guidance import Network, TextCondition
+from amsd.recipe import Model
 
 _PACKED = 4
 """Latent pixels in one token: a square of 2 x 2."""
@@ -147,6 +148,14 @@ class Flux(FlowFamily):
             "guidance_scale": self.embedded_guidance, "true_cfg_scale": guidance_scale,
             "max_sequence_length": self.text_tokens, **true,
         }  # fmt: skip
+
+    @classmethod
+    def documented_call(cls, model: Model, guidance_scale: float) -> dict[str, Any]:
+        """The embedded guidance, and a second branch where the recipe has one."""
+        embedded = 3.5 if model.embedded_guidance is None else model.embedded_guidance
+        tokens = {} if model.max_sequence_length is None else {"max_sequence_length": model.max_sequence_length}
+        true = {} if guidance_scale == 1 else {"true_cfg_scale": guidance_scale, "negative_prompt": ""}
+        return super().documented_call(model, embedded) | tokens | true
 
     def blank_condition(self, device: str) -> TextCondition:
         """Shapes of one prompt's condition."""

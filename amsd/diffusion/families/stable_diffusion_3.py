@@ -13,6 +13,7 @@ from amsd.diffusion.families.fit import require_channels, require_width
 from amsd.diffusion.families.flow import FlowFamily
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.errors import UsageError
+from amsd.recipe import Model
 
 
 class StableDiffusion3(FlowFamily):
@@ -133,6 +134,12 @@ class StableDiffusion3(FlowFamily):
 
     def _call(self, prompt: Mapping[str, Any], guidance_scale: float) -> dict[str, Any]:
         return {"guidance_scale": guidance_scale, "max_sequence_length": self.text_tokens}
+
+    @classmethod
+    def documented_call(cls, model: Model, guidance_scale: float) -> dict[str, Any]:
+        """With the number of T5's tokens where the recipe chose one."""
+        tokens = {} if model.max_sequence_length is None else {"max_sequence_length": model.max_sequence_length}
+        return super().documented_call(model, guidance_scale) | tokens
 
     def blank_condition(self, device: str) -> TextCondition:
         """Shapes of one prompt's condition."""
