@@ -31,12 +31,22 @@ _LOG = logging.getLogger(__name__)
 SCALE_SAMPLES = 64
 
 
+_LAUNCH_SETTINGS = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "The batch is optimizer.prompts_per_step, whatever the micro-batch.",
+    "ACCELERATE_USE_FSDP": "Processes hold whole copies of the network.",
+    "ACCELERATE_USE_DEEPSPEED": "Processes hold whole copies of the network.",
+    "ACCELERATE_USE_MEGATRON_LM": "Processes hold whole copies of the network.",
+}
+"""Variables of `accelerate launch`, and what stands in their place."""
+
+
 def build_accelerator(recipe: Recipe) -> Accelerator:
     """The device and the processes of this run.
 
     Raises:
         UsageError: fp16 without an accelerator.
     """
+    _require_plain_launch()
     precision = {"fp32": "no"}.get(recipe.model.precision, recipe.model.precision)
     # Without an accelerator, accelerate joins the processes of a launcher only if it is told to use the CPU.
     accelerator = Accelerator(mixed_precision=precision, cpu=_use_cpu())
@@ -48,6 +58,20 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = recipe.training.tf32
     torch.backends.cudnn.allow_tf32 = recipe.training.tf32
     return accelerator
+
+
+def _require_plain_launch() -> None:
+    """Refuse settings of accelerate that would change gradients behind the recipe's back.
+
+    Raises:
+        UsageError: names the variable, its value and the way out.
+    """
+    plain = ("", "0", "1", "false", "no")
+    for name, instead in _LAUNCH_SETTINGS.items():
+        value = os.environ.get(name, "")
+        allowed = ("", "1") if name.endswith("STEPS") else tuple(each for each in plain if each != "1")
+        if value.lower() not in allowed:
+            raise UsageError(f"{name} = {value!r} is not supported, because it changes gradients: unset it. {instead}")
 
 
 def load_policy(recipe: Recipe, device: torch.device, checkpoint: Path | None = None) -> Policy:

@@ -186,6 +186,7 @@ def _prepare(
         run.require_unused()
     if run.recipe.is_file():
         before = read_run(run.recipe)
+        _require_same_horizon(run, before, recipe)
         # A longer run of the same recipe is a continuation; anything else would mix two experiments.
         same_length = before.training.model_copy(update={"steps": recipe.training.steps})
         continued = before.model_copy(update={"training": same_length})
@@ -212,6 +213,20 @@ def _recorded_prompts(run: RunDirectory) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         _LOG.warning("%s is damaged (%r): whether the prompts are still the same is not checked", run.prompts, error)
         return {}
+
+
+def _require_same_horizon(run: RunDirectory, before: Recipe, recipe: Recipe) -> None:
+    """A rate that falls towards the last step depends on how many there are: another length is another run.
+
+    Raises:
+        UsageError: such a schedule, and another number of steps.
+    """
+    schedule, old, new = recipe.optimizer.schedule, before.training.steps, recipe.training.steps
+    if schedule in ("linear", "cosine") and old != new:
+        raise UsageError(
+            f"{run.path}: optimizer.schedule = {schedule!r} ends with the last step, so the run cannot go on with "
+            f"training.steps = {new} after it was started with {old}. Resume with {old}, or choose another --output."
+        )
 
 
 def _changes(before: Recipe, after: Recipe) -> Iterator[str]:

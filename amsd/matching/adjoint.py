@@ -39,9 +39,9 @@ def lean_adjoint(
         after = adjoints[rows, k + 1]
         with torch.enable_grad():
             epsilon = base_prediction(x, k, rows)
-        (product,) = torch.autograd.grad(epsilon, x, grad_outputs=after.to(epsilon.dtype))
+        product = _product(epsilon, x, after)
         adjoints[rows, k] = float(A[k]) * after + float(B[k]) * product
-        predictions[rows, k] = epsilon.detach()
+        predictions[rows, k] = epsilon.detach().to(predictions.dtype)
     return LeanAdjoint(adjoints, predictions)
 
 
@@ -53,3 +53,17 @@ def _remaining(lowest: Tensor, count: int, device: torch.device) -> list[tuple[i
         return []
     together = torch.cat(rows).to(device)
     return list(zip(steps, together.split([len(each) for each in rows]), strict=True))
+
+
+def _product(output: Tensor, x: Tensor, vector: Tensor) -> Tensor:
+    """The vector-Jacobian product J^T `vector` (b, ...), rows scaled to magnitude 1 on the way through float16.
+
+    Products are linear, so the scale comes out again; adjoints beyond 65504 would be infinite in float16.
+    """
+    if output.dtype != torch.float16:
+        (product,) = torch.autograd.grad(output, x, grad_outputs=vector.to(output.dtype))
+        return product
+    scale = vector.abs().flatten(1).amax(1).clamp(min=torch.finfo(vector.dtype).tiny)
+    scale = scale.view(-1, *[1] * (vector.ndim - 1))
+    (product,) = torch.autograd.grad(output, x, grad_outputs=(vector / scale).to(output.dtype))
+    return product * scale

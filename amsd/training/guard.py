@@ -67,7 +67,7 @@ def require_finite_weights(named: Mapping[str, Tensor], step: int, what: str) ->
     """
     if not named or math.isfinite(float(get_total_norm([value.detach() for value in named.values()]))):
         return
-    bad = [name for name, value in named.items() if not math.isfinite(float(value.detach().double().norm()))]
+    bad = [name for name, value in named.items() if not math.isfinite(float(value.detach().cpu().double().norm()))]
     shown = ", ".join(bad[:3]) or "their norm is too large"
     raise RunError(f"Step {step}: the {what} are not finite after the update ({shown}). {_HINT}")
 

@@ -1,11 +1,11 @@
-"""What the processes of one run exchange: lists of numbers, and one flat gradient per optimizer step.
+"""What the processes of one run exchange: lists of numbers, and the gradients of each optimizer step.
 
 Nothing here depends on how many rows a process holds, so uneven shares cannot deadlock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+BUCKET = 2**24
+"""Numbers per exchange of gradients: 64 MiB in float32."""
 
 
 def world_size() -> int:
@@ -48,8 +50,11 @@ def gather_rows(value: Tensor) -> Tensor:
     return torch.tensor(gather(value.detach().cpu().tolist()), dtype=value.dtype)
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its sum over all processes, in one exchange per dtype and device."""
+def sum_gradients(parameters: Iterable[nn.Parameter], bucket: int = BUCKET) -> None:
+    """Replace each gradient by its sum over all processes, in exchanges of at most `bucket` numbers or one tensor.
+
+    Buckets hold gradients of one dtype and device, so no second copy of the whole gradient is ever in memory.
+    """
     parameters = list(parameters)
     for parameter in parameters:
         if parameter.grad is None:  # a process without rows this step
@@ -57,7 +62,29 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if world_size() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(summed.view_as(gradient))
+    for part in _buckets(gradients, bucket):
+        flat = torch.cat([gradient.flatten() for gradient in part])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(part, flat.split([g.numel() for g in part]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+
+def _buckets(gradients: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Consecutive gradients of one dtype and device, together at most `size` numbers; a larger one stands alone."""
+    part: list[Tensor] = []
+    for gradient in gradients:
+        full = sum(other.numel() for other in part) + gradient.numel() > size
+        if part and (full or (part[0].dtype, part[0].device) != (gradient.dtype, gradient.device)):
+            yield part
+            part = []
+        part.append(gradient)
+    if part:
+        yield part
+
+
+def share_from_main(parameters: Iterable[nn.Parameter]) -> None:
+    """Give every process the main process's values: what was drawn at random must not differ between them."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        dist.broadcast(parameter.data, src=0)

@@ -72,6 +72,7 @@ class SOCTrainer(ABC, Generic[E]):
         self.collection = chunk_size(self.recipe, problem.device.type != "cpu")
         self.source: ExperienceSource[E] = self.source_class(self.recipe, prompts, self._collect, self.experience_class)
         self.parameters = list(problem.policy.trainable.values())
+        processes.share_from_main(self.parameters)  # adapters begin at random
         self.optimizer = accelerator.prepare(build_optimizer(self.parameters, self.recipe.optimizer))
         decay = self.recipe.training.ema_decay
         self.average = None if decay is None else WeightAverage(self.parameters, decay)
@@ -255,7 +256,7 @@ class SOCTrainer(ABC, Generic[E]):
 
     def _backward(self, losses: Tensor, weights: Tensor) -> None:
         total = self.recipe.optimizer.prompts_per_step * self.recipe.method.items_per_trajectory
-        self.accelerator.backward((losses * weights.to(losses)).sum() / total)
+        self.accelerator.backward((losses * weights.to(losses.dtype).to(losses.device)).sum() / total)
 
     def _gathered(self, parts: Sequence[ItemLosses]) -> ItemLosses:
         """Items of all processes, trajectory by trajectory, in the order that one process would have; on the CPU."""
