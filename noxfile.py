@@ -126,6 +126,22 @@ def trackio(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Kills, announced ends, disks that fill, damaged files, W&B dying: a table of what was lost (about an hour)."""
+    session.install(*PINNED, "-e", ".[dev]")
+    session.run("pytest", "-m", "", "tests/experiment/test_damage.py", "tests/tracking/test_wandb.py")
+    counts = session.posargs or ["--kills", "60", "--ends", "20", "--disk", "10"]
+    session.run("python", "-m", "benchmarks.faults", *counts)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of the tested set of versions."""
+    session.install("pip-audit")
+    session.run("pip-audit", "--requirement", str(ROOT / "constraints.txt"), "--no-deps", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """The wheel holds what it needs, and works from a folder that knows nothing of this one."""
     session.install("build")
