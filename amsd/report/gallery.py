@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from amsd.evaluation.result import EvaluationResult
 from amsd.report.data import Checkpoint, Run, Samples
 from amsd.report.figures.scale import MINUS, number
 from amsd.report.story import Entry, Story, evaluation, points, setting_of
+
+_LOG = logging.getLogger(__name__)
 
 #: Side of the largest embedded picture in pixels, and below which one is enlarged without smoothing.
 LARGEST, PIXEL_ART = 256, 96
@@ -66,7 +69,9 @@ def build_gallery(story: Story) -> Gallery | None:
     indices = sorted({prompt for prompt, _ in keys})[:most]
     reels = tuple(_reel(story, shown, indices, steps) for shown in chosen)
     first = chosen[0]
-    smallest = _side(next(iter(first.checkpoints[0].samples[first.setting].values())))
+    smallest = next(
+        (_side(file) for file in first.checkpoints[0].samples[first.setting].values() if _readable(file)), 0
+    )
     prompts = next((names for shown in chosen if (names := _prompts(shown))), ())
     names = tuple(prompts[index] if index < len(prompts) else f"prompt {index}" for index in indices)
     settings = " and ".join(dict.fromkeys(shown.setting for shown in chosen))
@@ -150,7 +155,20 @@ def _prompts(shown: _Shown) -> tuple[str, ...]:
 
 def _embedded(samples: Samples, prompt: int) -> tuple[str, ...]:
     own = [samples[key] for key in sorted(samples) if key[0] == prompt][:_SAMPLES]
-    return tuple(data_uri(file) for file in own)
+    return tuple(data_uri(file) for file in own if _readable(file))
+
+
+def _readable(file: Path) -> bool:
+    """Whether a picture can be decoded; one that was damaged is left out, with a warning."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        _LOG.warning("%s cannot be shown: %s", file, error)
+        return False
+    return True
 
 
 def _side(file: Path) -> int:
