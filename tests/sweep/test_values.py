@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from amsd.errors import RunError, UsageError
+from amsd.lock import locked
 from amsd.recipe.catalogue import folder
 from amsd.recipe.load import read_toml
-from amsd.sweep.executor import RunLog
+from amsd.sweep.executor import RunLog, Verdict
 from amsd.sweep.launchers.local import gpu_shares
-from amsd.sweep.launchers.processes import Follower, last_step
+from amsd.sweep.launchers.processes import Follower, ProcessExecutor, last_step
 from amsd.sweep.points import make_point
 from amsd.sweep.results import dominates
 from amsd.sweep.schema import Constraint, Objective
@@ -127,3 +128,14 @@ def test_gpus_are_divided() -> None:
         UsageError, match=r"3 workers with 2 GPUs each do not fit: 4 GPUs are visible .* which hold 2\. Use --workers 2"
     ):
         gpu_shares(["0", "1", "2", "3"], 3, 2)
+
+
+def test_a_job_whose_folder_another_worker_holds_is_not_run(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan(execution={"terminate_seconds": 0.2})
+    (job,) = make_point(plan, tmp_path, 0, {"schedule.eta": 0.9}).jobs
+    with locked(job.directory):
+        ended = ProcessExecutor(plan.sweep.execution).run(job, lambda _: Verdict.CONTINUE)
+    assert ended.status == "lost"
+    assert "in use by" in (ended.error or "")
+    assert not (job.run / "starts.txt").exists()
+    assert ProcessExecutor(plan.sweep.execution).run(job, lambda _: Verdict.CONTINUE).status == "complete"

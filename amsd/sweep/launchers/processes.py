@@ -10,12 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from amsd import leash
+from amsd.ends import REQUEUE
+from amsd.errors import UsageError
 from amsd.files import write_text
+from amsd.lock import locked
 from amsd.recipe import dump_toml
 from amsd.run_directory import RunDirectory
 from amsd.sweep.executor import Ended, Job, Monitor, RunLog, Verdict
@@ -30,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 #: Environment variable that marks every process of a run, launcher and ranks alike; its value is the run's folder.
 MARK = "AMSD_SWEEP_RUN"
-#: Exit code of a training that was told to end and has written its checkpoint (docs/runs.md).
-ANNOUNCED = 75
 _TAIL_LINES = 25
 #: Bytes at the end of a log that hold its last step: a line has about two thousand.
 _TAIL = 32768
@@ -61,10 +63,22 @@ class ProcessExecutor:
     """Job and recipe file -> command line."""
 
     def run(self, job: Job, monitor: Monitor) -> Ended:
-        """Start or resume the job and follow its log until it ends or `monitor` wants it to."""
-        mark = str(job.directory.resolve())
-        end_processes(mark, self.execution.terminate_seconds)  # left behind by a worker that was killed here
+        """Start or resume the job and follow its log until it ends or `monitor` wants it to.
+
+        Where a worker of another machine, which was taken for dead, still holds the job's folder, this waits for it to
+        let go, and gives the job up as lost if it does not.
+        """
+        end_processes(str(job.directory.resolve()), self.execution.terminate_seconds)  # left by a worker killed here
         job.directory.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(job.directory, wait=self.execution.terminate_seconds))
+            except UsageError as error:
+                return Ended("lost", RunLog(), str(error))
+            return self._run(job, monitor)
+
+    def _run(self, job: Job, monitor: Monitor) -> Ended:
+        mark = str(job.directory.resolve())
         recipe = job.directory / "recipe.toml"
         write_text(recipe, dump_toml(job.recipe))
         follower = Follower(job.run)
@@ -157,7 +171,7 @@ def _ending(code: int, verdict: Verdict, log: RunLog, said: str) -> Ended:
             return Ended("released", log)
     if code == 0:
         return Ended("complete", log)
-    if code == ANNOUNCED:
+    if code == REQUEUE:
         return Ended("released", log)
     if code < 0:
         name = signal.Signals(-code).name
