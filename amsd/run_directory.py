@@ -64,8 +64,23 @@ class RunDirectory:
 
     @property
     def used(self) -> bool:
-        """Whether a run was started here."""
-        return self.recipe.is_file() or bool(self.steps())
+        """Whether a run lies here: it exists from its first checkpoint or first logged step on.
+
+        A recipe that no run wrote is somebody's own, and protected too.
+        """
+        return bool(self.steps()) or self._logged or (self.recipe.is_file() and not self._recipe_is_of_a_start)
+
+    @property
+    def _logged(self) -> bool:
+        """Whether an optimizer step is logged."""
+        if not self.metrics.is_file():
+            return False
+        with self.metrics.open(encoding="utf-8", errors="replace") as stream:
+            return any(_is_step(line) for line in stream)
+
+    @property
+    def _recipe_is_of_a_start(self) -> bool:
+        return "\norigin = " in "\n" + self.recipe.read_text(encoding="utf-8", errors="replace")
 
     def require_unused(self) -> None:
         """Protect a run from a second one.
@@ -117,6 +132,32 @@ def _steps(folder: Path) -> list[int]:
         return []
     found = (_STEP.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
     return sorted(int(match[1]) for match in found if match)
+
+
+def _is_step(line: str) -> bool:
+    """Whether a line of the log is an optimizer step; evaluations and notices name themselves."""
+    return '"step":' in line and '"notice":' not in line and '"evaluation":' not in line
+
+
+def vacant(path: Path) -> Path:
+    """`path`, or where a run lies there already, `path-2`, `path-3` and so on."""
+    number = 1
+    while RunDirectory(numbered(path, number)).used:
+        number += 1
+    return numbered(path, number)
+
+
+def newest(path: Path) -> Path:
+    """The last of `path`, `path-2`, `path-3` and so on that holds a run; `path` if none does."""
+    number = 1
+    while RunDirectory(numbered(path, number + 1)).used:
+        number += 1
+    return numbered(path, number)
+
+
+def numbered(path: Path, number: int) -> Path:
+    """The `number`-th run of the same name."""
+    return path if number == 1 else path.with_name(f"{path.name}-{number}")
 
 
 def default_output(recipe: Recipe, name: str) -> Path:

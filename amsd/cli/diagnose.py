@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from amsd.cli.options import RecipeArgument, SetOption
+from amsd.cli.options import AllowCodeOption, RecipeArgument, SetOption
 
 
 def diagnose(
@@ -15,11 +15,14 @@ def diagnose(
     assignments: SetOption = None,
     pairs: Annotated[int, typer.Option(min=2, help="Rollouts per prompt that share their initial noise.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Measure whether a recipe meets the assumptions of the theory: model, schedule and reward."""
+    from amsd.cli.source import require_consent
     from amsd.recipe import load_recipe
 
     resolved = load_recipe(recipe, assignments or [])
+    require_consent(resolved, None, allow_code, own=False)
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

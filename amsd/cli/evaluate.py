@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amsd.cli.options import ModelArgument, RecipeOption, SetOption
+from amsd.cli.options import AllowCodeOption, ModelArgument, RecipeOption, SetOption
 from amsd.cli.outputs import require_folder
-from amsd.cli.source import resolve_model, with_base
+from amsd.cli.source import Source, require_consent, resolve_model, with_base
 from amsd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,22 +41,26 @@ def evaluate(
         Path | None,
         typer.Option("--table", metavar="DIR", help="Follow the reference's protocol; write its table to this folder."),
     ] = None,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Evaluate a checkpoint, or any model, on the recipe's evaluation prompts, paired with a base on common noise."""
     if watch is not None:
         from amsd.experiment.evaluate import watch_run
+        from amsd.recipe import load_recipe
 
+        _consent(Source(load_recipe(recipe or str(watch / "recipe.toml"), assignments or []), None), watch, allow_code)
         for step, results in watch_run(watch, recipe, assignments or []):
             _show(results, as_json, f"step {step}")
         return
     if table is not None:
-        _benchmark(checkpoint, recipe, assignments or [], base, table)
+        _benchmark(checkpoint, recipe, assignments or [], base, table, allow_code)
         return
     from amsd.tracking.progress import progress
 
     if output is not None:
         require_folder(output, "--output")
     source = resolve_model(checkpoint, recipe, assignments or [])
+    _consent(source, None, allow_code)
     if source.checkpoint is not None:
         if output is not None:
             raise UsageError("--output is for models: the results of a checkpoint go into its own folder.")
@@ -84,10 +88,20 @@ def _required(base: str | None) -> str | None:
     return base
 
 
-def _benchmark(checkpoint: str, recipe: str | None, assignments: Sequence[str], base: str | None, folder: Path) -> None:
+def _consent(source: Source, run: Path | None, allowed: bool) -> None:
+    """Scorers of a recipe run when it evaluates: only those that are the user's own do so without being allowed."""
+    if run is None and source.checkpoint is not None:
+        run = source.checkpoint.parent.parent
+    require_consent(source.recipe, run, allowed, own=False)
+
+
+def _benchmark(
+    checkpoint: str, recipe: str | None, assignments: Sequence[str], base: str | None, folder: Path, allow_code: bool
+) -> None:
     from amsd.evaluation.benchmark import PROTOCOL
 
     source = resolve_model(checkpoint, recipe, [*PROTOCOL, *assignments])
+    _consent(source, None, allow_code)
     if source.checkpoint is not None and base is not None:
         raise UsageError("--table compares a checkpoint with the model it began from; leave --base out.")
     from amsd.experiment.benchmark import benchmark

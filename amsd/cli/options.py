@@ -11,6 +11,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set schedule.eta=0.7; repeatable."),
 ]
+AllowCodeOption = Annotated[
+    bool, typer.Option("--allow-code", help="Let code and pickles run that a received run or recipe names.")
+]
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT|base", help="A checkpoint, a run directory (its best), or `base`.")
 ]

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 if TYPE_CHECKING:
     from amsd.recipe import Recipe
 
 
-def show_plan(recipe: Recipe, processes: int) -> None:
-    """Print what a run would train, cost and download."""
+def show_plan(recipe: Recipe, processes: int, output: Path) -> None:
+    """Print what a run would train, cost and download.
+
+    Raises:
+        UsageError: the run would not start: something is missing or wrong, or the disk is too full.
+    """
     from rich.console import Console
     from rich.table import Table
 
+    from amsd.experiment.inputs import check_inputs, require_space
+    from amsd.recipe.rules import warnings
+
+    inputs = check_inputs(recipe, download=False)
     from amsd.experiment.plan import make_plan
 
     plan = make_plan(recipe, processes)
+    require_space(output, plan.checkpoint_bytes, recipe)
+    for notice in (*map(str, warnings(recipe)), *inputs.remarks(recipe)):
+        typer.echo(f"Warning: {notice}", err=True)
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from amsd.cli.options import RecipeArgument, SetOption
-
-if TYPE_CHECKING:
-    from amsd.recipe import Recipe
 
 app = typer.Typer(help="Look at recipes and check them.", no_args_is_help=True)
 
@@ -25,7 +20,7 @@ def list_recipes() -> None:
     from amsd.recipe import load_recipe
     from amsd.recipe.catalogue import names
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("recipe", "model", "method", "reward", "cfg"):
         table.add_column(column, overflow="fold")
     for name in names("recipes"):
@@ -53,58 +48,20 @@ def show(
 
 @app.command()
 def check(recipe: RecipeArgument, assignments: SetOption = None) -> None:
-    """Check a recipe: every problem at once, with key, value and the nearest valid name."""
+    """Check a recipe and all that it names here: every problem at once, with key, value and the nearest valid name."""
+    from amsd.experiment.inputs import check_inputs
     from amsd.recipe import identity, load_recipe
     from amsd.recipe.rules import warnings
-    from amsd.rewards.table import require_known
-    from amsd.tracking.backend import require_known_trackers
-
-    resolved = load_recipe(recipe, assignments or [])
-    for warning in warnings(resolved):
-        typer.echo(f"Warning: {warning}", err=True)
-    require_known([term.name for term in resolved.reward], resolved.evaluation)
-    require_known_trackers(resolved.tracking.trackers)
-    for note in _notes(resolved):
-        typer.echo(f"Note: {note}", err=True)
-    typer.echo(f"{recipe}: ok, identity {identity(resolved)}")
-
-
-def _notes(recipe: Recipe) -> Iterator[str]:
-    """What a run will stumble over on this machine. The recipe is sound; another machine may be the one that trains."""
-    from amsd.prompts import load_prompts
-    from amsd.recipe.schema import only_path
     from amsd.rewards.table import unchecked
 
-    advice = unchecked([term.name for term in recipe.reward], recipe.evaluation.metrics)
+    resolved = load_recipe(recipe, assignments or [])
+    inputs = check_inputs(resolved, download=False)
+    for warning in (*map(str, warnings(resolved)), *inputs.remarks(resolved)):
+        typer.echo(f"Warning: {warning}", err=True)
+    advice = unchecked([term.name for term in resolved.reward], resolved.evaluation.metrics)
     if advice is not None:
-        yield advice
-    model = recipe.model
-    if (model.is_single_file or only_path(model.pretrained)) and not Path(model.pretrained).expanduser().exists():
-        yield f"model.pretrained: nothing at {model.pretrained} on this machine."
-    counts = {}
-    for source, split in ((recipe.prompts.train, "train"), (recipe.prompts.evaluation, "evaluation")):
-        if isinstance(source, str) and source.startswith("hub:"):
-            continue  # checked when it is downloaded
-        if _absent(source):
-            yield f"{source}: no such prompt file on this machine."
-            continue
-        found = load_prompts(source, split)  # type: ignore[arg-type]
-        counts[split] = len(found)
-        yield from found.remarks
-    wanted = recipe.evaluation.prompts
-    if wanted is not None and counts.get("evaluation", wanted) < wanted:
-        yield f"evaluation.prompts = {wanted}, but there are {counts['evaluation']} evaluation prompts."
-
-
-def _absent(source: str | Sequence[str]) -> bool:
-    """Whether this is the path of a prompt file, and there is none."""
-    from amsd.prompts.load import EMBEDDED
-    from amsd.prompts.readers import READERS
-
-    if not isinstance(source, str) or source.startswith(EMBEDDED):
-        return False
-    path = Path(source).expanduser()
-    return path.suffix.lower() in READERS and not path.exists()
+        typer.echo(f"Note: {advice}", err=True)
+    typer.echo(f"{recipe}: ok, identity {identity(resolved)}")
 
 
 @app.command()

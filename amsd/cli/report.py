@@ -19,9 +19,17 @@ def report(
     ],
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Where the page goes; unset: report.html beside the results."),
+        typer.Option(
+            "--output",
+            "--html",
+            "-o",
+            metavar="FILE",
+            help="The page; unset: report.html beside the results.",
+        ),
     ] = None,
-    wandb: Annotated[bool, typer.Option("--wandb", help="Build a W&B Report instead (with --html: as well).")] = False,
+    wandb: Annotated[
+        bool, typer.Option("--wandb", help="Build a W&B Report instead (with --output: as well).")
+    ] = False,
 ) -> None:
     """Show a run or a sweep as one self-contained HTML page, or as a W&B Report."""
     if wandb:
@@ -29,7 +37,7 @@ def report(
 
         require_key()
     if html is not None and html.is_dir():
-        raise UsageError(f"--html {html} is a folder; give a file, such as {html / 'report.html'}")
+        raise UsageError(f"--output {html} is a folder; give a file, such as {html / 'report.html'}")
     from amsd.tracking.progress import working
 
     with working(f"Reading {source}"):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from amsd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ class Source:
     model: str | None = None
 
 
-def resolve(source: str, recipe: str | None, assignments: Sequence[str]) -> Source:
-    """Find the checkpoint and its recipe.
+def resolve(source: str, recipe: str | None, assignments: Sequence[str], say: bool = True) -> Source:
+    """Find the checkpoint and its recipe; where a run is named, say which of its checkpoints that is.
 
     Raises:
         UsageError: either is absent or wrong.
@@ -39,6 +41,8 @@ def resolve(source: str, recipe: str | None, assignments: Sequence[str]) -> Sour
     if source == BASE:
         return Source(load_recipe(recipe or "shapes", assignments))
     checkpoint = resolve_checkpoint(Path(source))
+    if say and checkpoint != Path(source):
+        typer.echo(f"Checkpoint: {checkpoint}", err=True)
     return Source(load_recipe(recipe or recipe_of(checkpoint), assignments), checkpoint)
 
 
@@ -91,3 +95,26 @@ def _defaults(model: str, assignments: Sequence[str]) -> Recipe:
     for assignment in assignments:
         assign(tree, *parse_assignment(assignment))
     return from_dict(tree, source="--set")
+
+
+def require_consent(recipe: Recipe, run: Path | None, allowed: bool, *, own: bool = True) -> None:
+    """Refuse code that a received run or recipe names; announce nothing and import nothing.
+
+    Args:
+        recipe: what is about to be used.
+        run: the run directory that it belongs to, whose recipe recorded the code at training; None for a recipe alone.
+        allowed: whether the user said --allow-code.
+        own: whether a recipe that no run wrote counts as the user's own.
+
+    Raises:
+        UsageError: see `amsd.rewards.code.require_consent`.
+    """
+    from amsd.recipe.load import read_run
+    from amsd.rewards import code
+
+    written = run is not None and (run / "recipe.toml").is_file()
+    if own and not written and recipe.origin is None:
+        return
+    record = read_run(run / "recipe.toml").code if written and run is not None else recipe.code
+    place = run if run is not None else Path(recipe.origin) if recipe.origin is not None else None
+    code.require_consent(recipe, record, place, allowed)

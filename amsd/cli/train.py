@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amsd.cli.options import RecipeArgument, SetOption
+from amsd.cli.options import AllowCodeOption, RecipeArgument, SetOption
 from amsd.cli.outputs import require_folder
 from amsd.ends import INTERRUPTED, REQUEUE, AnnouncedEnd, Ends
 from amsd.errors import AmsdError
 
 if TYPE_CHECKING:
     from amsd.experiment.train import Finished
+    from amsd.recipe import Recipe
 
 
 class Interrupted(AmsdError):
@@ -34,24 +35,26 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run from its newest whole checkpoint.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")] = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Fine-tune a model as a recipe says. Each checkpoint is evaluated automatically."""
+    from amsd.cli.launch import launched, relaunch, relaunched
+    from amsd.cli.source import require_consent
     from amsd.recipe import load_recipe
+    from amsd.run_directory import RunDirectory
 
     resolved = load_recipe(recipe, assignments or [])
-    if dry_run:
-        from amsd.cli.plan import show_plan
-
-        show_plan(resolved, processes)
-        return
-    from amsd.cli.launch import launched, relaunch, relaunched
-    from amsd.run_directory import RunDirectory, default_output
-
-    run = output or default_output(resolved, Path(recipe).stem)
+    run = output or _place(resolved, recipe, resume, several=launched())
     require_folder(run, "--output")
     if not resume and not relaunched():  # at once, before torch is imported; the processes of one command check again
         RunDirectory(run).require_unused()
-    arguments = ["train", recipe, "--output", str(run)]
+    require_consent(resolved, run if resume else None, allow_code)
+    if dry_run:
+        from amsd.cli.plan import show_plan
+
+        show_plan(resolved, processes, run)
+        return
+    arguments = ["train", recipe, "--output", str(run), *(["--allow-code"] if allow_code else [])]
     for assignment in assignments or []:
         arguments += ["--set", assignment]
     again = shlex.join(["amsd", *arguments, *(["--processes", str(processes)] if processes > 1 else []), "--resume"])
@@ -70,6 +73,19 @@ def train(
         raise Interrupted("" if relaunched() else _interruption(run, again), end.exit_code) from end
     if finished.main:
         _summarize(finished)
+
+
+def _place(recipe: Recipe, source: str, resume: bool, several: bool) -> Path:
+    """Where a run without --output goes: a folder of its own, or with --resume the newest of its name.
+
+    The processes of a launcher do not look for a free folder: each would find another one.
+    """
+    from amsd.run_directory import default_output, newest, vacant
+
+    named = default_output(recipe, Path(source).stem)
+    if several:
+        return named
+    return newest(named) if resume else vacant(named)
 
 
 def _interruption(run: Path, again: str) -> str:
@@ -91,7 +107,13 @@ def _summarize(finished: Finished) -> None:
     if finished.results:
         console.print(results_table(finished.results, title="Last checkpoint against the base model"))
     path = finished.run.path
-    console.print(f"Run: {path}", highlight=False)
+    lines = [f"Run: {path}"]
+    for name in ("best", "latest"):
+        checkpoint = finished.run.pointer(name)
+        if checkpoint is not None:
+            lines.append(f"{name.capitalize()}: {checkpoint}")
     if (path / "comparison.png").is_file():
-        console.print(f"Pictures: {path / 'comparison.png'} (base above fine-tuned)", highlight=False)
-    console.print(f"Report: amsd report {path}", highlight=False)
+        lines.append(f"Pictures: {path / 'comparison.png'} (base above fine-tuned)")
+    lines.append(f"Report: amsd report {shlex.quote(str(path))}")
+    for line in lines:  # a path may hold what rich reads as markup
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

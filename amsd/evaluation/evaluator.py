@@ -119,7 +119,9 @@ class Evaluator:
         known = {reward.name: reward for reward in trained}
         options = {**evaluation.options, **{term.name: term.options for term in recipe.reward}}
         names = dict.fromkeys([*(term.name for term in recipe.reward), *evaluation.metrics])
-        rewards = [known[name] if name in known else resolve_reward(name, options.get(name)) for name in names]
+        rewards = [
+            known[name] if name in known else resolve_reward(name, options.get(name), recipe.code) for name in names
+        ]
         used = dict.fromkeys([*evaluation.diversity, *evaluation.distance])
         embedders = {name: resolve_embedder(name, options.get(name)) for name in used}
         diversity, distance = ([embedders[n] for n in chosen] for chosen in (evaluation.diversity, evaluation.distance))

@@ -86,7 +86,7 @@ def serve(recipe: Recipe, checkpoint: Path, port: int, host: str, prompt: str | 
     from amsd.prompts import load_prompts
 
     _gradio()  # before the model is loaded
-    first = prompt or load_prompts(recipe.prompts.evaluation, "evaluation").texts[0]
+    first = prompt or load_prompts(recipe.prompts.evaluation, "evaluation", recipe.prompts.column).texts[0]
     comparison = Comparison(recipe, checkpoint)
     title = f"{recipe.model.pretrained.rpartition('/')[2]}: base and {checkpoint.name}"
     page = build_page(comparison, title, first)

@@ -52,7 +52,7 @@ class Finding:
 def diagnose(recipe: Recipe, pairs: int = 16) -> list[Finding]:
     """All findings for the unchanged model of a recipe; `pairs` rollouts of each of two prompts share their start."""
     accelerator = build_accelerator(recipe)
-    prompts = load_prompts(recipe.prompts.train, "train").texts
+    prompts = load_prompts(recipe.prompts.train, "train", recipe.prompts.column).texts
     problem = build_problem(recipe, accelerator, load_policy(recipe, accelerator.device), prompts)
     return findings(problem, [prompts[0], prompts[len(prompts) // 2]], pairs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,8 @@ from amsd.evaluation.result import EvaluationResult
 from amsd.evaluation.watch import new_checkpoints
 from amsd.experiment.results import compare_pictures, evaluator_of, write_results
 from amsd.experiment.setup import Identified, build_accelerator, load_identified
-from amsd.recipe import Recipe, from_dict, load_recipe
+from amsd.recipe import Recipe, load_recipe
+from amsd.recipe.load import read_run
 from amsd.run_directory import RunDirectory
 from amsd.tracking import Tracker
 from amsd.tracking.log import read_log, stopped
@@ -171,7 +171,7 @@ def watch_run(
     """
     run = RunDirectory(folder)
     resolved = load_recipe(recipe or run.recipe, assignments)
-    trained = from_dict(tomllib.loads(run.recipe.read_text(encoding="utf-8")), source=str(run.recipe))
+    trained = read_run(run.recipe)
     evaluation: PolicyEvaluation | None = None
     last = run.checkpoint(trained.training.steps)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from amsd.diffusion.blueprint import blueprint
 from amsd.diffusion.families.base import DECODED_PIXELS
@@ -68,6 +67,11 @@ class Plan:
         return frozen + self.trained_parameters * 4 * (4 + average)
 
     @property
+    def checkpoint_bytes(self) -> float:
+        """Size of a checkpoint: the trained weights, AdamW's two moments and the average, in float32."""
+        return 4.0 * self.trained_parameters * (3 + (self.recipe.training.ema_decay is not None))
+
+    @property
     def decoding_bytes(self) -> float:
         """Activations of the reward gradient with gradient checkpointing, the largest of a step at 512 px and more."""
         together = max(1, min(self.recipe.optimizer.prompts_per_step, DECODED_PIXELS // self.pixels))
@@ -99,9 +103,6 @@ class Plan:
             f"({self.flops_per_forward / 1e9:,.3g} GFLOP each)",
         )
         yield "time", self._time()
-        for purpose, source in (("train", recipe.prompts.train), ("evaluation", recipe.prompts.evaluation)):
-            if _missing(source):
-                yield f"prompts.{purpose}", f"{source} is not on this machine: a run stops at once without it"
         yield "evaluation", self._evaluation()
         checkpoints = -(-recipe.training.steps // recipe.training.checkpoint_every)
         yield "checkpoints", f"{checkpoints}, of which the newest {recipe.training.keep} and the best are kept"
@@ -170,15 +171,9 @@ def _evaluation_prompts(recipe: Recipe) -> int | None:
     if recipe.evaluation.every == 0:
         return 0
     source = recipe.prompts.evaluation
-    if isinstance(source, str) and (source.startswith("hub:") or _missing(source)):
+    if isinstance(source, str) and source.startswith("hub:"):
         return recipe.evaluation.prompts
-    return len(load_prompts(source, "evaluation").texts[: recipe.evaluation.prompts])
-
-
-def _missing(source: str | Sequence[str]) -> bool:
-    """Whether prompts are a file that is not there."""
-    is_file = isinstance(source, str) and not source.startswith(("hub:", "embedded:"))
-    return is_file and not Path(str(source)).expanduser().is_file()
+    return len(load_prompts(source, "evaluation", recipe.prompts.column).texts[: recipe.evaluation.prompts])
 
 
 def _scorers(recipe: Recipe) -> Iterator[str]:

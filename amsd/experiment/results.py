@@ -19,7 +19,7 @@ def evaluator_of(recipe: Recipe, progress: Report | None = None) -> Evaluator:
     Raises:
         UsageError: prompts or scorers cannot be loaded.
     """
-    prompts = load_prompts(recipe.prompts.evaluation, "evaluation").texts
+    prompts = load_prompts(recipe.prompts.evaluation, "evaluation", recipe.prompts.column).texts
     return Evaluator.for_recipe(recipe, prompts, progress=progress)
 
 

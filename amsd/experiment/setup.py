@@ -136,7 +136,7 @@ def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prom
     if recipe.training.gradient_checkpointing:
         policy.checkpoint_gradients()
         policy.pipeline.vae.enable_gradient_checkpointing()
-    reward = WeightedReward.from_recipe(recipe.reward).to(device)
+    reward = WeightedReward.from_recipe(recipe.reward, recipe.code).to(device)
     _rehearse(reward, policy.family, prompts, device)
     problem = ControlProblem(recipe, policy.family, policy, steps, reward, device)
     if not reward.unmeasured:

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 
+from amsd.diffusion.policy import Policy
 from amsd.diffusion.start_weights import require_start, start_from
 from amsd.ends import AnnouncedEnd, Ends
 from amsd.errors import UsageError
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.result import EvaluationResult
 from amsd.experiment.evaluate import CheckpointEvaluation, PolicyEvaluation
+from amsd.experiment.inputs import Inputs, check_inputs, require_space
 from amsd.experiment.setup import Identified, build_accelerator, build_problem, load_identified
-from amsd.files import clear_unfinished, write_text
+from amsd.experiment.start import require_same, write_start
+from amsd.files import clear_unfinished
 from amsd.lock import locked
-from amsd.prompts import PromptSet, load_prompts
-from amsd.prompts.load import truncated
-from amsd.recipe import Recipe, dump_toml, identity
-from amsd.recipe.identity import as_started, canonical
+from amsd.prompts import PromptSet
+from amsd.prompts.load import cut_prompts
+from amsd.recipe import Recipe, identity
+from amsd.recipe.identity import as_started
 from amsd.recipe.load import read_run
 from amsd.recipe.rules import warnings
+from amsd.rewards.code import targets
 from amsd.rewards.combination import WeightedReward
-from amsd.rewards.table import require_known
 from amsd.run_directory import RunDirectory
 from amsd.tracking import FINISHED, RunInfo, Tracker, Trackers, standard
-from amsd.tracking.backend import require_known_trackers
 from amsd.training.checkpoint import newest_whole
 from amsd.training.events import Notice
 from amsd.training.methods import trainer_of
@@ -75,34 +75,42 @@ def train(recipe: Recipe, output: Path, resume: bool, ends: Ends | None = None) 
 
 
 def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
-    if resume and output.joinpath("recipe.toml").is_file():
-        recipe = as_started(recipe, read_run(output / "recipe.toml"))
+    run = RunDirectory(output)
+    if not resume:
+        run.require_unused()
+    elif run.used and run.recipe.is_file():
+        recipe = as_started(recipe, read_run(run.recipe))
+    require_start(recipe.model)
+    inputs = check_inputs(recipe)
+    assert inputs.training is not None
+    assert inputs.held_out is not None
+    prompts = inputs.training, inputs.held_out
+    if run.used:
+        require_same(run, recipe, prompts)
     accelerator = build_accelerator(recipe)
     set_seed(recipe.training.seed)  # rewards and libraries may draw from the process-wide generators
-    run = RunDirectory(output)
-    training = load_prompts(recipe.prompts.train, "train")
-    held_out = load_prompts(recipe.prompts.evaluation, "evaluation")
-    require_known([term.name for term in recipe.reward], recipe.evaluation)  # before anything is written
-    require_known_trackers(recipe.tracking.trackers)
-    require_start(recipe.model)
+    tracker: Tracker = standard(Console(), recipe.tracking) if accelerator.is_main_process else Trackers([])
+    identified = load_identified(recipe, accelerator.device)
+    newest = newest_whole(run) if resume else None
+    if newest is None:
+        start_from(identified.policy, recipe.model)
+    require_space(output, _checkpoint_bytes(recipe, identified.policy), recipe)
+    problem = build_problem(recipe, accelerator, identified.policy, inputs.training.texts)
+    evaluator = _evaluator(problem, inputs.held_out, tracker) if recipe.evaluation.every else None
+    # Everything that a run needs is there: only now something is created.
     with _only_writer(run, accelerator):
+        if not resume:
+            run.require_unused()
         if accelerator.is_main_process:
             clear_unfinished(run.path)
-        nothing_to_resume = resume and not run.used
-        _prepare(run, recipe, (training, held_out), resume, accelerator)
-        newest = newest_whole(run) if resume else None
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_start(run, recipe, prompts)
+        accelerator.wait_for_everyone()
         resumed_from = None if newest is None else int(newest.name.removeprefix("step-"))
-        info = RunInfo(recipe, run, identity(recipe), resumed_from)
-        tracker: Tracker = standard(Console(), recipe.tracking) if accelerator.is_main_process else Trackers([])
-        with _told(tracker, info, ends):
-            identified = load_identified(recipe, accelerator.device)
-            if newest is None:
-                start_from(identified.policy, recipe.model)
-            problem = build_problem(recipe, accelerator, identified.policy, training.texts)
-            if nothing_to_resume:
-                tracker.on_notice(Notice("resume", f"{run.path} holds no run to continue: a new one starts."))
-            _remark(problem, recipe, training, held_out, tracker)
-            return _fit(problem, identified, run, accelerator, tracker, training, held_out, ends)
+        with _told(tracker, RunInfo(recipe, run, identity(recipe), resumed_from), ends):
+            _remark(problem, inputs, tracker)
+            return _fit(problem, identified, evaluator, run, accelerator, tracker, prompts, ends)
 
 
 @contextmanager
@@ -144,25 +152,35 @@ def _told(tracker: Tracker, info: RunInfo, ends: Ends) -> Iterator[None]:
             tracker.on_end(status, error)
 
 
+def _checkpoint_bytes(recipe: Recipe, policy: Policy) -> float:
+    """Size of a checkpoint: the trained weights, AdamW's two moments and the average, in float32."""
+    copies = 3 + (recipe.training.ema_decay is not None)
+    return 4.0 * copies * sum(parameter.numel() for parameter in policy.trainable.values())
+
+
+def _evaluator(problem: ControlProblem, held_out: PromptSet, tracker: Tracker) -> Evaluator:
+    assert isinstance(problem.reward, WeightedReward)
+    trained = [term.reward for term in problem.reward.terms]
+    return Evaluator.for_recipe(
+        problem.recipe, held_out.texts, trained, notify=tracker.on_notice,
+        progress=lambda what, done, total: tracker.on_phase(f"evaluation, {what}: {done} of {total}", 0),
+    )  # fmt: skip
+
+
 def _fit(
     problem: ControlProblem,
     identified: Identified,
+    evaluator: Evaluator | None,
     run: RunDirectory,
     accelerator: Accelerator,
     tracker: Tracker,
-    training: PromptSet,
-    held_out: PromptSet,
+    prompts: tuple[PromptSet, PromptSet],
     ends: Ends,
 ) -> Finished:
     recipe = problem.recipe
+    training, held_out = prompts
     evaluate = None
-    if recipe.evaluation.every:
-        assert isinstance(problem.reward, WeightedReward)
-        trained = [term.reward for term in problem.reward.terms]
-        evaluator = Evaluator.for_recipe(
-            recipe, held_out.texts, trained, notify=tracker.on_notice,
-            progress=lambda what, done, total: tracker.on_phase(f"evaluation, {what}: {done} of {total}", 0),
-        )  # fmt: skip
+    if evaluator is not None:
         evaluate = CheckpointEvaluation(PolicyEvaluation(recipe, identified, evaluator), run, tracker)
     trainer = trainer_of(recipe.method)(
         problem, run, training.texts, accelerator, [tracker], evaluate, held_out.texts, ends
@@ -174,110 +192,19 @@ def _fit(
     return Finished(run, tuple(results), accelerator.is_main_process)
 
 
-def _prepare(
-    run: RunDirectory, recipe: Recipe, prompts: tuple[PromptSet, PromptSet], resume: bool, accelerator: Accelerator
-) -> None:
-    """Check the run directory and write its recipe and the identity of its prompts (to train and to evaluate on).
-
-    Raises:
-        UsageError: see `train`.
-    """
-    if not resume:
-        run.require_unused()
-    if run.recipe.is_file():
-        before = read_run(run.recipe)
-        _require_same_horizon(run, before, recipe)
-        # A longer run of the same recipe is a continuation; anything else would mix two experiments.
-        same_length = before.training.model_copy(update={"steps": recipe.training.steps})
-        continued = before.model_copy(update={"training": same_length})
-        if identity(continued) != identity(recipe):
-            raise UsageError(
-                f"{run.path}: holds a run of another recipe ({', '.join(_changes(continued, recipe))}); "
-                "only training.steps and keys that do not change results may differ on --resume."
-            )
-    identities = dict(zip(("training", "evaluation"), map(_identity, prompts), strict=True))
-    if run.prompts.is_file():
-        _require_same_prompts(run, _recorded_prompts(run), identities)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_text(run.recipe, dump_toml(recipe))
-        write_text(run.prompts, json.dumps(identities, indent=2) + "\n")
-    accelerator.wait_for_everyone()
-
-
-def _recorded_prompts(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """What the run's prompts were when it began; nothing, with a warning, where the file is damaged."""
-    try:
-        found = json.loads(run.prompts.read_bytes())
-        return {role: {"sha256": str(found[role]["sha256"]), "prompts": found[role]["prompts"]} for role in found}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        _LOG.warning("%s is damaged (%r): whether the prompts are still the same is not checked", run.prompts, error)
-        return {}
-
-
-def _require_same_horizon(run: RunDirectory, before: Recipe, recipe: Recipe) -> None:
-    """A rate that falls towards the last step depends on how many there are: another length is another run.
-
-    Raises:
-        UsageError: such a schedule, and another number of steps.
-    """
-    schedule, old, new = recipe.optimizer.schedule, before.training.steps, recipe.training.steps
-    if schedule in ("linear", "cosine") and old != new:
-        raise UsageError(
-            f"{run.path}: optimizer.schedule = {schedule!r} ends with the last step, so the run cannot go on with "
-            f"training.steps = {new} after it was started with {old}. Resume with {old}, or choose another --output."
-        )
-
-
-def _changes(before: Recipe, after: Recipe) -> Iterator[str]:
-    """Keys that determine the weights and differ, as `key: before -> after`."""
-    old, new = _leaves(canonical(before)), _leaves(canonical(after))
-    for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key):
-            yield f"{key}: {old.get(key, 'unset')} -> {new.get(key, 'unset')}"
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= _leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def _identity(prompts: PromptSet) -> dict[str, Any]:
-    return {"source": prompts.source, "prompts": len(prompts), "sha256": prompts.identity}
-
-
-def _require_same_prompts(run: RunDirectory, before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> None:
-    for role, found in now.items():
-        if role in before and before[role]["sha256"] != found["sha256"]:
-            raise UsageError(
-                f"{run.path}: the {role} prompts of {found['source']} are not those that the run was started with "
-                f"({before[role]['prompts']} prompts with sha256 {before[role]['sha256'][:12]}, now {found['prompts']} "
-                f"with {found['sha256'][:12]}). Bring the old prompts back, or choose another --output."
-            )
-
-
-def _remark(
-    problem: ControlProblem, recipe: Recipe, training: PromptSet, held_out: PromptSet, tracker: Tracker
-) -> None:
+def _remark(problem: ControlProblem, inputs: Inputs, tracker: Tracker) -> None:
     """Tell what a user should know before the first step."""
+    recipe = problem.recipe
+    for target in targets(recipe):
+        tracker.on_notice(Notice("code", f"{target.name} runs {target.locate(recipe.code)}."))
     for warning in warnings(recipe):
         tracker.on_notice(Notice("recipe", str(warning)))
-    for prompts in (training, held_out):
-        for remark in prompts.remarks:
-            tracker.on_notice(Notice("prompts", remark))
-    common = set(training.texts) & set(held_out.texts)
-    if common:
-        some = "1 evaluation prompt is" if len(common) == 1 else f"{len(common)} evaluation prompts are"
-        tracker.on_notice(Notice("prompts", f"{some} trained on too."))
-    cut = truncated(training.texts, problem.policy.pipeline.tokenizer)
-    if cut:
-        tracker.on_notice(Notice("truncated", f"{cut} training prompts are longer than the text encoder reads."))
+    for remark in inputs.remarks(recipe):
+        tracker.on_notice(Notice("prompts", remark))
     assert isinstance(problem.reward, WeightedReward)
-    for name, count in problem.reward.truncated(training.texts).items():
-        if count:
-            tracker.on_notice(Notice("truncated", f"{count} training prompts are longer than {name} reads."))
+    for name, prompts in (("training", inputs.training), ("evaluation", inputs.held_out)):
+        if prompts is None:
+            continue
+        texts = prompts.texts[: recipe.evaluation.prompts] if name == "evaluation" else prompts.texts
+        for remark in cut_prompts(name, texts, problem.policy.pipeline.tokenizer, problem.reward.truncated(texts)):
+            tracker.on_notice(Notice("truncated", remark))

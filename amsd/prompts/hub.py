@@ -15,8 +15,10 @@ PREFIX = "hub:"
 _PATIENCE = 3.0
 
 
-def read_hub(source: str) -> list[str]:
-    """Entries of a data set's column (`text` or `prompt` unless named), from the local cache where it is there.
+def read_hub(source: str, wanted: str | None = None) -> list[str]:
+    """Entries of a data set's column, from the local cache where it is there.
+
+    The column is that of the source, else `wanted`, else one that `readers.KEYS` names.
 
     Raises:
         PromptError: the data set, split or column is absent, or the hub cannot be reached.
@@ -28,8 +30,8 @@ def read_hub(source: str) -> list[str]:
     if Path(name).suffix.lower() in READERS and name.count("/") >= 2:
         if rest:
             raise PromptError(f"{source}: a single file has no split; write hub:{name}")
-        return read_file(_download(source, name))
-    return _column(source, name, split or "train", column or None)
+        return read_file(_download(source, name), wanted)
+    return _column(source, name, split or "train", column or wanted)
 
 
 def _download(source: str, name: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from amsd.prompts.hub import PREFIX as HUB
 from amsd.prompts.hub import read_hub
 from amsd.prompts.prompt_set import PromptError, PromptSet
 from amsd.prompts.readers import READERS, read_file
+from amsd.recipe import Recipe
 
 EMBEDDED = "embedded:"
 #: Prompts that ship with amsd, as folders of the package with `train.txt` and `evaluation.txt`, which share no prompt.
@@ -18,13 +19,14 @@ EMBEDDED_SETS = {"embedded:general": "prompts/general", "embedded:shapes": "shap
 Split = Literal["train", "evaluation"]
 
 
-def load_prompts(source: str | Sequence[str], split: Split = "train") -> PromptSet:
+def load_prompts(source: str | Sequence[str], split: Split = "train", column: str | None = None) -> PromptSet:
     """Read prompts from a file, the hub, the embedded model, or a list of prompts themselves.
 
     Args:
-        source: a path (text, JSON, JSONL, CSV, Parquet), `hub:ID[:SPLIT[:COLUMN]]`, `hub:ID/FILE`, `embedded:general`,
-            `embedded:shapes`, or a sequence of prompts.
+        source: a path (text, JSON, JSONL, CSV, TSV, Parquet), `hub:ID[:SPLIT[:COLUMN]]`, `hub:ID/FILE`,
+            `embedded:general`, `embedded:shapes`, or a sequence of prompts.
         split: which of the two disjoint sets of an `embedded:` name is meant.
+        column: of a table, or key of JSON objects; unset: the first of `readers.KEYS` that is there.
 
     Raises:
         PromptError: the source is absent, malformed or empty; file and line are named.
@@ -32,10 +34,20 @@ def load_prompts(source: str | Sequence[str], split: Split = "train") -> PromptS
     if not isinstance(source, str):
         return PromptSet.from_entries("prompts given as a list", source)
     if source.startswith(HUB):
-        return PromptSet.from_entries(source, read_hub(source))
+        return PromptSet.from_entries(source, read_hub(source, column))
     if source.startswith(EMBEDDED):
         return PromptSet.from_entries(f"{source} ({split})", read_file(_embedded(source, split)))
-    return PromptSet.from_entries(source, read_file(_find(source)))
+    return PromptSet.from_entries(source, read_file(_find(source), column))
+
+
+def prompts_of(recipe: Recipe) -> tuple[PromptSet, PromptSet]:
+    """The prompts that a recipe trains on, and those that it evaluates.
+
+    Raises:
+        PromptError: see `load_prompts`.
+    """
+    named = recipe.prompts
+    return load_prompts(named.train, "train", named.column), load_prompts(named.evaluation, "evaluation", named.column)
 
 
 def truncated(texts: Sequence[str], tokenizer: Any) -> int:
@@ -44,11 +56,29 @@ def truncated(texts: Sequence[str], tokenizer: Any) -> int:
     return sum(len(tokens) > tokenizer.model_max_length for tokens in encoded)
 
 
+def cut_prompts(what: str, texts: Sequence[str], tokenizer: Any, scorers: Mapping[str, int]) -> Iterator[str]:
+    """Say how many prompts are not read to their end; `scorers` gives for each scorer how many it cuts."""
+    cut = truncated(texts, tokenizer)
+    if cut:
+        yield f"{_are(cut, what)} longer than the {tokenizer.model_max_length} tokens that the text encoder reads."
+    for name, count in scorers.items():
+        if count:
+            yield f"{_are(count, what)} longer than {name} reads."
+
+
+def _are(count: int, what: str) -> str:
+    return f"1 {what} prompt is" if count == 1 else f"{count} {what} prompts are"
+
+
 def _find(source: str) -> Path:
-    path = Path(source).expanduser()
-    if path.is_file():
+    try:
+        path = Path(source).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or a home folder of nobody
+        raise PromptError(f"{source[:200]}: cannot be read: {error}") from None
+    if is_file:
         return path
-    if path.is_dir():
+    if is_folder:
         raise PromptError(f"{source}: is a folder; name a file ({', '.join(READERS)}).")
     if path.suffix.lower() in READERS:
         raise PromptError(f"{source}: no such prompt file (looked in {path.absolute().parent}).")

@@ -37,6 +37,9 @@ class PromptSet:
             PromptError: no prompt is left.
         """
         stripped = [entry.strip() for entry in entries]
+        for number, entry in enumerate(stripped, start=1):
+            if entry.encode("utf-8", "replace").decode("utf-8") != entry:
+                raise PromptError(f"{source}, entry {number}: is not Unicode text.")
         filled = [entry for entry in stripped if entry]
         texts = tuple(dict.fromkeys(filled))
         if not texts:

@@ -10,12 +10,16 @@ from typing import Any
 
 from amsd.prompts.prompt_set import PromptError
 
-#: Names of the key or column that holds the prompt, in order of preference.
-KEYS = ("text", "prompt")
+#: Names of the key or column that holds the prompt, in order of preference; upper and lower case are alike.
+KEYS = ("text", "prompt", "prompts", "caption", "captions")
+#: Nobody has a table of more bytes: a prompt file that has is another file.
+LARGEST = 2**30
 
 
-def read_file(path: Path) -> list[str]:
+def read_file(path: Path, column: str | None = None) -> list[str]:
     """Entries of a prompt file as they stand there, empty ones included.
+
+    `column` names the column, or the key of JSON objects; unset: the first of `KEYS` that is there.
 
     Raises:
         PromptError: the file is malformed, unreadable or of an unknown format.
@@ -24,7 +28,9 @@ def read_file(path: Path) -> list[str]:
     if reader is None:
         raise PromptError(f"{path}: unknown format {path.suffix!r}; prompt files are {', '.join(READERS)}.")
     try:
-        return reader(path)
+        if path.stat().st_size > LARGEST:
+            raise PromptError(f"{path}: has {path.stat().st_size:,} bytes, which is more than prompts need.")
+        return reader(path, column)
     except OSError as error:
         raise PromptError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -32,8 +38,8 @@ def read_file(path: Path) -> list[str]:
         raise PromptError(f"{path}, line {line}: is not UTF-8 text.") from None
 
 
-def read_text(path: Path) -> list[str]:
-    """One prompt a line."""
+def read_text(path: Path, column: str | None = None) -> list[str]:
+    """One prompt a line; a text file has no columns to choose from."""
     lines = _lines(path)
     for number, line in enumerate(lines, start=1):
         if "\0" in line:
@@ -41,36 +47,48 @@ def read_text(path: Path) -> list[str]:
     return lines
 
 
-def read_json(path: Path) -> list[str]:
-    """A list of strings, or of objects with `text` or `prompt`."""
+def read_json(path: Path, column: str | None = None) -> list[str]:
+    """A list of strings, or of objects with a key for the prompt."""
     data = _parse(_decoded(path), str(path), first_line=1)
     if not isinstance(data, list):
         raise PromptError(f"{path}: must be a list of prompts, but is {_kind(data)}.")
-    return [_prompt(entry, f"{path}, entry {number}") for number, entry in enumerate(data, start=1)]
+    return [_prompt(entry, f"{path}, entry {number}", column) for number, entry in enumerate(data, start=1)]
 
 
-def read_jsonl(path: Path) -> list[str]:
-    """One string, or object with `text` or `prompt`, a line; blank lines are skipped."""
+def read_jsonl(path: Path, column: str | None = None) -> list[str]:
+    """One string, or object with a key for the prompt, a line; blank lines are skipped."""
     numbered = [(number, line) for number, line in enumerate(_lines(path), start=1) if line.strip()]
-    return [_prompt(_parse(line, str(path), number), f"{path}, line {number}") for number, line in numbered]
+    return [_prompt(_parse(line, str(path), number), f"{path}, line {number}", column) for number, line in numbered]
 
 
-def read_csv(path: Path) -> list[str]:
-    """A table with a header line and a column `text` or `prompt`."""
+def read_csv(path: Path, column: str | None = None) -> list[str]:
+    """A table with a header line and a column of prompts."""
+    return _table(path, column, delimiter=",")
+
+
+def read_tsv(path: Path, column: str | None = None) -> list[str]:
+    """As CSV, with tabs; quotes mean nothing where they do not come in pairs (many write none of theirs twice)."""
+    try:
+        return _table(path, column, delimiter="\t")
+    except PromptError:
+        return _table(path, column, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _table(path: Path, wanted: str | None, **dialect: Any) -> list[str]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, strict=True)
+        reader = csv.reader(stream, strict=True, **dialect)
         try:
             header = next(reader, None)
             if header is None:
                 raise PromptError(f"{path}: is empty; the first line names the columns.")
-            column = find_column([name.strip() for name in header], str(path))
+            column = find_column([name.strip() for name in header], str(path), wanted)
             return [_field(row, header, column, f"{path}, line {reader.line_num}") for row in reader if row]
         except csv.Error as error:
             raise PromptError(f"{path}, line {reader.line_num}: is not valid CSV: {error}") from None
 
 
-def read_parquet(path: Path) -> list[str]:
-    """A table with a column `text` or `prompt`.
+def read_parquet(path: Path, wanted: str | None = None) -> list[str]:
+    """A table with a column of prompts.
 
     Raises:
         PromptError: see `read_file`; also if pyarrow is not installed.
@@ -82,33 +100,47 @@ def read_parquet(path: Path) -> list[str]:
         raise PromptError(f"{path}: Parquet needs pyarrow; install it with: pip install 'amsd[data]'") from None
     try:
         names = pyarrow.parquet.read_schema(path).names
-        column = names[find_column(names, str(path))]
+        column = names[find_column(names, str(path), wanted)]
         values = pyarrow.parquet.read_table(path, columns=[column]).column(column).to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except pyarrow.ArrowException as error:
         raise PromptError(f"{path}: is not a Parquet file: {error}") from None
     return [_string(value, f"{path}, row {number}") for number, value in enumerate(values, start=1)]
 
 
-READERS: Mapping[str, Callable[[Path], list[str]]] = {
+READERS: Mapping[str, Callable[[Path, str | None], list[str]]] = {
     ".txt": read_text,
     ".json": read_json,
     ".jsonl": read_jsonl,
     ".csv": read_csv,
+    ".tsv": read_tsv,
     ".parquet": read_parquet,
 }
 
 
-def find_column(names: Iterable[str], where: str) -> int:
-    """Position of the column that holds the prompts.
+def find_column(names: Iterable[str], where: str, wanted: str | None = None) -> int:
+    """Position of the column that holds the prompts: the one that is `wanted`, else the first of `KEYS`.
 
     Raises:
         PromptError: there is none.
     """
     names = list(names)
+    if wanted is not None:
+        if wanted not in names:
+            raise PromptError(f"{where}: has no column {wanted!r} (prompts.column); it has {_shown(names)}.")
+        return names.index(wanted)
+    lower = [name.strip().lower() for name in names]
     for key in KEYS:
-        if key in names:
-            return names.index(key)
-    raise PromptError(f"{where}: needs a column named {' or '.join(map(repr, KEYS))}, but has {', '.join(names)}.")
+        if key in lower:
+            return lower.index(key)
+    raise PromptError(
+        f"{where}: has no column named {', '.join(map(repr, KEYS))}, but {_shown(names)}. "
+        "Say which one holds the prompts: prompts.column."
+    )
+
+
+def _shown(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:20])) or "none"
+    return shown if len(shown) <= 300 else f"{shown[:297]}..."
 
 
 def _field(row: list[str], header: list[str], column: int, where: str) -> str:
@@ -120,12 +152,9 @@ def _field(row: list[str], header: list[str], column: int, where: str) -> str:
     return row[column]
 
 
-def _prompt(entry: Any, where: str) -> str:
+def _prompt(entry: Any, where: str, column: str | None) -> str:
     if isinstance(entry, dict):
-        key = next((key for key in KEYS if key in entry), None)
-        if key is None:
-            found = ", ".join(entry) or "no keys"
-            raise PromptError(f"{where}: the object needs {' or '.join(map(repr, KEYS))}, but has {found}.")
+        key = list(entry)[find_column(entry, where, column)]
         return _string(entry[key], f"{where}, {key!r}")
     return _string(entry, where)
 
@@ -144,6 +173,8 @@ def _parse(text: str, path: str, first_line: int) -> Any:
         raise PromptError(f"{path}, line {line}: is not valid JSON: {error.msg} (column {error.colno}).") from None
     except RecursionError:
         raise PromptError(f"{path}, line {first_line}: is nested too deeply to be prompts.") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise PromptError(f"{path}, line {first_line}: cannot be read: {error}") from None
 
 
 def _decoded(path: Path) -> str:
@@ -158,4 +189,4 @@ def _lines(path: Path) -> list[str]:
 
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
-    return names.get(type(value), f"the number {value}")
+    return names.get(type(value), f"the number {value!r:.30}")

@@ -30,12 +30,15 @@ def find(source: str, kind: Kind) -> Path:
         UsageError: neither exists; the nearest shipped name is given.
     """
     path = Path(source)
-    if path.is_file():
-        return path
     shipped = folder(kind) / f"{source}.toml"
-    if "/" not in source and shipped.is_file():
-        return shipped
+    try:
+        if path.is_file():
+            return path
+        if "/" not in source and shipped.is_file():
+            return shipped
+    except OSError as error:  # such as a name that is too long
+        raise UsageError(f"{source[:200]}: cannot be read: {error.strerror or error}") from None
     known = names(kind)
     close = get_close_matches(path.stem, known, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}?" if close else f"Shipped {kind}: {', '.join(known) or 'none'}."
-    raise UsageError(f"{source}: no such file, and no shipped {kind.rstrip('s')} has this name. {hint}")
+    raise UsageError(f"{source[:200]}: no such file, and no shipped {kind.rstrip('s')} has this name. {hint}")

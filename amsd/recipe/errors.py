@@ -27,7 +27,8 @@ class Problem:
     def __str__(self) -> str:
         shown = "" if self.value is None else f" (got {_short(self.value)})"
         hint = f" {self.suggestion}" if self.suggestion else ""
-        return f"{self.key}: {self.message}{shown}.{hint}"
+        key = self.key if len(self.key) <= 200 else f"{self.key[:197]}..."
+        return f"{key}: {self.message}{shown}.{hint}"
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -23,12 +23,13 @@ AS_BEFORE: dict[str, dict[str, Any]] = {
         "start": None, "config": None, "vae_tiling": False, "size": None, "t5": True, "max_sequence_length": None,
         "embedded_guidance": None,
     },
+    "prompts": {"column": None},
 }  # fmt: skip
 
 
 def canonical(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data, reduced to what determines the trained weights."""
-    tree = recipe.model_dump(mode="json", exclude={"tracking", "evaluation"})
+    tree = recipe.model_dump(mode="json", exclude={"tracking", "evaluation", "code", "origin"})
     for section, keys in _NOT_IDENTITY.items():
         for key in keys:
             tree[section].pop(key)

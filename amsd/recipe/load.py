@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +12,37 @@ from amsd.recipe.catalogue import find
 from amsd.recipe.errors import Problem, RecipeError, validated
 from amsd.recipe.identity import AS_BEFORE
 from amsd.recipe.methods import DEFAULT, read_method, rows, section_of
+from amsd.recipe.paths import anchor
 from amsd.recipe.rules import violations
 from amsd.recipe.schema import Recipe
 
 #: Version of the recipe file.
 FORMAT = 1
-_BARE_KEY = re.compile("[A-Za-z0-9_-]+")
+#: Nobody writes a recipe of more bytes, nor tables within tables of more levels: what does is another file.
+LARGEST = 4 * 2**20
+DEEPEST = 50
 
 
 def load_recipe(source: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, or a shipped recipe by name, apply `key=value` assignments and check it.
+
+    Paths become absolute: those of the file are found from the working directory or from the file's folder, those of
+    assignments from the working directory.
 
     Raises:
         RecipeError: the file is absent or not TOML, or the recipe has problems; all are named.
     """
     path = find(str(source), kind="recipes")
     tree = read_toml(path)
-    anchor_prompts(tree, path.parent)
+    anchor(tree, path.parent)
     label = path.name
     for assignment in assignments:
         key, value = parse_assignment(assignment)
         assign(tree, key, value)
         label = f"{path.name} with --set"
+    if assignments:
+        anchor(tree, Path())
     return from_dict(tree, source=label)
-
-
-def anchor_prompts(tree: dict[str, Any], folder: Path) -> None:
-    """Let prompt files be named relative to the recipe's folder, where the working directory has no such file."""
-    prompts = tree.get("prompts")
-    if not isinstance(prompts, dict):
-        return
-    for key in ("train", "evaluation"):
-        name = prompts.get(key)
-        if isinstance(name, str) and not Path(name).is_file() and (folder / name).is_file():
-            prompts[key] = str(folder / name)
 
 
 def from_dict(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -56,6 +51,9 @@ def from_dict(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
     Raises:
         RecipeError: with every problem found.
     """
+    unwritable = list(_unwritable(tree))
+    if unwritable:
+        raise RecipeError(source, unwritable)
     tree = _of_known_format(tree, source)
     method, problems = read_method(tree.get("method", {}))
     recipe, others = validated(Recipe, {key: value for key, value in tree.items() if key != "method"})
@@ -88,8 +86,10 @@ def read_run(path: Path) -> Recipe:
         RecipeError, UsageError: it is no recipe.
     """
     tree = read_toml(path)
-    name = tree.get("method", {}).get("name", DEFAULT)
-    before = {**AS_BEFORE, "method": section_of(name).as_before if name in rows() else {}}
+    anchor(tree, path.parent)
+    method = tree.get("method", {})
+    name = method.get("name", DEFAULT) if isinstance(method, dict) else None
+    before = {**AS_BEFORE, "method": section_of(name).as_before if isinstance(name, str) and name in rows() else {}}
     for section, values in before.items():
         if isinstance(tree.get(section, {}), dict):
             tree[section] = {**values, **tree.get(section, {})}
@@ -97,18 +97,22 @@ def read_run(path: Path) -> Recipe:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Parse a TOML file.
+    """Parse a TOML file; a byte order mark and Windows line ends are fine.
 
     Raises:
         UsageError: the file cannot be read or is not TOML; the line is named.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > LARGEST:
+            raise UsageError(f"{path}: has {path.stat().st_size:,} bytes; that is no recipe or sweep.")
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 text (byte {error.start})") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise UsageError(f"{path}: is nested too deeply to be a recipe or sweep") from None
+    except ValueError as error:  # TOML's own error, or a number of thousands of digits
         raise UsageError(f"{path}: is not valid TOML: {error}") from None
 
 
@@ -116,16 +120,22 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """`"a.b=1.5"` -> `("a.b", 1.5)`. The value is TOML, or a bare string if it is none.
 
     Raises:
-        RecipeError: there is no `=`.
+        RecipeError: there is no `=`, or more than one value.
     """
     key, separator, raw = text.partition("=")
-    key = key.strip()
+    key, raw = key.strip(), raw.strip()
     if not separator or not key:
         raise RecipeError("--set", [Problem(text, "must have the form key=value, such as schedule.eta=0.7")])
     try:
-        return key, tomllib.loads(f"value = {raw.strip()}")["value"]
+        parsed = tomllib.loads(f"value = {raw}")
     except tomllib.TOMLDecodeError:
-        return key, raw.strip()
+        return key, raw
+    except (RecursionError, ValueError) as error:
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else f"cannot be read: {error}"
+        raise RecipeError("--set", [Problem(key, reason, raw)]) from None
+    if len(parsed) > 1:
+        raise RecipeError("--set", [Problem(key, "is one value; repeat --set for every key", raw)])
+    return key, parsed["value"]
 
 
 def assign(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -135,12 +145,14 @@ def assign(tree: dict[str, Any], key: str, value: Any) -> None:
         RecipeError: a part of the path is a plain value or a list index that does not exist.
     """
     parts = key.replace("[", ".").replace("]", "").split(".")
+    if len(parts) > DEEPEST:
+        raise RecipeError("--set", [Problem(key, f"names {len(parts)} tables within each other; no key does")])
     node: Any = tree
     for depth, part in enumerate(parts):
         here = ".".join(parts[: depth + 1])
         last = depth == len(parts) - 1
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            if not (part.isascii() and part.isdecimal() and len(part) < 10 and int(part) < len(node)):
                 raise RecipeError("--set", [Problem(here, f"no such entry; there are {len(node)}", part)])
             index: Any = int(part)
         elif isinstance(node, dict):
@@ -157,43 +169,27 @@ def assign(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def dump_toml(recipe: Recipe) -> str:
     """The fully resolved recipe as TOML that loads back to an equal recipe (unset keys are left out)."""
-    tree = recipe.model_dump(mode="json", exclude_none=True)
-    lines: list[str] = [f"format = {FORMAT}", ""]
-    for name, section in tree.items():
-        if name == "reward":
-            for term in section:
-                lines += ["[[reward]]", *_table(term), ""]
-        else:
-            lines += _section(name, section)
-    return "\n".join(lines).rstrip() + "\n"
+    import tomli_w
+
+    return tomli_w.dumps({"format": FORMAT, **recipe.model_dump(mode="json", exclude_none=True)})
 
 
-def _section(name: str, section: dict[str, Any]) -> list[str]:
-    tables = {key: value for key, value in section.items() if isinstance(value, dict)}
-    plain = {key: value for key, value in section.items() if key not in tables}
-    lines = [f"[{name}]", *_table(plain), ""]
-    for key, table in tables.items():
-        lines += _section(f"{name}.{_key(key)}", table)
-    return lines
+def _unwritable(node: Any, key: str = "", depth: int = 0) -> Iterator[Problem]:
+    """What no TOML file can hold: texts that are not Unicode (arguments of a terminal may be such), endless nesting."""
+    if depth > DEEPEST:
+        yield Problem(key, "is nested too deeply")
+    elif isinstance(node, Mapping):
+        for name, entry in node.items():
+            yield from _unwritable(str(name), f"{key}.{_printable(str(name))}".removeprefix("."), depth + 1)
+            yield from _unwritable(entry, f"{key}.{_printable(str(name))}".removeprefix("."), depth + 1)
+    elif isinstance(node, list | tuple):
+        for index, entry in enumerate(node):
+            yield from _unwritable(entry, f"{key}[{index}]", depth + 1)
+    elif isinstance(node, str) and _printable(node) != node:
+        yield Problem(key, "is not Unicode text", _printable(node))
+    elif isinstance(node, int) and abs(node) >= 2**63:
+        yield Problem(key, "is too large: whole numbers of a recipe have 64 bits")
 
 
-def _key(name: str) -> str:
-    return name if _BARE_KEY.fullmatch(name) else _scalar(name)
-
-
-def _table(table: dict[str, Any]) -> list[str]:
-    return [f"{_key(key)} = {_value(value)}" for key, value in table.items()]
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        entries = (f"{_scalar(key)} = {_value(entry)}" for key, entry in value.items())
-        return "{ " + ", ".join(entries) + " }" if value else "{}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_value(entry) for entry in value) + "]"
-    return _scalar(value)
-
-
-def _scalar(value: Any) -> str:
-    # JSON's texts, numbers and booleans are TOML's too, but for the one control character that JSON leaves unescaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -98,7 +98,17 @@ def _ignored(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(key, f"is a key of another method and has no effect with method.name = {recipe.method.name!r}")
 
 
+def _warm_up(recipe: Recipe) -> Iterator[Problem]:
+    warm_up, steps = recipe.optimizer.warmup_steps, recipe.training.steps
+    if warm_up > steps:
+        yield Problem(
+            "optimizer.warmup_steps",
+            f"the warm-up outlasts the run of {steps} steps: the learning rate ends at {steps / warm_up:.2g} of what "
+            "is asked", warm_up, "Lower it, or set 0.",
+        )  # fmt: skip
+
+
 _RULES = (
     _single_file, _betas, _method, _diversity, _distance, _reward_names, _best, _options,
 )  # fmt: skip
-_ADVICE = (_method_advice, _ignored)
+_ADVICE = (_method_advice, _ignored, _warm_up)

@@ -116,11 +116,13 @@ class RewardTerm(Section):
 
 
 class Prompts(Section):
-    """Prompt sets: a file (text, JSON, JSONL, CSV, Parquet), a list of prompts, `embedded:general` (everyday subjects),
-    `embedded:shapes` (captions of the embedded model), or `hub:ID[:SPLIT[:COLUMN]]`."""
+    """Prompt sets: a file (text, JSON, JSONL, CSV, TSV, Parquet), a list of prompts, `embedded:general` (everyday
+    subjects), `embedded:shapes` (captions of the embedded model), or `hub:ID[:SPLIT[:COLUMN]]`."""
 
     train: str | tuple[str, ...] = "embedded:shapes"
     evaluation: str | tuple[str, ...] = "embedded:shapes"
+    column: str | None = None
+    """Column (or JSON key) of both tables that holds the prompts; unset: `text`, `prompt`, `caption` and the like."""
     dropout: Fraction = 0.0
     """Probability, per sample, of the empty prompt in the loss and in its adjoint."""
 
@@ -254,6 +256,15 @@ class Tracking(Section):
     """Of W&B. `auto`: what WANDB_MODE says, else online with a key and a network, else offline, said once."""
 
 
+class CodeFile(Section):
+    """A user's Python file that a `python:` scorer is in."""
+
+    path: str
+    """Absolute path."""
+    sha256: str | None = None
+    """Of its content when the run was written."""
+
+
 class Recipe(Section):
     """Everything that determines one run."""
 
@@ -268,6 +279,10 @@ class Recipe(Section):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
+    code: dict[str, CodeFile] = Field(default_factory=dict)
+    """Where the Python files of `python:` scorers lie, by the name in the scorer's; filled in when a run is written."""
+    origin: str | None = None
+    """Run directory that this recipe was written for; filled in when a run is written."""
 
     @property
     def evaluation_settings(self) -> tuple[EvaluationSetting, ...]:

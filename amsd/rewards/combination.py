@@ -12,6 +12,7 @@ from torch import Tensor
 from amsd.diffusion.finite import require_finite_images
 from amsd.errors import RunError, UsageError
 from amsd.recipe import RewardTerm
+from amsd.recipe.schema import CodeFile
 from amsd.rewards.protocol import Reward
 from amsd.rewards.table import resolve_reward
 
@@ -61,13 +62,13 @@ class WeightedReward:
         self.terms = tuple(terms)
 
     @classmethod
-    def from_recipe(cls, terms: Sequence[RewardTerm]) -> WeightedReward:
-        """Load the rewards of a recipe.
+    def from_recipe(cls, terms: Sequence[RewardTerm], code: Mapping[str, CodeFile] | None = None) -> WeightedReward:
+        """Load the rewards of a recipe (`recipe.reward`, `recipe.code`).
 
         Raises:
             UsageError: a name or an option is unknown.
         """
-        return cls([Term(resolve_reward(t.name, t.options), t.weight, t.normalize) for t in terms])
+        return cls([Term(resolve_reward(t.name, t.options, code), t.weight, t.normalize) for t in terms])
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> RewardValues:
         """Score images (B, 3, H, W), float in [0, 1], with gradient if the images have one.

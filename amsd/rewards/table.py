@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from amsd.errors import AmsdError, UsageError
 from amsd.reading import is_shortage, reason_of
 from amsd.recipe import Evaluation
+from amsd.recipe.schema import CodeFile
 
 if TYPE_CHECKING:  # the protocols import torch; names alone do not need it
     from amsd.rewards.protocol import Embedder, Reward
@@ -71,8 +72,10 @@ EMBEDDERS: dict[str, str] = {
 _ENTRY_POINTS = "amsd.rewards"
 
 
-def resolve_reward(name: str, options: Mapping[str, Any] | None = None) -> Reward:
-    """Build the reward of this name; its weights are loaded here, on the CPU.
+def resolve_reward(
+    name: str, options: Mapping[str, Any] | None = None, code: Mapping[str, CodeFile] | None = None
+) -> Reward:
+    """Build the reward of this name; its weights are loaded here, on the CPU. `code` says where `python:` files lie.
 
     Raises:
         UsageError: the name or an option is unknown, or the reward cannot be built from these options.
@@ -81,7 +84,8 @@ def resolve_reward(name: str, options: Mapping[str, Any] | None = None) -> Rewar
     if separator and family in FAMILIES:
         if not rest:
             raise UsageError(f"reward {name!r}: nothing follows {family}:, as in {_example(family)}")
-        return cast("Reward", _build("reward", name, _load(FAMILIES[family]), (rest,), options or {}))
+        arguments = (rest, code) if family == "python" else (rest,)
+        return cast("Reward", _build("reward", name, _load(FAMILIES[family]), arguments, options or {}))
     return cast("Reward", _build("reward", name, _reward_factory(name), (), options or {}))
 
 
@@ -167,7 +171,7 @@ def _load(target: str) -> Any:
 
 
 def _build(
-    kind: str, name: str, factory: Callable[..., Any], arguments: tuple[str, ...], options: Mapping[str, Any]
+    kind: str, name: str, factory: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> Any:
     signature = inspect.signature(factory)
     _check_options(kind, name, signature, len(arguments), options)

@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from amsd.errors import UsageError
 from amsd.files import sha256
+from amsd.recipe.schema import CodeFile
+from amsd.rewards.code import PREFIX, Target
 from amsd.rewards.networks import fingerprint, freeze, full_precision
 from amsd.rewards.preprocess import check_pairs
 
@@ -36,18 +38,18 @@ class FunctionReward:
 
     Args:
         target: `MODULE:FUNCTION` or `FILE.py:FUNCTION`, relative to the working directory or installed.
+        code: where files and modules were recorded to lie (`recipe.code`); else they are looked for as Python does.
         **options: keyword arguments of the function, or of the network's constructor.
 
     Raises:
         UsageError: the target cannot be found or is of another kind.
     """
 
-    def __init__(self, target: str, **options: Any) -> None:
-        self.name = f"python:{target}"
-        module_name, separator, attribute = target.rpartition(":")
-        if not separator or not module_name or not attribute:
-            raise UsageError(f"reward {self.name!r}: expected python:MODULE:FUNCTION or python:FILE.py:FUNCTION")
-        module = _import(module_name, self.name)
+    def __init__(self, target: str, code: Mapping[str, CodeFile] | None = None, /, **options: Any) -> None:
+        self.name = f"{PREFIX}{target}"
+        named = Target.of(self.name)
+        module_name, attribute = named.module, named.attribute
+        module = _import(named, named.locate(code or {}))
         if not hasattr(module, attribute):
             raise UsageError(f"reward {self.name!r}: {module_name} has nothing called {attribute!r}")
         found = getattr(module, attribute)
@@ -103,42 +105,51 @@ class FunctionReward:
         return 0
 
 
-def _import(name: str, reward: str) -> ModuleType:
-    if name.endswith(".py"):
-        return _import_file(Path(name).expanduser(), reward)
+def _import(target: Target, path: Path) -> ModuleType:
+    """Run the module that lies at `path`.
+
+    Raises:
+        UsageError: it cannot be imported; the reason is named.
+    """
     try:
-        with _working_directory_first():
-            return importlib.import_module(name)
+        if target.is_file:
+            return _import_file(path, target.name)
+        parts = target.module.split(".")
+        root = path.parents[len(parts) if path.name == "__init__.py" else len(parts) - 1]
+        with _first_on_path(root):
+            return importlib.import_module(target.module)
     except ModuleNotFoundError as error:
-        if error.name is None or not (name + ".").startswith(error.name + "."):
-            raise UsageError(f"reward {reward!r}: {name} imports {error.name!r}, which is not installed") from error
+        raise UsageError(f"reward {target.name!r}: {path} imports {error.name!r}, which is not installed") from error
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported
         raise UsageError(
-            f"reward {reward!r}: no module {name!r} in the working directory or installed; "
-            "a file elsewhere is written python:FILE.py:FUNCTION"
+            f"reward {target.name!r}: {path} cannot be imported: {type(error).__name__}: {error}{_place(error)}"
         ) from error
 
 
 def _import_file(path: Path, reward: str) -> ModuleType:
-    if not path.is_file():
-        raise UsageError(f"reward {reward!r}: no file {str(path)!r}")
     name = f"amsd_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"reward {reward!r}: {str(path)!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 
 @contextmanager
-def _working_directory_first() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+def _first_on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(here)
+        sys.path.remove(str(folder))
 
 
 def _version(found: Any, network: nn.Module | None, options: dict[str, Any]) -> str:
@@ -149,7 +160,7 @@ def _version(found: Any, network: nn.Module | None, options: dict[str, Any]) -> 
     return hashlib.sha256(f"{code} {weights} {given}".encode()).hexdigest()[:12]
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Where the user's code was when it failed: the last frame that is neither ours nor an installed package's."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     own = [frame for frame in frames if "site-packages" not in frame.filename]

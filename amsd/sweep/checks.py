@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amsd.errors import UsageError
@@ -117,24 +116,17 @@ def require_inputs(plan: Plan, download: bool = True) -> None:
     Raises:
         UsageError: a scorer is unknown, or a prompt file or a model is not there; the way out is named.
     """
-    from amsd.prompts import load_prompts
-    from amsd.prompts.hub import PREFIX
-    from amsd.recipe.schema import only_path
-    from amsd.rewards.table import require_known
+    from amsd.experiment.inputs import check_inputs
 
     checked: set[str] = set()
     for recipe in [plan.recipe, *(plan.resolve(settings_of(plan.sweep, point)) for point in _ends(plan))]:
-        inputs = (recipe.model.pretrained, recipe.prompts, recipe.reward, recipe.evaluation.metrics)
-        if repr(inputs) in checked:
-            continue
-        checked.add(repr(inputs))
-        require_known([term.name for term in recipe.reward], recipe.evaluation)
-        model = recipe.model
-        if (model.is_single_file or only_path(model.pretrained)) and not Path(model.pretrained).expanduser().exists():
-            raise UsageError(f"sweep {plan.sweep.name}: model.pretrained: there is nothing at {model.pretrained}")
-        for prompts, split in ((recipe.prompts.train, "train"), (recipe.prompts.evaluation, "evaluation")):
-            if download or not (isinstance(prompts, str) and prompts.startswith(PREFIX)):
-                load_prompts(prompts, split)  # type: ignore[arg-type]
+        inputs = (recipe.model, recipe.prompts, recipe.reward, recipe.evaluation.metrics)
+        if repr(inputs) not in checked:
+            checked.add(repr(inputs))
+            try:
+                check_inputs(recipe, download)
+            except UsageError as error:
+                raise UsageError(f"sweep {plan.sweep.name}: {error}") from None
 
 
 def _search(plan: Plan) -> Iterator[Problem]:

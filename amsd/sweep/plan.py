@@ -16,7 +16,8 @@ from amsd.errors import UsageError
 from amsd.recipe import Recipe, RecipeError, from_dict, parse_assignment
 from amsd.recipe.catalogue import find
 from amsd.recipe.errors import problems_from
-from amsd.recipe.load import anchor_prompts, assign, read_toml
+from amsd.recipe.load import assign, read_toml
+from amsd.recipe.paths import anchor
 from amsd.sweep.checks import problems_of
 from amsd.sweep.schema import FORMAT, Dimension, Sweep
 
@@ -70,7 +71,7 @@ def load_plan(source: str | Path, assignments: Sequence[str] = ()) -> Plan:
         beside = path.parent / str(recipe)
         file = beside if beside.is_file() else find(str(recipe), kind="recipes")
         base = read_toml(file)
-        anchor_prompts(base, file.parent)
+        anchor(base, file.parent)
     return plan_from(tree, base, source=path.name)
 
 

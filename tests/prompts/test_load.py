@@ -156,8 +156,8 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "json null": ("p.json", b"[null]", "entry 1: a prompt must be a string, but is null"),
     "json without key": (
         "p.json",
-        b'[{"caption": "x"}]',
-        "entry 1: the object needs 'text' or 'prompt', but has caption",
+        b'[{"label": "x"}]',
+        "entry 1: has no column named 'text', 'prompt', 'prompts', 'caption', 'captions', but 'label'",
     ),
     "json wrong value": ("p.json", b'[{"text": ["x"]}]', "entry 1, 'text': a prompt must be a string, but is a list"),
     "json deep": ("p.json", b"[" * 200_000, "nested too deeply"),
@@ -166,7 +166,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "jsonl value": ("p.jsonl", b'"a cat"\ntrue\n', "p.jsonl, line 2: a prompt must be a string, but is a truth value"),
     "json in jsonl": ("p.jsonl", b'["a cat", "a dog"]\n', "p.jsonl, line 1: a prompt must be a string, but is a list"),
     "empty csv": ("p.csv", b"", "is empty; the first line names the columns"),
-    "csv column": ("p.csv", b"id,caption\n1,x\n", "needs a column named 'text' or 'prompt', but has id, caption"),
+    "csv column": ("p.csv", b"id,label\n1,x\n", "but 'id', 'label'. Say which one holds the prompts: prompts.column."),
     "csv comma": ("p.csv", b"id,text\n1,x\n2,a cat, running\n", "p.csv, line 3: has 3 fields, but the header names 2"),
     "csv quote": ("p.csv", b'text\n"a cat\n', "is not valid CSV"),
     "csv header only": ("p.csv", b"text\n", "holds no prompt"),
@@ -210,9 +210,43 @@ def test_a_folder_is_not_a_prompt_file(tmp_path: Path) -> None:
 
 def test_parquet_columns_and_rows_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"caption": ["x"]}), path)
-    with pytest.raises(PromptError, match="needs a column named 'text' or 'prompt', but has caption"):
+    pyarrow.parquet.write_table(pyarrow.table({"label": ["x"]}), path)
+    with pytest.raises(PromptError, match=r"but 'label'\. Say which one"):
         load_prompts(str(path))
     pyarrow.parquet.write_table(pyarrow.table({"text": ["x", None]}), path)
     with pytest.raises(PromptError, match="row 2: a prompt must be a string, but is null"):
         load_prompts(str(path))
+
+
+TABLES = {
+    "parti.tsv": 'Prompt\tCategory\na red circle\tAbstract\na "blue" square\tAbstract\n',
+    "quotes.tsv": 'Prompt\tCategory\na red circle\tAbstract\n"blue" is a word\tAbstract\n',
+    "drawbench.csv": 'Prompts,Category\r\n"a red circle",Colors\r\na cat,Counting\r\n',
+    "captions.jsonl": '{"caption": "a red circle", "id": 1}\n{"caption": "a cat", "id": 2}\n',
+    "upper.json": '[{"PROMPT": "a red circle"}, {"Caption": "a cat"}]',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_the_field_are_read_by_their_usual_columns(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"\xef\xbb\xbf" + TABLES[name].encode())
+    texts = load_prompts(str(path)).texts
+    assert texts[0] == "a red circle"
+    assert len(texts) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", "prompt,label\nno,yes\n"),
+        ("p.tsv", "prompt\tlabel\nno\tyes\n"),
+        ("p.json", '[{"prompt": "no", "label": "yes"}]'),
+    ],
+)
+def test_a_named_column_is_taken_or_missed_by_name(name: str, content: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    assert load_prompts(str(path), column="label").texts == ("yes",)
+    with pytest.raises(PromptError, match=r"no column 'labels' \(prompts.column\).*'prompt', 'label'"):
+        load_prompts(str(path), column="labels")

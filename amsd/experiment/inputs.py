@@ -1,0 +1,108 @@
+"""What a run reads, checked before anything is created: by training, plans, sweeps and `amsd recipe check` alike."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from amsd.errors import UsageError
+from amsd.prompts import PromptSet, load_prompts
+from amsd.prompts.hub import PREFIX as HUB
+from amsd.recipe import Recipe
+from amsd.recipe.schema import only_path
+from amsd.rewards.code import check_code
+from amsd.rewards.table import require_known
+from amsd.tracking.backend import require_known_trackers
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The prompts of a recipe; None where they lie on the hub and nothing was to be downloaded."""
+
+    training: PromptSet | None
+    held_out: PromptSet | None
+
+    def remarks(self, recipe: Recipe) -> Iterator[str]:
+        """What a user should know of the prompts, one sentence each."""
+        for prompts in (self.training, self.held_out):
+            if prompts is not None:
+                yield from prompts.remarks
+        wanted = recipe.evaluation.prompts
+        if self.held_out is not None and wanted is not None and len(self.held_out) < wanted:
+            yield f"evaluation.prompts = {wanted}, but there are {len(self.held_out)} evaluation prompts."
+        if self.training is not None and self.held_out is not None:
+            common = len(set(self.training.texts) & set(self.held_out.texts))
+            if common:
+                some = "1 evaluation prompt is" if common == 1 else f"{common} evaluation prompts are"
+                yield f"{some} trained on too."
+
+
+def check_inputs(recipe: Recipe, download: bool = True) -> Inputs:
+    """Find everything that a recipe names on this machine: scorers, code, model, prompts. Nothing of it is run.
+
+    Args:
+        recipe: the recipe.
+        download: whether prompts on the hub are downloaded; if not, they are left out.
+
+    Raises:
+        UsageError: something is unknown, absent or malformed; all of it is named.
+    """
+    problems: list[str] = []
+
+    def attempt(check: Callable[[], None]) -> None:
+        try:
+            check()
+        except UsageError as error:
+            problems.append(str(error))
+
+    found: dict[str, PromptSet] = {}
+
+    def read(key: str) -> None:
+        source = recipe.prompts.train if key == "train" else recipe.prompts.evaluation
+        if download or not (isinstance(source, str) and source.startswith(HUB)):
+            split = "train" if key == "train" else "evaluation"
+            found[key] = load_prompts(source, split, recipe.prompts.column)  # type: ignore[arg-type]
+
+    attempt(lambda: require_known([term.name for term in recipe.reward], recipe.evaluation))
+    attempt(lambda: require_known_trackers(recipe.tracking.trackers))
+    attempt(lambda: check_code(recipe))
+    attempt(lambda: _require_model(recipe))
+    attempt(lambda: read("train"))
+    attempt(lambda: read("evaluation"))
+    if problems:
+        count = "" if len(problems) == 1 else f"{len(problems)} things are missing or wrong:\n  "
+        raise UsageError(count + "\n  ".join(problems))
+    return Inputs(found.get("train"), found.get("evaluation"))
+
+
+def _require_model(recipe: Recipe) -> None:
+    for key in ("pretrained", "config"):
+        name = getattr(recipe.model, key, None)
+        if name is None or not (only_path(name) or name.endswith((".safetensors", ".ckpt"))):
+            continue
+        try:
+            there = Path(name).expanduser().exists()
+        except (OSError, RuntimeError):
+            there = False
+        if not there:
+            raise UsageError(f"model.{key} = {name[:200]!r}: there is nothing at this path.")
+
+
+def require_space(output: Path, checkpoint_bytes: float, recipe: Recipe) -> None:
+    """Check that the checkpoints that a run keeps fit onto the disk.
+
+    Raises:
+        UsageError: they do not; what is needed and what is free is named.
+    """
+    training = recipe.training
+    together = min(training.keep + 2, -(-training.steps // training.checkpoint_every))  # the best, and one half written
+    needed = together * checkpoint_bytes
+    existing = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UsageError(
+            f"{output}: {free / 1e9:.2g} GB are free, but {together} checkpoints of {checkpoint_bytes / 1e9:.2g} GB "
+            "need more. Free some space, lower training.keep, or choose another --output."
+        )
