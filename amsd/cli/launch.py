@@ -67,17 +67,20 @@ def relaunch(arguments: Sequence[str], processes: int) -> int:
         if not isinstance(failure, ChildFailedError):
             raise failure
         found = {int(file.name): int(file.read_text(encoding="utf-8")) for file in Path(codes).iterdir()}
+    ended = {index: process.exitcode for index, process in failure.failures.items() if index not in found}
+    # Without a word: the others then fail as well, or are told to end, because they cannot go on without it.
+    dead = {index: code for index, code in ended.items() if code < 0 and code != -signal.SIGTERM}
+    if dead and not received:
+        index, code = next(iter(dead.items()))
+        how = signal.Signals(-code).name
+        hint = " (out of memory?)" if how == "SIGKILL" else ""
+        raise RunError(f"Process {index} of {processes} died: {how}{hint}. The others were ended; --resume goes on.")
     failed = [code for code in found.values() if code not in (0, INTERRUPTED, REQUEUE)]
-    if failed:
-        return max(failed)
+    if failed or not (received or found):
+        return max(failed, default=1)
     if received:
         return INTERRUPTED if received == signal.SIGINT else REQUEUE
-    index, first = failure.get_first_failure()
-    if found.get(index) in (INTERRUPTED, REQUEUE):  # it was told to end by itself
-        return found[index]
-    how = signal.Signals(-first.exitcode).name if first.exitcode < 0 else f"exit status {first.exitcode}"
-    hint = " (out of memory?)" if how == "SIGKILL" else ""
-    raise RunError(f"Process {index} of {processes} died: {how}{hint}. The others were ended; --resume goes on.")
+    return max(found.values())  # a signal came to a process alone
 
 
 def _launch(arguments: Sequence[str]) -> tuple[Exception | None, int]:
