@@ -166,6 +166,7 @@ def test_without_weights_a_plan_says_what_is_downloaded_and_a_run_names_the_mode
     said = " ".join(plan.stdout.split())
     assert f"from the hub: {model}" in said
     assert "imagereward (1.8 GB" in said
+    AcceleratorState._reset_state(True)
     run = CliRunner().invoke(app, ["train", name])
     assert getattr(run.exception, "exit_code", None) == 2
     assert f"model.pretrained = '{model}'" in str(run.exception)

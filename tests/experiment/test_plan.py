@@ -68,20 +68,6 @@ def test_every_shipped_recipe_of_sd15_has_a_plan(name: str) -> None:
     assert "GiB for the reward gradient through the decoder at 512 x 512" in text["memory"]
 
 
-def test_prompts_that_are_not_there_are_named_with_what_happens() -> None:
-    absent = ["prompts.train=refl_data.json", "prompts.evaluation=benchmark-prompts.json"]
-    text = dict(make_plan(load_recipe("sd15-am", absent), 1).lines())
-    for purpose, file in (("train", "refl_data.json"), ("evaluation", "benchmark-prompts.json")):
-        assert file in text[f"prompts.{purpose}"]
-        assert "a run stops at once without it" in text[f"prompts.{purpose}"]
-    assert text["evaluation"].startswith("10 samples of each prompt under 2 settings per checkpoint")
-    known = dict(make_plan(load_recipe("sd15-am", ["evaluation.prompts=100"]), 4).lines())
-    # 100 prompts x 10 samples x 2 settings x 50 steps, guided; 803 GFLOP each at 100 TFLOP/s on 4 devices.
-    assert (
-        "2,000 images per checkpoint (2 settings), 200,000 network forwards, 6.7 min; once more" in known["evaluation"]
-    )
-
-
 def test_evaluation_images_are_counted() -> None:
     plan = make_plan(load_recipe("shapes", ["evaluation.prompts=5", "evaluation.samples_per_prompt=3"]), 1)
     settings = len(plan.recipe.evaluation_settings)
