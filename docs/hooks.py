@@ -13,7 +13,8 @@ from mkdocs.structure.files import File, Files
 PAGE = "recipe-reference.md"
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "recipes" / "schema.json"
-PICTURES = {"images/embedded-samples.png": "amsd/shapes/weights/samples.png"}
+PICTURE = re.compile(r"(?<=\]\()\.\./([^)\s]+\.(?:png|svg))(?=\))")
+"""Address of a picture that a page shows and that lies outside `docs/`."""
 INTRODUCTION = """# Recipe keys
 
 Every key of a recipe, its type and its default. This page is made from the schema that checks recipes. Editors that
@@ -27,16 +28,21 @@ the nearest known one.
 def on_files(files: Files, config: Any) -> Files:
     """Add the page of recipe keys, and the pictures that lie outside `docs/`."""
     files.append(File.generated(config, PAGE, content=page(json.loads(SCHEMA.read_text(encoding="utf-8")))))
-    for target, source in PICTURES.items():
-        files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    for source in sorted(set(PICTURE.findall(pages))):
+        files.append(File.generated(config, _place(source), abs_src_path=str(ROOT / source)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Links into the repository lead nowhere on the site: pictures are taken along, of the others the text stays."""
-    for target, source in PICTURES.items():
-        markdown = markdown.replace(f"(../{source})", f"({target})")
+    markdown = PICTURE.sub(lambda found: _place(found[1]), markdown)
     return re.sub(r"(?<!!)\[([^\]]+)\]\(\.\./[^)]*\)", r"\1", markdown)
+
+
+def _place(source: str) -> str:
+    """Where the site keeps a picture of the repository."""
+    return f"images/{source.replace('/', '-')}"
 
 
 def page(schema: dict[str, Any]) -> str:
