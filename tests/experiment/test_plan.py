@@ -68,6 +68,14 @@ def test_every_shipped_recipe_of_sd15_has_a_plan(name: str) -> None:
     assert "GiB for the reward gradient through the decoder at 512 x 512" in text["memory"]
 
 
+def test_evaluation_is_counted_over_prompts_samples_and_settings() -> None:
+    known = dict(make_plan(load_recipe("sd15-am", ["evaluation.prompts=100"]), 4).lines())
+    # 100 prompts x 10 samples x 2 settings x 50 steps, guided; 803 GFLOP each at 100 TFLOP/s on 4 devices.
+    assert (
+        "2,000 images per checkpoint (2 settings), 200,000 network forwards, 6.7 min; once more" in known["evaluation"]
+    )
+
+
 def test_evaluation_images_are_counted() -> None:
     plan = make_plan(load_recipe("shapes", ["evaluation.prompts=5", "evaluation.samples_per_prompt=3"]), 1)
     settings = len(plan.recipe.evaluation_settings)
