@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from amsd.diffusion.agreement import require_agreement
 from amsd.diffusion.families.base import Family, image_size
@@ -48,6 +49,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     """
     _require_plain_launch()
     precision = {"fp32": "no"}.get(recipe.model.precision, recipe.model.precision)
+    _forget_other_precision(precision)
     # Without an accelerator, accelerate joins the processes of a launcher only if it is told to use the CPU.
     accelerator = Accelerator(mixed_precision=precision, cpu=_use_cpu())
     if accelerator.device.type == "cpu" and recipe.model.precision == "fp16":
@@ -58,6 +60,16 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = recipe.training.tf32
     torch.backends.cudnn.allow_tf32 = recipe.training.tf32
     return accelerator
+
+
+def _forget_other_precision(precision: str) -> None:
+    """Let one Python process run recipes of different precision: accelerate remembers the first one's for ever.
+
+    The group of processes, which is remembered apart from it, stays.
+    """
+    known = AcceleratorState._shared_state.get("_mixed_precision", precision)
+    if known != precision:
+        AcceleratorState._reset_state()
 
 
 def _require_plain_launch() -> None:

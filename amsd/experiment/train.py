@@ -60,7 +60,7 @@ class Finished:
     """Whether this is the process that speaks to the user."""
 
 
-def train(recipe: Recipe, output: Path, resume: bool, ends: Ends | None = None) -> Finished:
+def train(recipe: Recipe, output: Path | str, resume: bool = False, ends: Ends | None = None) -> Finished:
     """Fit `recipe` in the run directory `output`; `ends` listens to signals already (unset: it begins here).
 
     Raises:
@@ -70,8 +70,8 @@ def train(recipe: Recipe, output: Path, resume: bool, ends: Ends | None = None) 
     """
     if ends is None:
         with Ends() as ends:
-            return _train(recipe, output, resume, ends)
-    return _train(recipe, output, resume, ends)
+            return _train(recipe, Path(output), resume, ends)
+    return _train(recipe, Path(output), resume, ends)
 
 
 def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:

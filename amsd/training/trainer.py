@@ -21,7 +21,8 @@ from torch import Tensor
 
 from amsd.ends import AnnouncedEnd, Ends
 from amsd.errors import Diverged, RunError
-from amsd.recipe import Recipe, identity
+from amsd.files import write_text
+from amsd.recipe import Recipe, dump_toml, identity
 from amsd.run_directory import RunDirectory
 from amsd.training import checkpoint as checkpoints
 from amsd.training import processes
@@ -333,6 +334,8 @@ class SOCTrainer(ABC, Generic[E]):
         self._announce("checkpoint")
         policy = self.problem.policy
         self._require_finite_state()
+        if self.accelerator.is_main_process and not self.run.recipe.is_file():  # a trainer that was built by hand
+            write_text(self.run.recipe, dump_toml(self.recipe))
 
         def save_weights(folder: Path) -> None:
             with self._averaged():
