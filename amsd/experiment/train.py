@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,28 +89,31 @@ def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
         require_same(run, recipe, prompts)
     accelerator = build_accelerator(recipe)
     set_seed(recipe.training.seed)  # rewards and libraries may draw from the process-wide generators
-    tracker: Tracker = standard(Console(), recipe.tracking) if accelerator.is_main_process else Trackers([])
-    identified = load_identified(recipe, accelerator.device)
-    newest = newest_whole(run) if resume else None
-    if newest is None:
-        start_from(identified.policy, recipe.model)
-    require_space(output, _checkpoint_bytes(recipe, identified.policy), recipe)
-    problem = build_problem(recipe, accelerator, identified.policy, inputs.training.texts)
-    evaluator = _evaluator(problem, inputs.held_out, tracker) if recipe.evaluation.every else None
-    # Everything that a run needs is there: only now something is created.
-    with _only_writer(run, accelerator):
-        if not resume:
-            run.require_unused()
-        if accelerator.is_main_process:
-            clear_unfinished(run.path)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_start(run, recipe, prompts)
-        accelerator.wait_for_everyone()
-        resumed_from = None if newest is None else int(newest.name.removeprefix("step-"))
-        with _told(tracker, RunInfo(recipe, run, identity(recipe), resumed_from), ends):
-            _remark(problem, inputs, tracker)
-            return _fit(problem, identified, evaluator, run, accelerator, tracker, prompts, ends)
+    known = run.used
+    # A run that exists is held before anything of it is read; of a new one nothing is created yet.
+    with _only_writer(run, accelerator) if known else nullcontext():
+        tracker: Tracker = standard(Console(), recipe.tracking) if accelerator.is_main_process else Trackers([])
+        identified = load_identified(recipe, accelerator.device)
+        newest = newest_whole(run) if resume else None
+        if newest is None:
+            start_from(identified.policy, recipe.model)
+        require_space(output, _checkpoint_bytes(recipe, identified.policy), recipe)
+        problem = build_problem(recipe, accelerator, identified.policy, inputs.training.texts)
+        evaluator = _evaluator(problem, inputs.held_out, tracker) if recipe.evaluation.every else None
+        # Everything that a run needs is there: only now something is created.
+        with nullcontext() if known else _only_writer(run, accelerator):
+            if not resume:
+                run.require_unused()
+            if accelerator.is_main_process:
+                clear_unfinished(run.path)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                write_start(run, recipe, prompts)
+            accelerator.wait_for_everyone()
+            resumed_from = None if newest is None else int(newest.name.removeprefix("step-"))
+            with _told(tracker, RunInfo(recipe, run, identity(recipe), resumed_from), ends):
+                _remark(problem, inputs, tracker)
+                return _fit(problem, identified, evaluator, run, accelerator, tracker, prompts, ends)
 
 
 @contextmanager

@@ -76,15 +76,16 @@ def test_an_announced_end_keeps_the_work_and_names_the_command_that_goes_on(
         assert lines(run) == lines(whole)
 
 
-def test_of_two_resumes_at_once_one_is_refused(recipe: Path, whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = start("train", recipe, "--output", run)
+def test_of_two_resumes_at_once_one_is_refused(recipe: Path, tmp_path: Path) -> None:
+    run, long = tmp_path / "run", ("--set", "training.steps=2000", "--set", "training.checkpoint_every=1000")
+    process = start("train", recipe, "--output", run, *long)
     wait_until(lambda: 2 in steps(run), process)
-    second = amsd("train", recipe, "--output", run, "--resume")
-    assert second.returncode == 2
+    second = amsd("train", recipe, "--output", run, *long, "--resume")
+    assert second.returncode == 2, second.stderr
     assert f"in use by process {process.pid} on " in second.stderr
-    assert finish(process).returncode == 0
-    assert lines(run) == lines(whole)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process).returncode == 75
+    assert steps(run) == list(range(1, RunDirectory(run).steps()[-1] + 1))  # nothing was written twice
 
 
 def test_a_dead_rank_is_named_and_the_other_ends(recipe: Path, tmp_path: Path) -> None:
