@@ -42,7 +42,6 @@ def test_a_small_race_is_run_once_and_judged_on_common_noise(part: Any, tmp_path
     assert {name for name, _ in points} == set(race.RUNNERS)
     starts = {found[0].by_prompt for found in points.values()}
     assert len(starts) == 1, "all start from the base model on the same noise"
-    assert points["amsd buffer", 0][-1].forwards < points["amsd on-policy", 0][-1].forwards
     assert points["amsd on-policy", 0][-1].forwards < points["reference", 0][-1].forwards
     before = (tmp_path / "race-reference-0.json").stat().st_mtime_ns
     race.run_missing(tmp_path, small, seeds=1)

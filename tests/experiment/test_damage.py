@@ -93,7 +93,8 @@ def test_a_damaged_file_is_survived_or_named(chosen: Recipe, run: RunDirectory, 
             resumed = RunDirectory(copy)
             if [step for step in (1, 2) if damage(resumed.checkpoint(step))]:
                 raw.append(f"{name}: a damaged checkpoint was left")
-            if lines(copy) != lines(run.path):
+            # What the log itself lost cannot be told again; everything else leaves it as it was.
+            if name != run.metrics.relative_to(run.path) and lines(copy) != lines(run.path):
                 raw.append(f"{name}: the log differs")
         shutil.rmtree(copy)
     assert raw == []
