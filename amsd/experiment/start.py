@@ -81,7 +81,7 @@ def _recorded_prompts(run: RunDirectory) -> dict[str, dict[str, Any]]:
     try:
         found = json.loads(run.prompts.read_bytes())
         return {role: {"sha256": str(found[role]["sha256"]), "prompts": found[role]["prompts"]} for role in found}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         _LOG.warning("%s is damaged (%r): whether the prompts are still the same is not checked", run.prompts, error)
         return {}
 
