@@ -2,7 +2,7 @@
 # needs NVIDIA's driver and the NVIDIA Container Toolkit.
 #
 #   docker build -t amsd .
-#   docker run --gpus all --rm -v "$PWD/runs:/work/runs" -v "$HOME/.cache/huggingface:/cache/huggingface" amsd train sd15-lora
+#   docker run --gpus all --rm -v "$PWD/runs:/app/runs" -v "$HOME/.cache/huggingface:/cache/huggingface" amsd train sd15-lora
 #
 # With pyiqa, which may not be used commercially: docker build --build-arg EXTRAS=pyiqa,rewards -t amsd .
 FROM python:3.12-slim-bookworm
@@ -23,9 +23,9 @@ COPY sweeps ./sweeps
 RUN pip install --no-cache-dir uv \
     && uv pip install --system --no-cache -c constraints.txt ".[${EXTRAS}]"
 
-RUN useradd --create-home --uid 1000 amsd && mkdir -p /work /cache && chown amsd /work /cache
+RUN useradd --create-home --uid 1000 amsd && mkdir -p /app /cache && chown amsd /app /cache
 USER 1000
-WORKDIR /work
+WORKDIR /app
 ENV HF_HOME=/cache/huggingface \
     AMSD_CACHE=/cache/amsd \
     NVIDIA_VISIBLE_DEVICES=all \
