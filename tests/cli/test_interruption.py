@@ -114,7 +114,8 @@ def _step(number: int) -> Callable[[Path], bool]:
 
 #: When to kill, and for how long to wait after that (seconds, at most).
 MOMENTS: tuple[tuple[Callable[[Path], bool], float], ...] = (
-    (lambda run: run.is_dir(), 3.0),  # while it starts
+    (lambda run: True, 3.0),  # while it starts, before anything of it exists
+    (lambda run: run.is_dir(), 0.0),  # with the first file
     (_writing, 0.0),
     (_writing, 0.05),
     (_step(5), 0.2),
