@@ -79,7 +79,7 @@ def test_evaluation_has_its_own_axis(offline: Offline) -> None:
 def test_config_is_the_resolved_recipe(offline: Offline) -> None:
     config = offline.summary["config"]
     assert config["guidance"]["guidance_scale"] == 7.5
-    assert config["method"]["buffer"]["passes"] == 10
+    assert config["method"]["name"] == "am"
     assert config["reward"][0]["name"] == "shapes:right"
     assert config["identity"] == story.info(Path()).identity
     assert (offline.summary["project"], offline.summary["name"], offline.summary["tags"]) == ("p", "n", ["a", "b"])
