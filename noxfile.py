@@ -16,6 +16,8 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["tests"]
 nox.options.error_on_missing_interpreters = False  # `versions` runs where a version can be had
 
+os.environ["UV_COMPILE_BYTECODE"] = "1"  # once, here, and not by each command that a test starts
+
 ROOT = Path(__file__).parent
 LOWEST = ("tests/recipe", "tests/matching", "tests/diffusion", "tests/golden")
 PINNED = ("-c", str(ROOT / "constraints.txt"))

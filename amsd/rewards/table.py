@@ -10,10 +10,10 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, cast
 
 from amsd.errors import AmsdError, UsageError
+from amsd.plugins import plugins
 from amsd.reading import is_shortage, reason_of
 from amsd.recipe import Evaluation
 from amsd.recipe.schema import CodeFile
@@ -105,7 +105,7 @@ def require_known(rewards: Sequence[str], evaluation: Evaluation) -> None:
     Raises:
         UsageError: a name is unknown.
     """
-    known = {*REWARDS, *_plugins()}
+    known = {*REWARDS, *plugins(_ENTRY_POINTS)}
     for name in [*rewards, *evaluation.metrics]:
         if name.partition(":")[0] not in FAMILIES and name not in known:
             raise _unknown(name)
@@ -140,7 +140,7 @@ def _require_embedder(name: str) -> None:
 def reward_names() -> list[str]:
     """Every name that `resolve_reward` knows, sorted; of a family only its pattern, such as `pyiqa:METRIC`."""
     patterns = [_example(family) for family in FAMILIES]
-    return sorted({*REWARDS, *_plugins()}) + patterns
+    return sorted({*REWARDS, *plugins(_ENTRY_POINTS)}) + patterns
 
 
 def embedder_names() -> list[str]:
@@ -151,18 +151,14 @@ def embedder_names() -> list[str]:
 def _reward_factory(name: str) -> Callable[..., Any]:
     if name in REWARDS:
         return cast("Callable[..., Any]", _load(REWARDS[name]))
-    plugins = _plugins()
-    if name in plugins:
-        return cast("Callable[..., Any]", plugins[name].load())
+    installed = plugins(_ENTRY_POINTS)
+    if name in installed:
+        return cast("Callable[..., Any]", installed[name].load())
     raise _unknown(name)
 
 
 def _unknown(name: str) -> UsageError:
     return UsageError(f"{name!r} is not a reward. {_nearest(name, reward_names())}")
-
-
-def _plugins() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=_ENTRY_POINTS)}
 
 
 def _load(target: str) -> Any:

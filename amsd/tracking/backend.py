@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
 
 from amsd.errors import UsageError
+from amsd.plugins import plugins
 from amsd.tracking.entries import Entry
 from amsd.tracking.protocol import RunInfo
 from amsd.training.events import Notice
@@ -45,7 +45,7 @@ Open = Callable[[RunInfo, Announce], Backend]
 
 def names() -> list[str]:
     """Every name that `tracking.trackers` may hold."""
-    return [*TABLE, *(point.name for point in entry_points(group=GROUP) if point.name not in TABLE)]
+    return [*TABLE, *(name for name in plugins(GROUP) if name not in TABLE)]
 
 
 def require_known_trackers(wanted: Sequence[str]) -> None:
@@ -74,6 +74,5 @@ def resolve(name: str) -> Open:
         module, _, attribute = TABLE[name].partition(":")
         found: Open = getattr(import_module(module), attribute)
         return found
-    (point,) = (point for point in entry_points(group=GROUP) if point.name == name)
-    loaded: Open = point.load()
+    loaded: Open = plugins(GROUP)[name].load()
     return loaded

@@ -83,7 +83,7 @@ def test_shapes_rewards_resolve_with_their_options() -> None:
 
 def test_an_entry_point_is_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("plugin", "amsd.rewards.simple:Brightness", "amsd.rewards")
-    monkeypatch.setattr(table, "entry_points", lambda group: [entry] if group == "amsd.rewards" else [])
+    monkeypatch.setattr(table, "plugins", lambda group: {"plugin": entry} if group == "amsd.rewards" else {})
     assert isinstance(resolve_reward("plugin"), Brightness)
     assert "plugin" in reward_names()
 

@@ -8,10 +8,10 @@ pipeline (docs/extending.md).
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, cast
 
 from amsd.errors import UsageError
+from amsd.plugins import plugins
 
 if TYPE_CHECKING:
     from amsd.diffusion.families.base import Family
@@ -30,7 +30,7 @@ _ENTRY_POINTS = "amsd.families"
 
 def known_families() -> dict[str, str]:
     """Every family by its pipeline's class, those of installed packages too."""
-    return FAMILIES | {entry.name: entry.value for entry in entry_points(group=_ENTRY_POINTS)}
+    return FAMILIES | {name: entry.value for name, entry in plugins(_ENTRY_POINTS).items()}
 
 
 def family_class(pipeline_class: str) -> type[Family]:

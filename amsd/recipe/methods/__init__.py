@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
+from amsd.plugins import plugins
 from amsd.recipe.errors import Problem, nearest, validated
 from amsd.recipe.methods.base import MethodSection
 
@@ -25,7 +25,7 @@ DEFAULT = "am"
 
 def rows() -> dict[str, str]:
     """All rows, those of installed packages too; a package cannot replace a method of amsd."""
-    return {point.name: point.value for point in entry_points(group=GROUP)} | METHODS
+    return {name: point.value for name, point in plugins(GROUP).items()} | METHODS
 
 
 @cache
