@@ -47,6 +47,6 @@ def export(
         written = write(source.recipe, source.checkpoint, to, style.value)
     typer.echo(written)
     if push is not None:
-        from amsd.experiment.push import push as upload
+        from amsd import hub
 
-        typer.echo(upload(to, push))
+        typer.echo(hub.push(to, push))

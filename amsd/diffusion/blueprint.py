@@ -18,6 +18,7 @@ from amsd.diffusion.loading import EMBEDDED, locate, locate_configuration
 from amsd.diffusion.parts import require_sound
 from amsd.diffusion.single_file import default_configuration, parameters, stored_shapes
 from amsd.errors import UsageError
+from amsd.hub import Repository
 from amsd.reading import read_json, reading
 from amsd.recipe import Model
 
@@ -159,10 +160,8 @@ def _vae_scale(config: Any) -> int:
 
 def _cached(name: str, revision: str | None) -> Path | None:
     """The folder of a hub repository whose index has been downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
-    file = try_to_load_from_cache(name, "model_index.json", revision=revision)
-    return Path(file).parent if isinstance(file, str) else None
+    index = Repository(name, revision).cached("model_index.json")
+    return None if index is None else index.parent
 
 
 def _complete(folder: Path, what: str, model: Model) -> Folder | None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
+from amsd import hub
 from amsd.diffusion.families import family_for
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.folder import inspect, require_pipeline
 from amsd.diffusion.parts import load_pipeline, require_fit
 from amsd.diffusion.single_file import default_configuration, load_single_file
 from amsd.errors import UsageError
+from amsd.hub import Repository
 from amsd.reading import reading
 from amsd.recipe import Model
 from amsd.recipe.schema import only_path
 
 EMBEDDED = "embedded:"
 _CONFIGURATION_FILES = ("*.json", "*.txt")
-_HUB_TIMEOUT = 10.0
 
 
 def load_family(model: Model) -> Family:
@@ -98,14 +98,11 @@ def _tile(family: Family) -> None:
 def _hide_loading_bars() -> None:
     """Bars of a local load would break amsd's own display; those of downloads, which take minutes, stay."""
     from diffusers.utils import logging as diffusers_logging
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
-    downloads_are_hidden = are_progress_bars_disabled()
     diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()  # those of downloads too
-    if not downloads_are_hidden:
-        enable_progress_bars()
+    with hub.keeping_download_bars():  # transformers hides them too
+        transformers_logging.disable_progress_bar()
 
 
 def locate(model: Model) -> str:
@@ -127,7 +124,7 @@ def locate(model: Model) -> str:
         f"Download it once with network (`hf download {name}`), or set model.pretrained to a local diffusers folder "
         "or single-file checkpoint. `embedded:shapes` always works."
     )
-    _require_on_hub("model.pretrained", name, model.revision, how)
+    _require_on_hub(f"model.pretrained = {name!r}", Repository(name, model.revision), how)
     return name
 
 
@@ -137,8 +134,6 @@ def locate_configuration(model: Model) -> Path:
     Raises:
         UsageError: nothing is there, or nothing is named and the file's family has no default.
     """
-    from huggingface_hub import snapshot_download
-
     named = model.config
     name = named or default_configuration(Path(model.pretrained).expanduser())
     folder = None if named is None else _local("model.config", name)
@@ -150,11 +145,17 @@ def locate_configuration(model: Model) -> Path:
         f"architecture (its weights are not read), or download configuration and tokenizer once with network: "
         f"`hf download {name} {patterns}`."
     )
-    _require_on_hub("model.config" if named else "model.config (by default for this file)", name, model.revision, how)
-    try:
-        return Path(snapshot_download(name, revision=model.revision, allow_patterns=list(_CONFIGURATION_FILES)))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"model.config = {name!r} cannot be downloaded: {error}. {how}") from error
+    what = f"{'model.config' if named else 'model.config (by default for this file)'} = {name!r}"
+    repository = Repository(name, model.revision)
+    _require_on_hub(what, repository, how)
+    return repository.folder(_CONFIGURATION_FILES, what, how)
+
+
+def _require_on_hub(what: str, repository: Repository, how: str) -> None:
+    """Check that a pipeline is in the hub's cache, or that it could be downloaded."""
+    if repository.cached("model_index.json", what) is None:
+        revision = "" if repository.revision is None else f" with model.revision = {repository.revision!r}"
+        repository.require(what + revision, how)
 
 
 def _local(key: str, name: str) -> Path | None:
@@ -181,40 +182,3 @@ def _embedded(key: str, name: str) -> Path:
     if not (folder / "model_index.json").is_file():
         raise UsageError(f"The embedded model {name!r} is missing from this installation; reinstall amsd.")
     return folder
-
-
-def _require_on_hub(key: str, name: str, revision: str | None, how: str) -> None:
-    """Fail at once, and in plain words, where transformers would retry for most of a minute."""
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of the client's HTTP library
-        GatedRepoError,
-        HFValidationError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    subject = f"{key} = {name!r}"
-    try:
-        hf_hub_download(name, "model_index.json", revision=revision, local_files_only=True)
-    except LocalEntryNotFoundError:
-        pass
-    except HFValidationError as error:
-        raise UsageError(f"{subject} is neither a folder nor a hub id: {error}") from None
-    else:
-        return  # cached: needs no network
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        raise UsageError(f"{subject} is not in the local cache, and HF_HUB_OFFLINE is set. {how}")
-    try:
-        HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
-    except GatedRepoError:
-        raise UsageError(f"{subject} is gated: accept its terms and run `hf auth login`.") from None
-    except RepositoryNotFoundError:
-        raise UsageError(f"{subject} does not exist on the hub (or is private). {how}") from None
-    except RevisionNotFoundError:
-        raise UsageError(f"model.revision = {revision!r}: {name} has no such revision on the hub.") from None
-    except (HTTPError, OSError) as error:
-        raise UsageError(
-            f"{subject} is not in the local cache and the hub cannot be reached ({type(error).__name__}). {how}"
-        ) from error

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amsd.errors import UsageError
+from amsd.hub import PREFIX as HUB
 from amsd.prompts import PromptSet, load_prompts
-from amsd.prompts.hub import PREFIX as HUB
 from amsd.recipe import Recipe
 from amsd.recipe.schema import only_path
 from amsd.rewards.code import check_code

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from amsd.prompts.hub import PREFIX as HUB
+from amsd.hub import PREFIX as HUB
 from amsd.prompts.hub import read_hub
 from amsd.prompts.prompt_set import PromptError, PromptSet
 from amsd.prompts.readers import READERS, read_file

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from amsd.errors import RunError, UsageError
-from amsd.rewards.checkpoints import fail_fast
+from amsd.hub import failing_fast
 from amsd.rewards.networks import device_of, fingerprint, freeze, full_precision
 from amsd.rewards.preprocess import check_pairs
 
@@ -132,7 +132,7 @@ def _build(name: str, metric: str, as_loss: bool, trust_pickle: bool, options: d
     from pyiqa.models.inference_model import InferenceModel
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()), _weights_only(not trust_pickle), fail_fast():  # pyiqa prints
+        with contextlib.redirect_stdout(io.StringIO()), _weights_only(not trust_pickle), failing_fast():  # pyiqa prints
             return InferenceModel(metric, as_loss=as_loss, loss_reduction="none", device=torch.device("cpu"), **options)
     except UnpicklingError as error:
         raise UsageError(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from typing import Literal
 
-#: Seconds to wait for the server's first answer.
-PROBE_TIMEOUT = 3.0
+from amsd.network import unreachable
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -45,16 +42,3 @@ def connect(wanted: Literal["auto", "online", "offline", "disabled"]) -> Connect
     address = wandb.setup().settings.base_url
     problem = unreachable(address)
     return Connection("online") if problem is None else Connection("offline", f"{address} is unreachable ({problem})")
-
-
-def unreachable(address: str) -> str | None:
-    """Why a web server cannot be reached (through the proxies of the environment), or None if it answers at all."""
-    try:
-        with urllib.request.urlopen(address, timeout=PROBE_TIMEOUT):
-            return None
-    except urllib.error.HTTPError:
-        return None  # it answered
-    except urllib.error.URLError as error:
-        return str(error.reason)
-    except OSError as error:
-        return str(error)

@@ -18,7 +18,7 @@ from amsd.errors import RunError, UsageError
 from amsd.evaluation.result import EvaluationResult
 from amsd.evaluation.statistics import summarize
 from amsd.experiment.card import write_card
-from amsd.experiment.push import push
+from amsd.hub import push
 from amsd.recipe import dump_toml, load_recipe
 
 

@@ -115,7 +115,7 @@ def test_a_hub_data_set_is_read_by_split_and_column(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["hub:owner/name:train:prompt", "hub:owner/name/metadata-test.parquet"])
 def test_an_unreachable_hub_is_said_at_once(source: str) -> None:
-    with pytest.raises(PromptError, match=rf"{source}: is not in the local cache.*HF_HUB_OFFLINE is set"):
+    with pytest.raises(PromptError, match=rf"{source}: .*is not in the local cache.*HF_HUB_OFFLINE is set"):
         load_prompts(source)
 
 
@@ -127,7 +127,7 @@ def test_a_silent_hub_is_noticed_without_retries(source: str, monkeypatch: pytes
         port = server.getsockname()[1]  # nobody listens here once it is closed
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    with pytest.raises(PromptError, match=r"the hub cannot be asked .*refused.*Download it once with network"):
+    with pytest.raises(PromptError, match=r"the hub cannot be reached .*refused.*Download it once with network"):
         load_prompts(source)
 
 

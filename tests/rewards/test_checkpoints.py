@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from amsd.errors import UsageError
-from amsd.rewards import checkpoints
-from amsd.rewards.checkpoints import HubFile, fill, find_file, find_folder, load_tensors
+from amsd.hub import Repository, parse_file
+from amsd.rewards.checkpoints import fill, find_file, find_folder, load_tensors
 from amsd.rewards.networks import fingerprint, freeze
 
 WHAT = "reward 'x', option checkpoint"
@@ -39,11 +39,11 @@ def cached(tmp_path: Path, repository: str, name: str, content: bytes = b"x") ->
 
 
 def test_hub_files_are_parsed() -> None:
-    assert HubFile.parse("hub:a/b/c.pt") == HubFile("a/b", "c.pt")
-    assert HubFile.parse("hub:a/b/sub/c.pt@v1") == HubFile("a/b", "sub/c.pt", "v1")
+    assert parse_file("hub:a/b/c.pt") == (Repository("a/b"), "c.pt")
+    assert parse_file("hub:a/b/sub/c.pt@v1") == (Repository("a/b", "v1"), "sub/c.pt")
     for wrong in ("hub:a/b", "hub:a//c.pt", "hub:c.pt"):
         with pytest.raises(UsageError, match="OWNER/REPOSITORY/FILE"):
-            HubFile.parse(wrong)
+            parse_file(wrong)
 
 
 def test_a_local_file_is_found_and_its_hash_checked(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_without_network_a_missing_file_is_reported_at_once() -> None:
 @pytest.mark.usefixtures("no_network")
 def test_offline_mode_is_respected_without_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(checkpoints, "_unreachable", lambda: pytest.fail("a request was made"))
+    monkeypatch.setattr("amsd.hub.unreachable", lambda address: pytest.fail("a request was made"))
     with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set"):
         find_file("hub:owner/model/weights.pt", WHAT)
 
@@ -106,7 +106,7 @@ def test_a_missing_local_folder_is_named(name: str) -> None:
 
 @pytest.mark.usefixtures("no_network")
 def test_an_impossible_repository_name_is_refused() -> None:
-    with pytest.raises(UsageError, match="neither a local folder nor a repository"):
+    with pytest.raises(UsageError, match="option checkpoint is neither a folder nor a hub id"):
         find_folder("white space/model", WHAT, [("a",)])
 
 
