@@ -21,6 +21,9 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="Image j starts from seed + j.")] = 0,
     eta: Annotated[float, typer.Option(min=0.0, help="Noise of the sampler; 0 is none.")] = 0.0,
     guidance_scale: Annotated[float | None, typer.Option(min=0.0, help="Unset: the recipe's.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative-prompt", "-n", help="What guidance leads away from; unset: the recipe's.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Inference steps; unset: the recipe's.")] = None,
     base: Annotated[str | None, typer.Option("--base", help="Model that a LoRA file is added to.")] = None,
     recipe: RecipeOption = None,
@@ -35,7 +38,7 @@ def sample(
     own = with_base(source.recipe, base)
     if source.model is not None and own.model.pretrained == source.model:
         _require_base(source.model)
-    request = SampleRequest(tuple(prompt), count, seed, eta, guidance_scale, steps)
+    request = SampleRequest(tuple(prompt), count, seed, eta, guidance_scale, steps, negative_prompt)
     for path in draw(own, source.checkpoint, request, out, source.model):
         typer.echo(path)
 

@@ -27,28 +27,29 @@ class TextCondition(Rows):
 
 @dataclass(frozen=True)
 class Conditioning(Rows):
-    """What a batch is conditioned on: its prompts, and the empty prompt for guidance and dropout."""
+    """What a batch is conditioned on: its prompts, and what stands in their place in guidance and dropout."""
 
     prompt: TextCondition
-    empty: TextCondition
+    negative: TextCondition
+    """The negative prompt; by default the empty one."""
 
     def __len__(self) -> int:
         return len(self.prompt)
 
     def dropped(self, mask: Tensor) -> Conditioning:
-        """Prompt dropout: rows where `mask` (B,) is true get the empty prompt.
+        """Prompt dropout: rows where `mask` (B,) is true get the negative (by default the empty) prompt.
 
         Guided or not, such a row is then predicted without a prompt, in every guidance mode.
         """
 
-        def choose(prompt: Tensor, empty: Tensor) -> Tensor:
-            return torch.where(mask.to(prompt.device).reshape(-1, *[1] * (prompt.ndim - 1)), empty, prompt)
+        def choose(prompt: Tensor, negative: Tensor) -> Tensor:
+            return torch.where(mask.to(prompt.device).reshape(-1, *[1] * (prompt.ndim - 1)), negative, prompt)
 
         kept = TextCondition(
-            choose(self.prompt.hidden_states, self.empty.hidden_states),
-            {name: choose(value, self.empty.added[name]) for name, value in self.prompt.added.items()},
+            choose(self.prompt.hidden_states, self.negative.hidden_states),
+            {name: choose(value, self.negative.added[name]) for name, value in self.prompt.added.items()},
         )
-        return Conditioning(kept, self.empty)
+        return Conditioning(kept, self.negative)
 
 
 Network = Callable[[Tensor, Tensor, TextCondition], Tensor]
@@ -62,7 +63,7 @@ def guided(network: Network, x: Tensor, timesteps: Tensor, conditioning: Conditi
     """
     if guidance_scale == 1:
         return network(x, timesteps, conditioning.prompt)
-    both = TextCondition.cat([conditioning.empty, conditioning.prompt])
+    both = TextCondition.cat([conditioning.negative, conditioning.prompt])
     unconditional, conditional = network(torch.cat([x, x]), torch.cat([timesteps, timesteps]), both).chunk(2)
     return unconditional + guidance_scale * (conditional - unconditional)
 

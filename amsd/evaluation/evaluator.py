@@ -204,6 +204,8 @@ class Evaluator:
         # Only where it is on: results that were made without it keep their identity.
         tiling = {"vae_tiling": True} if getattr(family.pipeline.vae, "use_tiling", False) else {}
         size = {} if self._recipe.model.size is None else {"size": list(family.size)}
+        prompt = self._recipe.guidance.negative_prompt if sampler.setting.guidance_scale != 1 else ""
+        negative = {"negative_prompt": prompt} if prompt else {}
         return {
             "name": sampler.setting.name,
             **sampler.setting.model_dump(),
@@ -216,6 +218,8 @@ class Evaluator:
             "libraries": library_versions(),
             **tiling,
             **size,
+            **negative,
+            **family.choices,
         }
 
     @property
@@ -276,7 +280,7 @@ class Evaluator:
         share = shard(protocol.batches(prompts, self._samples, evaluation.batch_size))
         pictures, failure = [], ""
         with protocol.sampling(family.pipeline, sampler):
-            encode = protocol.PromptEncoder(family, self._prompts)
+            encode = protocol.PromptEncoder(family, self._prompts, self._recipe.guidance.negative_prompt)
             try:
                 total = prompts * self._samples
                 for done, batch in enumerate(share, 1):

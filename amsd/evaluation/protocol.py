@@ -74,11 +74,11 @@ def noise_generator(seed: int, index: Index) -> torch.Generator:
 class PromptEncoder:
     """Encodes each prompt once, alone, so that its embedding does not depend on its neighbours in a batch."""
 
-    def __init__(self, family: Family, prompts: Sequence[str]) -> None:
+    def __init__(self, family: Family, prompts: Sequence[str], negative_prompt: str = "") -> None:
         self._family = family
         self._prompts = prompts
         self._known: dict[str, TextCondition] = {}
-        self._empty = family.encode_empty(1)
+        self._negative = family.encode_negative(negative_prompt, 1)
 
     def __call__(self, batch: Sequence[Index]) -> dict[str, Any]:
         """Arguments of the pipeline's call that stand for the prompts of these images."""
@@ -86,8 +86,8 @@ class PromptEncoder:
             if text not in self._known:
                 self._known[text] = self._family.encode([text])
         condition = TextCondition.cat([self._known[self._prompts[prompt]] for prompt, _ in batch])
-        empty = TextCondition.cat([self._empty] * len(batch))
-        return self._family.prompt_arguments(condition, empty)
+        negative = TextCondition.cat([self._negative] * len(batch))
+        return self._family.prompt_arguments(condition, negative)
 
 
 @torch.no_grad()

@@ -121,7 +121,10 @@ def _loading(folder: Path, recipe: Recipe) -> Iterator[str]:
     pipeline = index.is_file()
     family = family_class(str(read_json(index, "the export")["_class_name"]) if pipeline else "StableDiffusionPipeline")
     absent = "".join(f", {part}=None" for part in family.optional_parts if pipeline and not (folder / part).is_dir())
-    arguments = family.documented_call(recipe.model, recipe.guidance.guidance_scale)
+    guidance = recipe.guidance
+    negative = {} if guidance.guidance_scale == 1 else {"negative_prompt": guidance.negative_prompt}
+    arguments = family.documented_call(recipe.model, guidance.guidance_scale)
+    arguments |= negative if guidance.negative_prompt else {}
     named = ", ".join(
         f"{key}={value:g}" if isinstance(value, float) else f"{key}={value!r}" for key, value in arguments.items()
     )

@@ -103,6 +103,7 @@ def evaluate_model(
     device = build_accelerator(recipe).device
     require_model(target, recipe.model)  # not only after the base was evaluated
     model = load_model(recipe.model.pretrained if paired else target, recipe.model, device)
+    model.family.check_recipe(recipe)
     evaluator = evaluator_of(recipe, progress)
     base: Sequence[EvaluationResult] | None = None
     if paired:

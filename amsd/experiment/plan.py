@@ -157,7 +157,7 @@ def make_plan(recipe: Recipe, processes: int) -> Plan:
         UsageError: the model is absent and its architecture is unknown.
     """
     found = blueprint(recipe.model)
-    found.family.check_schedule(recipe.schedule)
+    found.family.check_recipe(recipe)
     total, lora = found.parameters, recipe.model.lora
     trained = total if recipe.model.parameterization != "lora" else found.lora_parameters(lora.rank, lora.targets)
     return Plan(

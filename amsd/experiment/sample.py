@@ -27,6 +27,7 @@ class SampleRequest:
     eta: float = 0.0
     guidance_scale: float | None = None
     num_inference_steps: int | None = None
+    negative_prompt: str | None = None
 
 
 def sample(
@@ -39,6 +40,7 @@ def sample(
     device = build_accelerator(recipe).device
     if model is not None:
         loaded = load_model(model, recipe.model, device)
+        loaded.family.check_schedule(recipe.schedule)
         with loaded.drawing():
             return _write(loaded.family, recipe, request, out)
     policy = load_policy(recipe, device, checkpoint)
@@ -65,8 +67,11 @@ def pictures(family: Family, recipe: Recipe, prompt: str, request: SampleRequest
         RunError: a picture is not finite.
     """
     scale = recipe.guidance.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    negative = recipe.guidance.negative_prompt if request.negative_prompt is None else request.negative_prompt
+    family.check_negative_prompt(negative, scale)
+    words = {"prompt": prompt, "num_images_per_prompt": request.count}
     images = family.draw(
-        {"prompt": prompt, "num_images_per_prompt": request.count},
+        words | ({"negative_prompt": negative} if negative else {}),
         [torch.Generator().manual_seed(request.seed + number) for number in range(request.count)],
         eta=request.eta,
         guidance_scale=scale,

@@ -89,6 +89,7 @@ def _require_plain_launch() -> None:
 def load_policy(recipe: Recipe, device: torch.device, checkpoint: Path | None = None) -> Policy:
     """The recipe's model with an unchanged policy, or with the weights of a checkpoint."""
     family = load_family(recipe.model)
+    family.check_recipe(recipe)
     policy = build_policy(family, recipe.model)
     if checkpoint is not None:
         policy.load(checkpoint)
@@ -131,6 +132,7 @@ class Identified:
 def load_identified(recipe: Recipe, device: torch.device) -> Identified:
     """The recipe's model, for evaluation: its results are known by its weights."""
     family = load_family(recipe.model)
+    family.check_recipe(recipe)
     weights = pipeline_identity(family.pipeline)
     policy = build_policy(family, recipe.model)
     policy.to(device)

@@ -23,6 +23,7 @@ AS_BEFORE: dict[str, dict[str, Any]] = {
         "start": None, "config": None, "vae_tiling": False, "size": None, "t5": True, "max_sequence_length": None,
         "embedded_guidance": None,
     },
+    "guidance": {"negative_prompt": ""},
     "prompts": {"column": None},
 }  # fmt: skip
 
@@ -34,6 +35,8 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
         for key in keys:
             tree[section].pop(key)
     tree["method"] = recipe.method.fitted(recipe).canonical()  # a size left open, or the same written out: one run
+    if recipe.guidance.guidance_scale == 1:
+        tree["guidance"]["negative_prompt"] = ""  # nothing leads away from it
     for section, neutral in AS_BEFORE.items():
         for key, value in neutral.items():
             if tree[section][key] == value:

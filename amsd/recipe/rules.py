@@ -98,6 +98,13 @@ def _ignored(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(key, f"is a key of another method and has no effect with method.name = {recipe.method.name!r}")
 
 
+def _negative_prompt(recipe: Recipe) -> Iterator[Problem]:
+    used = {recipe.guidance.guidance_scale, *(each.guidance_scale for each in recipe.evaluation_settings)}
+    if recipe.guidance.negative_prompt and used == {1.0}:
+        yield Problem("guidance.negative_prompt", "has no effect without guidance (guidance.guidance_scale = 1)",
+                      recipe.guidance.negative_prompt)  # fmt: skip
+
+
 def _warm_up(recipe: Recipe) -> Iterator[Problem]:
     warm_up, steps = recipe.optimizer.warmup_steps, recipe.training.steps
     if warm_up > steps:
@@ -111,4 +118,4 @@ def _warm_up(recipe: Recipe) -> Iterator[Problem]:
 _RULES = (
     _single_file, _betas, _method, _diversity, _distance, _reward_names, _best, _options,
 )  # fmt: skip
-_ADVICE = (_method_advice, _ignored, _warm_up)
+_ADVICE = (_method_advice, _ignored, _negative_prompt, _warm_up)

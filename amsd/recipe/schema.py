@@ -93,6 +93,8 @@ class Guidance(Section):
     """Whether the base drift in the adjoint is guided."""
     guidance_in_control_computation: bool = False
     """Whether both predictions in the control are guided."""
+    negative_prompt: str = ""
+    """Prompt that guidance leads away from, in training, evaluation and sampling; empty: the empty prompt."""
 
     @model_validator(mode="before")
     @classmethod
@@ -124,7 +126,7 @@ class Prompts(Section):
     column: str | None = None
     """Column (or JSON key) of both tables that holds the prompts; unset: `text`, `prompt`, `caption` and the like."""
     dropout: Fraction = 0.0
-    """Probability, per sample, of the empty prompt in the loss and in its adjoint."""
+    """Probability, per sample, that the loss and its adjoint see no prompt (or guidance.negative_prompt)."""
 
 
 class Optimizer(Section):

@@ -51,8 +51,10 @@ class ControlProblem:
         return NetworkPredictor(self.policy.base, self.steps, conditioning, guidance_scale)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts together with the empty prompt."""
-        return Conditioning(self.family.encode(prompts), self.family.encode_empty(len(prompts)))
+        """Encode prompts together with the negative (by default the empty) one, which only guidance has."""
+        guidance = self.recipe.guidance
+        negative = "" if guidance.guidance_scale == 1 else guidance.negative_prompt
+        return Conditioning(self.family.encode(prompts), self.family.encode_negative(negative, len(prompts)))
 
 
 _DIVERGED = (

@@ -76,7 +76,7 @@ def test_the_documented_family_works(parameterization: Any, tmp_path: Path) -> N
         expected = rollout(predict, steps, torch.stack(draws, 1)).terminal
         pipeline.scheduler = family.training_sampler(schedule)
         found = family.draw(
-            family.prompt_arguments(given.prompt, given.empty), [random], eta=1.0, guidance_scale=2.0,
+            family.prompt_arguments(given.prompt, given.negative), [random], eta=1.0, guidance_scale=2.0,
             num_inference_steps=3, output_type="latent",
             latents=torch.randn(1, *family.latent_shape, generator=random),
         )  # fmt: skip

@@ -221,7 +221,7 @@ def test_a_dropped_row_is_predicted_without_its_prompt(family: str, scale: float
     with torch.no_grad():
         kept = guided(network, x, t, given, scale)
         found = guided(network, x, t, given.dropped(torch.tensor([False, True])), scale)
-        empty = network(x, t, given.empty)
+        empty = network(x, t, given.negative)
     assert torch.allclose(found[0], kept[0], rtol=1e-4, atol=1e-5)
     assert torch.allclose(found[1], empty[1], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(kept[1], empty[1], rtol=1e-4, atol=1e-5)
@@ -234,7 +234,7 @@ def test_velocity_becomes_noise_and_the_conversion_commutes_with_guidance() -> N
     k = torch.tensor([0, 2])
     signal = steps.alpha_bar[k].float().reshape(-1, 1, 1, 1)
     with torch.no_grad():
-        velocity = [network(x, steps.timesteps[k], part) for part in (given.empty, given.prompt)]
+        velocity = [network(x, steps.timesteps[k], part) for part in (given.negative, given.prompt)]
         noise = [signal.sqrt() * v + (1 - signal).sqrt() * x for v in velocity]
         found = NetworkPredictor(network, steps, given, 4.0)(x, k)
     assert torch.allclose(found, noise[0] + 4 * (noise[1] - noise[0]), rtol=1e-4, atol=1e-5)

@@ -22,7 +22,7 @@ from amsd.evaluation.statistics import compare
 from amsd.rewards.simple import Brightness, Colourfulness
 from amsd.training.events import Notice
 from tests.evaluation.scenes import PROMPTS, CountingReward, PixelsEmbedder, recipe
-from tests.pipelines import ddim, stable_diffusion, stable_diffusion_xl
+from tests.pipelines import ddim, flux, stable_diffusion, stable_diffusion_xl
 
 TOTAL = 9
 """Images of the ordinary recipe: 3 prompts x 3 samples."""
@@ -432,3 +432,25 @@ class TestCache:
             assert again.pictures is not None
             assert (first.pictures.int() - again.pictures.int()).abs().max() <= 1
         assert [notice.kind for notice in notices] == ["damaged-cache"] * 2
+
+
+def test_what_changes_pictures_changes_the_name_of_a_result(pipeline: Any, tmp_path: Path) -> None:
+    """A negative prompt where guidance leads away from it, and choices of a model that are not weights."""
+
+    def result(recipe: Any, drawn: Any = pipeline) -> Any:
+        return Evaluator(recipe, PROMPTS, [Brightness()], cache=tmp_path).evaluate(drawn, "w")[0]
+
+    plain = result(recipe())
+    negative = result(recipe(guidance={"negative_prompt": "a blurry dog"}))
+    assert plain.stem != negative.stem
+    assert plain.metrics["brightness"].per_prompt != negative.metrics["brightness"].per_prompt
+    unguided = {"guidance_scale": [1.0]}
+    one, other = (result(recipe(unguided, guidance={"negative_prompt": text})) for text in ("", "a blurry dog"))
+    assert one.stem == other.stem
+    drawn = flux()
+    weak, strong = (
+        result(recipe(model={"embedded_guidance": value, "size": [16, 16], "max_sequence_length": 16}), drawn)
+        for value in (1.0, 5.0)
+    )
+    assert weak.stem != strong.stem
+    assert weak.metrics["brightness"].per_prompt != strong.metrics["brightness"].per_prompt

@@ -15,10 +15,12 @@ from amsd.diffusion.families.fit import Configs
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.steps import AffineSteps
 from amsd.errors import UsageError
-from amsd.recipe import Model, Schedule
+from amsd.recipe import Model, Recipe, Schedule
 
 DECODED_PIXELS = 2 * 512 * 512
 """Pixels that are decoded at once: two images of 512 x 512."""
+_CHOICES = ("max_sequence_length", "embedded_guidance")
+"""Keys of the recipe's `[model]` that some families have."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,17 @@ class Family(ABC):
     """Names of the text encoders in the pipeline; absent ones are left out."""
     takes_eta: ClassVar[bool] = True
     """Whether the pipeline's call takes `eta`."""
+    model_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys of the recipe's `[model]` that this family has and others have not."""
+    guidance_is_input: ClassVar[bool] = False
+    """Whether the network takes guidance as an input (`model.embedded_guidance`) instead of a second branch."""
     optional_parts: ClassVar[tuple[str, ...]] = ()
     """Parts that `model.t5 = false` leaves out."""
 
     def __init__(self, pipeline: Any, model: Model | None = None) -> None:
         self.pipeline = pipeline
         self.model = model or Model()
+        self._check_choices()
         self.size = self.model.size or self._default_size()
         self._check_size()
 
@@ -79,6 +86,33 @@ class Family(ABC):
         Raises:
             UsageError: there is one; it is named.
         """
+
+    @classmethod
+    @final
+    def check_recipe(cls, recipe: Recipe) -> None:
+        """Refuse keys of a recipe that mean nothing here.
+
+        Raises:
+            UsageError: there is one; it is named.
+        """
+        cls.check_schedule(recipe.schedule)
+        scales = [recipe.guidance.guidance_scale, *(each.guidance_scale for each in recipe.evaluation_settings)]
+        cls.check_negative_prompt(recipe.guidance.negative_prompt, max(scales))
+
+    @classmethod
+    @final
+    def check_negative_prompt(cls, negative_prompt: str, guidance_scale: float) -> None:
+        """Refuse a negative prompt where the family's own guidance has no second prompt.
+
+        Raises:
+            UsageError: nothing leads away from it.
+        """
+        if cls.guidance_is_input and negative_prompt and guidance_scale <= 1:
+            raise UsageError(
+                f"guidance.negative_prompt = {negative_prompt!r}: nothing leads away from it, because this model's own "
+                "guidance (model.embedded_guidance) is an input of its network, without a second prompt. Set "
+                "guidance.guidance_scale above 1 for true guidance, or remove the negative prompt."
+            )
 
     @classmethod
     @abstractmethod
@@ -133,9 +167,16 @@ class Family(ABC):
     def encode_empty(self, count: int) -> TextCondition:
         """What the family's pipeline uses as unconditional input, `count` rows."""
 
+    @final
+    def encode_negative(self, negative_prompt: str, count: int) -> TextCondition:
+        """What guidance leads away from, `count` rows: a negative prompt, or the unconditional input without one."""
+        if not negative_prompt:
+            return self.encode_empty(count)
+        return self.encode([negative_prompt]).map(lambda value: value.expand(count, *value.shape[1:]))
+
     @abstractmethod
-    def prompt_arguments(self, prompt: TextCondition, empty: TextCondition) -> dict[str, Any]:
-        """Arguments of the pipeline's call that stand for encoded prompts and for the empty one."""
+    def prompt_arguments(self, prompt: TextCondition, negative: TextCondition) -> dict[str, Any]:
+        """Arguments of the pipeline's call that stand for encoded prompts and for the negative (or empty) one."""
 
     # Latents and pictures
 
@@ -151,6 +192,26 @@ class Family(ABC):
     @abstractmethod
     def _default_size(self) -> tuple[int, int]:
         """Height and width in pixels that the model was trained at."""
+
+    @final
+    def _check_choices(self) -> None:
+        """Refuse keys of the model that mean nothing to this family."""
+        for key in _CHOICES:
+            if key not in self.model_keys and getattr(self.model, key) != Model.model_fields[key].default:
+                raise UsageError(
+                    f"model.{key} = {getattr(self.model, key)!r} means nothing to a {type(self.pipeline).__name__}: "
+                    "it has no such input. Remove the key."
+                )
+
+    @property
+    @final
+    def choices(self) -> dict[str, Any]:
+        """Keys of the model, besides its weights and its size, that determine pictures and are not at their default."""
+        return {
+            key: getattr(self.model, key)
+            for key in self.model_keys
+            if getattr(self.model, key) != Model.model_fields[key].default
+        }
 
     def _check_size(self) -> None:
         multiple = self._size_multiple()

@@ -28,6 +28,8 @@ class Flux(FlowFamily):
 
     denoiser_class = "FluxTransformer2DModel"
     text_encoder_names = ("text_encoder", "text_encoder_2")
+    guidance_is_input = True
+    model_keys = ("max_sequence_length", "embedded_guidance")
     published = tuple(
         Published(
             names=(name,),
@@ -109,13 +111,13 @@ class Flux(FlowFamily):
         """The encoded empty string."""
         return self.encode([""]).map(lambda value: value.expand(count, *value.shape[1:]))
 
-    def prompt_arguments(self, prompt: TextCondition, empty: TextCondition) -> dict[str, Any]:
-        """Embeddings and pooled ones, with those of the empty prompt."""
+    def prompt_arguments(self, prompt: TextCondition, negative: TextCondition) -> dict[str, Any]:
+        """Embeddings and pooled ones, with those of the negative one."""
         return {
             "prompt_embeds": prompt.hidden_states,
-            "negative_prompt_embeds": empty.hidden_states,
+            "negative_prompt_embeds": negative.hidden_states,
             "pooled_prompt_embeds": prompt.added["pooled_projections"],
-            "negative_pooled_prompt_embeds": empty.added["pooled_projections"],
+            "negative_pooled_prompt_embeds": negative.added["pooled_projections"],
         }
 
     @property
@@ -143,7 +145,8 @@ class Flux(FlowFamily):
         scheduler.set_timesteps(num_inference_steps, sigmas=sigmas, mu=mu)
 
     def _call(self, prompt: Mapping[str, Any], guidance_scale: float) -> dict[str, Any]:
-        true = {} if "prompt_embeds" in prompt or guidance_scale == 1 else {"negative_prompt": ""}
+        given = "prompt_embeds" in prompt or "negative_prompt" in prompt
+        true = {} if given or guidance_scale == 1 else {"negative_prompt": ""}
         return {
             "guidance_scale": self.embedded_guidance, "true_cfg_scale": guidance_scale,
             "max_sequence_length": self.text_tokens, **true,

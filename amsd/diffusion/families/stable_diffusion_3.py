@@ -37,6 +37,7 @@ class StableDiffusion3(FlowFamily):
 
     text_encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     optional_parts = ("text_encoder_3", "tokenizer_3")
+    model_keys = ("max_sequence_length",)
 
     @classmethod
     def require_fit(cls, configs: Mapping[str, Mapping[str, Any]], what: str) -> None:
@@ -94,13 +95,13 @@ class StableDiffusion3(FlowFamily):
         """The encoded empty string."""
         return self.encode([""]).map(lambda value: value.expand(count, *value.shape[1:]))
 
-    def prompt_arguments(self, prompt: TextCondition, empty: TextCondition) -> dict[str, Any]:
-        """Embeddings and pooled ones, with those of the empty prompt."""
+    def prompt_arguments(self, prompt: TextCondition, negative: TextCondition) -> dict[str, Any]:
+        """Embeddings and pooled ones, with those of the negative one."""
         return {
             "prompt_embeds": prompt.hidden_states,
-            "negative_prompt_embeds": empty.hidden_states,
+            "negative_prompt_embeds": negative.hidden_states,
             "pooled_prompt_embeds": prompt.added["pooled_projections"],
-            "negative_pooled_prompt_embeds": empty.added["pooled_projections"],
+            "negative_pooled_prompt_embeds": negative.added["pooled_projections"],
         }
 
     @property

@@ -132,12 +132,12 @@ class UNetFamily(Family):
         sizes = torch.empty(1, 6, device=device)
         return TextCondition(text, {"text_embeds": torch.empty(1, pooled, device=device), "time_ids": sizes})
 
-    def prompt_arguments(self, prompt: TextCondition, empty: TextCondition) -> dict[str, Any]:
+    def prompt_arguments(self, prompt: TextCondition, negative: TextCondition) -> dict[str, Any]:
         """Embeddings, and pooled ones where there are any."""
-        arguments = {"prompt_embeds": prompt.hidden_states, "negative_prompt_embeds": empty.hidden_states}
+        arguments = {"prompt_embeds": prompt.hidden_states, "negative_prompt_embeds": negative.hidden_states}
         if "text_embeds" in prompt.added:
             arguments["pooled_prompt_embeds"] = prompt.added["text_embeds"]
-            arguments["negative_pooled_prompt_embeds"] = empty.added["text_embeds"]
+            arguments["negative_pooled_prompt_embeds"] = negative.added["text_embeds"]
         return arguments
 
     def kohya_base(self) -> str:
