@@ -18,6 +18,7 @@ from amsd.rewards.combination import WeightedReward
 from amsd.training import processes
 from amsd.training.clock import PhaseClock
 from amsd.training.experience import ItemLosses, Sample
+from amsd.training.gradients import gathered
 from amsd.training.methods.adjoint_matching import AMTrainer, BufferAMTrainer
 from amsd.training.methods.lean_adjoint import AdjointExperience
 from amsd.training.problem import ControlProblem
@@ -181,8 +182,6 @@ def test_items_of_uneven_shares_are_gathered_in_the_order_of_one_process(
     world: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With 6 trajectories on 4 processes two of them hold twice as many items as the others."""
-    trainer = AMTrainer.__new__(AMTrainer)
-    trainer.recipe = recipe()
     everything = torch.arange(2.0 * PER_STEP)
     shares = [everything.view(PER_STEP, 2)[rank::world] for rank in range(world)]
 
@@ -193,7 +192,7 @@ def test_items_of_uneven_shares_are_gathered_in_the_order_of_one_process(
     for rank in range(world):
         with process(rank, world):
             own = shares[rank].flatten()
-            found = trainer._gathered([ItemLosses(own, {"twice": 2 * own})])
+            found = gathered([ItemLosses(own, {"twice": 2 * own})], 2)
             assert torch.equal(found.loss, everything)
             assert torch.equal(found.logged["twice"], 2 * everything)
 
