@@ -1,0 +1,91 @@
+"""A run that an earlier release wrote is read, resumed, evaluated, exported and reported for ever (tests/data)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from amsd.cli.app import app
+from amsd.report.data import load_run
+from amsd.run_directory import RunDirectory, damage
+from tests.data.make_run import STEPS, write_model
+
+RELEASES = sorted(path.name for path in (Path(__file__).parents[1] / "data").glob("run-*"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("released") / "model"
+    write_model(folder)
+    return folder
+
+
+@pytest.fixture(params=RELEASES)
+def run(request: pytest.FixtureRequest, model: Path, tmp_path: Path) -> RunDirectory:
+    """The run beside its model, both moved away from where they were trained."""
+    shutil.copytree(Path(__file__).parents[1] / "data" / request.param, tmp_path / "run")
+    shutil.copytree(model, tmp_path / "model")
+    return RunDirectory(tmp_path / "run")
+
+
+def amsd(*arguments: str | Path) -> str:
+    """What a command prints; it must succeed."""
+    ended = CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
+    assert ended.exit_code == 0, ended.output
+    return ended.output
+
+
+def logged(run: RunDirectory) -> dict[int, dict[str, Any]]:
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    return {line["step"]: line for line in lines if "loss" in line}
+
+
+def test_there_is_one_and_it_is_small() -> None:
+    assert "run-0.1.0" in RELEASES
+    for name in RELEASES:
+        files = [file for file in (Path(__file__).parents[1] / "data" / name).rglob("*") if file.is_file()]
+        assert sum(file.stat().st_size for file in files) < 300_000
+
+
+def test_it_is_whole_and_reported(run: RunDirectory, tmp_path: Path) -> None:
+    assert [damage(run.checkpoint(step)) for step in run.steps()] == [None, None]
+    read = load_run(run.path)
+    assert read.gaps == ()
+    assert read.finished
+    assert [point.step for point in read.checkpoints] == [2, 4]
+    amsd("report", run.path, "--html", tmp_path / "page.html")
+    assert "brightness" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_it_is_resumed_in_the_middle_of_a_buffer(run: RunDirectory) -> None:
+    """Without its last checkpoint: the steps after the first are made again, alike, and two more."""
+    before = logged(run)
+    shutil.rmtree(run.checkpoint(STEPS))
+    more = f"training.steps={STEPS + 2}"
+    amsd("train", run.recipe, "--output", run.path, "--resume", "--set", more)
+    after = logged(run)
+    assert sorted(after) == list(range(1, STEPS + 3))
+    assert [after[step] for step in (1, 2)] == [before[step] for step in (1, 2)]
+    for step in (3, 4):
+        for name in ("loss", "gradient_norm", "reward/mean", "kl", "ess"):
+            assert after[step][name] == pytest.approx(before[step][name], rel=1e-2, abs=1e-6), (step, name)
+    assert run.steps() == [STEPS, STEPS + 2]
+    assert [damage(run.checkpoint(step)) for step in run.steps()] == [None, None]
+
+
+def test_it_is_evaluated_and_exported(run: RunDirectory, tmp_path: Path) -> None:
+    place = run.checkpoint(STEPS) / "evaluation"
+    (kept,) = place.glob("*.json")
+    before = json.loads(kept.read_text(encoding="utf-8"))
+    found = json.loads(amsd("eval", run.checkpoint(STEPS), "--json").splitlines()[-1])
+    metrics = found[before["setting"]]["metrics"]
+    for name, metric in before["metrics"].items():
+        assert metrics[name]["per_prompt"] == pytest.approx(metric["per_prompt"], rel=1e-3)
+        assert metrics[name]["paired"]["difference"] == pytest.approx(metric["paired"]["difference"], rel=0.1, abs=1e-6)
+    amsd("export", run.checkpoint(STEPS), "--to", tmp_path / "lora")
+    assert list((tmp_path / "lora").rglob("*.safetensors"))
