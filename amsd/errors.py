@@ -12,6 +12,10 @@ class AmsdError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """The text as a terminal and a log can show it, whatever a file or a command line has put into it."""
+        return printable(super().__str__())
+
 
 class UsageError(AmsdError):
     """The user asked for something that cannot be done: a wrong recipe, file, model or option."""
@@ -27,3 +31,11 @@ class RunError(AmsdError):
 
 class Diverged(RunError):
     """The weights in hand draw samples that are not finite: nothing may be made of them."""
+
+
+def printable(text: str) -> str:
+    """`text` with everything escaped that is no Unicode, or that would steer a terminal; lines and tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    shown = (char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+    return "".join(shown)

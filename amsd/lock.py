@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from amsd.errors import UsageError
+from amsd.reading import parsed_object
 
 NAME = "lock"
 #: Seconds between two beats, and for how long a beat of another machine is watched.
@@ -126,17 +127,16 @@ def _alive(owner: dict[str, Any]) -> bool:
 
     try:
         return bool(abs(psutil.Process(int(owner["pid"])).create_time() - float(owner["started"])) < 2)
-    except (psutil.Error, KeyError, TypeError, ValueError):
+    except (psutil.Error, KeyError, TypeError, ValueError, OverflowError):
         return False
 
 
 def _read(path: Path) -> dict[str, Any]:
     """The content, opened anew, because NFS refreshes a file when it is opened; empty if there is no whole one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        return parsed_object(path.read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _write(handle: int, beat: int) -> None:

@@ -51,6 +51,30 @@ def reason_of(error: BaseException) -> str:
     return named if named.endswith((".", "!", "?", "...")) else f"{named}."
 
 
+def parsed(text: str | bytes) -> Any:
+    """JSON that came from elsewhere.
+
+    Raises:
+        ValueError: it is none, whatever is wrong with it (of deep nesting Python says `RecursionError`).
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def parsed_object(text: str | bytes) -> dict[str, Any]:
+    """A JSON object that came from elsewhere.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = parsed(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a JSON {type(found).__name__} where an object should be")
+    return found
+
+
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -59,8 +83,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     """
     require_whole(path, what)
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        found = parsed(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise UsageError(f"{what}: {path} is not valid JSON ({error}). Download the file again.") from error
     if not isinstance(found, dict):
         raise UsageError(f"{what}: {path} holds a JSON {type(found).__name__} where an object should be.")
@@ -105,7 +129,7 @@ def _cut_off(path: Path, start: bytes, size: int) -> str | None:
     with path.open("rb") as stream:
         stream.seek(8)
         try:
-            header = json.loads(stream.read(length))
+            header = parsed_object(stream.read(length))
             ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
             expected = 8 + length + max(ends, default=0)
         except (ValueError, KeyError, TypeError, AttributeError):

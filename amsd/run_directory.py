@@ -9,7 +9,6 @@ A checkpoint that is deleted leaves RUN/evaluation/step-000040/ and RUN/samples/
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from pathlib import Path
 
 from amsd.errors import RunError, UsageError
 from amsd.files import sha256, write_text
+from amsd.reading import parsed_object
 from amsd.recipe import Recipe, identity
 
 #: Added after a checkpoint is complete, so not covered by its manifest.
 ADDED_LATER = ("evaluation", "samples", "manifest.json")
 #: Version of a checkpoint's layout. 1 had no key `format` in its manifest; it is read like 2.
 FORMAT = 2
-_STEP = re.compile(r"step-(\d{6,})")
+_STEP = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,17})")
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
     if not file.is_file():
         raise RunError("manifest.json is missing")
     try:
-        data = json.loads(file.read_bytes())
+        data = parsed_object(file.read_bytes())
         written = int(data.get("format", 1))
         if written > FORMAT:
             raise UsageError(f"{file}: its format {written} is newer than this amsd reads ({FORMAT}); update amsd.")
@@ -218,7 +218,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
         if not isinstance(step, int) or not isinstance(weights, str) or not _safe(files):
             raise ValueError("an entry has another type")
         return Manifest(step, weights, files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise RunError(f"manifest.json cannot be read ({type(error).__name__}: {error})") from error
 
 

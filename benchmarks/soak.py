@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -141,8 +141,8 @@ def summary(samples: Sequence[Sample]) -> str:
             "",
             "| | first quarter | last quarter |",
             "|---|---|---|",
-            row("memory of the training, MiB", [fmean(each.memory for each in part) / 2**20 for part in parts], "{:.1f}"),
-            row("memory of W&B's process, MiB", [fmean(each.others for each in part) / 2**20 for part in parts], "{:.1f}"),
+            row("memory of the training, MiB", [mebibytes(each.memory for each in part) for part in parts], "{:.1f}"),
+            row("memory of W&B's process, MiB", [mebibytes(each.others for each in part) for part in parts], "{:.1f}"),
             row("open files and sockets, at most", [max(each.handles for each in part) for part in parts], "{:.0f}"),
             row("threads, at most", [max(each.threads for each in part) for part in parts], "{:.0f}"),
             row(
@@ -152,6 +152,11 @@ def summary(samples: Sequence[Sample]) -> str:
             ),
         ]
     )  # fmt: skip
+
+
+def mebibytes(values: Iterable[int]) -> float:
+    """Mean of numbers of bytes."""
+    return fmean(values) / 2**20
 
 
 def plot(samples: Sequence[Sample], to: Path) -> None:

@@ -9,7 +9,6 @@ counts as absent.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import sys
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from amsd.evaluation.identity import identity
 from amsd.files import DiskError, write_json, writing
+from amsd.reading import parsed_object
 
 _KIND_BYTES = 2 * 2**30
 """Kept pictures may take this much, embeddings too; the least recently used go first."""
@@ -63,13 +63,13 @@ class Cache:
         if not file.is_file():
             return None
         try:
-            entry = json.loads(file.read_text(encoding="utf-8"))
+            entry = parsed_object(file.read_text(encoding="utf-8"))
             values = tuple(float(value) for value in entry["per_prompt"])
             if entry["sha256"] != identity(list(values)):
                 raise ValueError("its checksum does not match")
             if len(values) != count or not all(map(math.isfinite, values)):
                 raise ValueError(f"expected {count} finite values but got {len(values)}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             self._damaged(file, str(error))
             return None
         return values

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Self
 from amsd.errors import UsageError
 from amsd.evaluation.identity import identity
 from amsd.files import write_json
+from amsd.reading import parsed_object
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: What names of settings and keys of results look like.
+_STEM, _KEY = re.compile(r"[\w][\w.+-]{0,150}"), re.compile(r"[0-9a-f]{0,64}")
 FORMAT = 2
 """Version of the file. 1 (no key `format`): named by the sampler setting alone."""
 DIVERSITY = "diversity/"
@@ -114,16 +117,18 @@ class EvaluationResult:
             UsageError: the file is absent, not an evaluation, or of a newer format.
         """
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = parsed_object(file.read_text(encoding="utf-8"))
             written = data.get("format", 1)
             if written > FORMAT:
                 raise UsageError(f"{file}: its format {written} is newer than this amsd reads ({FORMAT}); update amsd")
-            metrics = {str(name): _metric_from(entry) for name, entry in data["metrics"].items()}
-            settings = dict(data.get("settings", {}))
-            prompts = tuple(str(prompt) for prompt in data["prompts"])
-            name, key, base = (str(data.get(part, "")) for part in ("setting", "key", "base"))
-            return cls(name or file.stem, settings, str(data.get("identity", "")), prompts, metrics, key, base)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            metrics = {name: _metric_from(entry) for name, entry in _table(data, "metrics").items()}
+            settings = _table(data, "settings") if "settings" in data else {}
+            prompts = tuple(map(_text, _list(data, "prompts")))
+            name, key, base, identity = (_text(data.get(part, "")) for part in ("setting", "key", "base", "identity"))
+            if not _STEM.fullmatch(name or file.stem) or not _KEY.fullmatch(key):  # they name files and folders
+                raise ValueError(f"setting {name!r} and key {key!r} cannot name a file")
+            return cls(name or file.stem, settings, identity, prompts, metrics, key, base)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UsageError(f"{file}: is not an evaluation file: {error!r}") from error
 
 
@@ -191,9 +196,29 @@ def _metric_from(data: Mapping[str, Any]) -> Metric:
     compared = None
     if paired is not None:
         compared = Paired(_number(paired["difference"]), _maybe(paired, "standard_error"), _maybe(paired, "p_value"))
-    per_prompt = tuple(_number(value) for value in data.get("per_prompt", ()))
-    version = str(data.get("version", ""))
+    per_prompt = tuple(map(_number, _list(data, "per_prompt"))) if "per_prompt" in data else ()
+    version = _text(data.get("version", ""))
     return Metric(_number(data["mean"]), _maybe(data, "standard_error"), compared, per_prompt, version)
+
+
+def _table(data: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = data[name]
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no object")
+    return value
+
+
+def _list(data: Mapping[str, Any], name: str) -> list[Any]:
+    value = data[name]
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is no list")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or value.encode("utf-8", "replace").decode() != value:
+        raise ValueError(f"expected a text but got {value!r:.100}")
+    return value
 
 
 def _maybe(data: Mapping[str, Any], name: str) -> float | None:

@@ -11,6 +11,7 @@ from typing import Any
 from amsd.errors import UsageError
 from amsd.files import write_text
 from amsd.prompts import PromptSet
+from amsd.reading import parsed_object
 from amsd.recipe import Recipe, dump_toml, from_dict, identity
 from amsd.recipe.identity import canonical
 from amsd.recipe.load import read_run
@@ -79,9 +80,9 @@ def _require_same_horizon(run: RunDirectory, before: Recipe, recipe: Recipe) -> 
 def _recorded_prompts(run: RunDirectory) -> dict[str, dict[str, Any]]:
     """What the run's prompts were when it began; nothing, with a warning, where the file is damaged."""
     try:
-        found = json.loads(run.prompts.read_bytes())
+        found = parsed_object(run.prompts.read_bytes())
         return {role: {"sha256": str(found[role]["sha256"]), "prompts": found[role]["prompts"]} for role in found}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         _LOG.warning("%s is damaged (%r): whether the prompts are still the same is not checked", run.prompts, error)
         return {}
 

@@ -21,7 +21,7 @@ from amsd.run_directory import RunDirectory
 from amsd.tracking.log import ENDINGS, Log, LogEntry, read_log
 from amsd.training.events import Notice
 
-_SAMPLE = re.compile(r"p(\d+)-s(\d+)\.png")
+_SAMPLE = re.compile(r"p([0-9]{1,9})-s([0-9]{1,9})\.png")
 _EVALUATED = "eval/"
 #: What may follow a metric's name in a key of a line of the log.
 _PARTS = ("standard_error", "difference", "difference_standard_error", "p_value")
@@ -174,8 +174,8 @@ def read_run(path: Path) -> Run:
 def _address(folder: RunDirectory) -> str:
     """Address of the W&B run, if the tracker left a web address."""
     file = folder.path / "wandb" / "run-url"
-    text = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-    return text if text.startswith(("https://", "http://")) else ""
+    text = file.read_bytes()[:2000].decode("utf-8", errors="replace").strip() if file.is_file() else ""
+    return text if text.startswith(("https://", "http://")) and text.isprintable() else ""
 
 
 def _recipe(file: Path, gaps: list[str]) -> Recipe | None:

@@ -184,7 +184,7 @@ def _proxy(url: str) -> BaseStorage:
     from optuna.storages import GrpcStorageProxy
 
     host, _, port = url.removeprefix("grpc://").rstrip("/").partition(":")
-    if not host or not port.isdigit():
+    if not host or not (port.isascii() and port.isdigit() and len(port) < 6):
         raise UsageError(f"{printable(url)!r}: a gRPC proxy is named as grpc://HOST:PORT")
     proxy = GrpcStorageProxy(host=host, port=int(port))
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from amsd.errors import UsageError
 from amsd.files import write_json
+from amsd.reading import parsed, parsed_object
 from amsd.sweep import optuna_access as names
 from amsd.sweep.plan import Plan, code_in, load_plan, require_format, restore_plan
 from amsd.sweep.points import points_to_queue
@@ -178,7 +178,7 @@ def _plan_in(folder: Path | None) -> Plan | None:
     if folder is None or not (folder / PLAN_FILE).is_file():
         return None
     try:
-        data = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+        data = parsed((folder / PLAN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder / PLAN_FILE}: cannot be read: {error}") from None
     return restore_plan(data, str(folder / PLAN_FILE))
@@ -187,10 +187,10 @@ def _plan_in(folder: Path | None) -> Plan | None:
 def _pointed(folder: Path, study: str | None) -> tuple[str, str]:
     """Storage and name of the study of a folder, which may have been moved since."""
     try:
-        pointer = json.loads((folder / POINTER).read_text(encoding="utf-8"))
+        pointer = parsed_object((folder / POINTER).read_text(encoding="utf-8"))
         require_format(pointer.get("format", FORMAT), str(folder / POINTER))
         url, name = str(pointer["storage"]), str(pointer["study"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError):
         shown = folder if folder.exists() else printable(str(folder))
         raise UsageError(f"{shown}: not a sweep's folder ({POINTER} is missing or damaged)") from None
     if url.startswith("sqlite:///") and not sqlite_path(url)[0].exists() and (folder / "study.db").is_file():

@@ -6,7 +6,6 @@ the id that the agent received (WANDB_RUN_ID): exactly one W&B run per trial, an
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Any
 
 from amsd.errors import RunError, UsageError
 from amsd.files import write_json
+from amsd.reading import parsed, parsed_object
 from amsd.sweep.executor import RunLog, Stop, TrialExecutor, Verdict, on_signals
 from amsd.sweep.export import wandb_configuration
 from amsd.sweep.launchers.processes import ProcessExecutor
@@ -45,10 +45,10 @@ def create_wandb(plan: Plan, folder: Path) -> str:
     require_key()
     pointer = folder / POINTER
     if pointer.is_file():
-        known = json.loads(pointer.read_text(encoding="utf-8"))
-        if known["plan"] != plan.dump():
-            raise UsageError(f"{folder} holds another W&B sweep ({known['sweep']}); choose another --output")
-        return str(known["sweep"])
+        sweep, earlier = _pointed(folder)
+        if earlier != plan.dump():
+            raise UsageError(f"{folder} holds another W&B sweep ({sweep}); choose another --output")
+        return sweep
     import wandb
 
     names = Names.of(plan.recipe.tracking)
@@ -84,12 +84,21 @@ def join(source: str, folder: Path) -> bool:
         UsageError: the folder has no such sweep, or no key is set.
     """
     require_key()
+    plan = restore_plan(_pointed(folder)[1], str(folder / POINTER))
+    return run_agent(source.removeprefix(SCHEME), plan, folder.resolve(), ProcessExecutor(plan.sweep.execution))
+
+
+def _pointed(folder: Path) -> tuple[str, Any]:
+    """Path of the W&B sweep of a folder, and its plan as plain data.
+
+    Raises:
+        UsageError: the folder has none.
+    """
     try:
-        data = json.loads((folder / POINTER).read_text(encoding="utf-8"))["plan"]
+        data = parsed_object((folder / POINTER).read_text(encoding="utf-8"))
+        return str(data["sweep"]), data["plan"]
     except (OSError, ValueError, KeyError):
         raise UsageError(f"{folder}: {POINTER} is missing or damaged; --directory names the sweep's folder") from None
-    plan = restore_plan(data, str(folder / POINTER))
-    return run_agent(source.removeprefix(SCHEME), plan, folder.resolve(), ProcessExecutor(plan.sweep.execution))
 
 
 def run_agent(path: str, plan: Plan, folder: Path, executor: TrialExecutor, count: int | None = None) -> bool:
@@ -156,7 +165,7 @@ def run_point(text: str, assignments: Sequence[str], folder: Path | None) -> dic
         RunError: as `run_trial`.
     """
     try:
-        plan = restore_plan(json.loads(text), "--plan")
+        plan = restore_plan(parsed(text), "--plan")
     except ValueError as error:
         raise UsageError(f"--plan: is no JSON ({error})") from None
     chosen: dict[str, Any] = {}
@@ -165,7 +174,8 @@ def run_point(text: str, assignments: Sequence[str], folder: Path | None) -> dic
         dimension = plan.sweep.search.get(key)
         chosen[key] = _written(dimension, value) if dimension is not None else value
     if "training.seed" in chosen:
-        chosen["training.seed"] = int(value) if (value := str(chosen["training.seed"])).isdigit() else value
+        value = str(chosen["training.seed"])
+        chosen["training.seed"] = int(value) if value.isascii() and value.isdigit() and len(value) < 20 else value
     stop = Stop()
     run_id = os.environ.get("WANDB_RUN_ID", "alone")
     with on_signals(stop):
@@ -194,8 +204,12 @@ def run_trial(
     """
     import yaml
 
-    given = yaml.safe_load(Path(environment["WANDB_SWEEP_PARAM_PATH"]).read_text(encoding="utf-8"))
-    chosen = {key: entry["value"] for key, entry in given.items() if isinstance(entry, dict) and "value" in entry}
+    try:
+        given = yaml.safe_load(Path(environment["WANDB_SWEEP_PARAM_PATH"]).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise RunError(f"W&B's file of parameters cannot be read: {error}") from None
+    entries = given.items() if isinstance(given, dict) else ()
+    chosen = {str(key): entry["value"] for key, entry in entries if isinstance(entry, dict) and "value" in entry}
     return _run_chosen(plan, folder, executor, stop, environment["WANDB_RUN_ID"], chosen)
 
 

@@ -6,7 +6,6 @@ backend has `CLOSE_PATIENCE` seconds. `metrics.jsonl` has everything in any case
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from amsd.files import write_json
+from amsd.reading import parsed
 from amsd.tracking.backend import Announce, Backend, Open, resolve
 from amsd.tracking.entries import Entry, checkpoint_entry, evaluation_entry, notice_entry, step_entry
 from amsd.tracking.protocol import RunInfo, Tracker
@@ -156,9 +156,9 @@ class Said:
         self._known: list[list[str | int]] = []
         if file is not None and resumed_from is not None and file.is_file():
             try:
-                known = json.loads(file.read_text(encoding="utf-8"))
+                known = parsed(file.read_text(encoding="utf-8"))
                 self._known = [entry for entry in known if entry[0] <= resumed_from]
-            except (ValueError, TypeError, IndexError, KeyError):
+            except (OSError, ValueError, TypeError, LookupError):
                 self._known = []  # damaged: points are logged twice at worst
 
     def new(self, step: int, *content: str) -> bool:

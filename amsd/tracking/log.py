@@ -6,12 +6,14 @@ was killed while it wrote, are counted and passed over.
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from amsd.reading import parsed_object
 
 ENDINGS = ("failed", "interrupted")
 """Notices with which a run ends before its time."""
@@ -84,10 +86,11 @@ def read_log(path: Path, offset: int = 0, torn: bool = True) -> Log:
 def parse(line: str) -> LogEntry | None:
     """What a line says, or None if it is not a whole one."""
     try:
-        data = json.loads(line)
-    except (ValueError, RecursionError):
+        data = parsed_object(line)
+    except ValueError:
         return None
-    if not isinstance(data, dict) or not isinstance(data.get("step"), int):
+    step = data.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**63:
         return None
     kind: Literal["step", "evaluation", "notice"] = "step"
     if "notice" in data:
@@ -97,7 +100,7 @@ def parse(line: str) -> LogEntry | None:
     values = {name: number for name, value in data.items() if (number := _scalar(name, value)) is not None}
     name = str(data.get("notice" if kind == "notice" else "evaluation", ""))
     time = _scalar("", data.get("time", "")) if "time" in data else None
-    return LogEntry(kind, data["step"], values, time, name, str(data.get("key", "")), str(data.get("text", "")))
+    return LogEntry(kind, step, values, time, name, str(data.get("key", "")), str(data.get("text", "")))
 
 
 def stopped(path: Path) -> bool:
@@ -111,4 +114,6 @@ def _scalar(name: str, value: Any) -> float | None:
         return None
     if value is None:  # how the log writes NaN and infinity
         return math.nan
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < sys.float_info.max else math.inf

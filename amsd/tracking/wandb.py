@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections import deque
 from pathlib import Path
@@ -241,7 +242,9 @@ def _run_id(info: RunInfo, again: bool) -> str:
     given = os.environ.get("WANDB_RUN_ID")
     file = info.run.path / "wandb" / "run-id"
     if given is None and (again or info.resumed_from is not None) and file.is_file():
-        return file.read_text(encoding="utf-8").strip()
+        kept = file.read_bytes()[:200].decode("utf-8", errors="replace").strip()
+        if re.fullmatch(r"[\w-]{1,128}", kept):  # a damaged file is replaced
+            return kept
     chosen = given or secrets.token_hex(4)
     write_text(file, chosen + "\n")
     return chosen

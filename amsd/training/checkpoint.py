@@ -16,6 +16,7 @@ import torch.distributed as dist
 from amsd import __version__
 from amsd.errors import RunError
 from amsd.files import write_folder, write_json, writing
+from amsd.reading import parsed_object
 from amsd.run_directory import FORMAT, RunDirectory, damage, hashes, read_manifest
 from amsd.training import processes
 
@@ -144,7 +145,10 @@ def retire(run: RunDirectory, step: int) -> None:
 
 def _settle(run: RunDirectory, gone: Path) -> None:
     """Move the results of a checkpoint that is out of sight to their place, file by file, and delete the rest."""
-    step = int(gone.name.removeprefix(_GONE))
+    number = gone.name.removeprefix(_GONE)
+    if not (number.isascii() and number.isdigit()):
+        return  # nothing that amsd has put there
+    step = int(number)
     for source, place in (
         (gone / "evaluation", run.left_evaluation(step)),
         (gone / "samples", run.left_samples(step)),
@@ -158,7 +162,7 @@ def _settle(run: RunDirectory, gone: Path) -> None:
 
 def discard_after(run: RunDirectory, step: int) -> None:
     """Delete what a damaged or abandoned continuation left beyond `step`, and unfinished folders."""
-    for gone in run.checkpoints.glob(f"{_GONE}*"):
+    for gone in run.checkpoints.glob(f"{_GONE}[0-9]*"):
         _settle(run, gone)
     for other in run.steps():
         if other > step:
@@ -185,10 +189,10 @@ class Scores:
         if not self._file.is_file():
             return {}
         try:
-            found = {int(step): float(score) for step, score in json.loads(self._file.read_bytes()).items()}
+            found = {int(step): float(score) for step, score in parsed_object(self._file.read_bytes()).items()}
             if not all(map(math.isfinite, found.values())):
                 raise ValueError("a score is not finite")
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, OverflowError) as error:
             _LOG.warning("%s is damaged (%s); scores before the newest checkpoint are lost", self._file, error)
             return {}
         return found

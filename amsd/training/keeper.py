@@ -10,6 +10,7 @@ from typing import Any
 from amsd.ends import Ends
 from amsd.errors import Diverged
 from amsd.files import write_text
+from amsd.reading import reading
 from amsd.recipe import dump_toml, identity
 from amsd.run_directory import RunDirectory
 from amsd.training import checkpoint as checkpoints
@@ -110,13 +111,15 @@ class Keeper:
 
         Raises:
             RunError: every checkpoint is damaged.
+            UsageError: the newest is whole, but holds something else than this run's state.
         """
         path = checkpoints.newest_whole(self.run)
         self._updater.accelerator.wait_for_everyone()
         if path is None:
             return 0
-        self._method.problem.policy.load(path)
-        step = load_training(self._method, self._updater, path / "state")
+        with reading("the state to resume from", path / "state"):
+            self._method.problem.policy.load(path)
+            step = load_training(self._method, self._updater, path / "state")
         if self._is_main:
             checkpoints.discard_after(self.run, step)
             self.scores.drop_after(step)

@@ -186,7 +186,7 @@ def _connected(address: str | None) -> Iterator[None]:
 def _require_answer(address: str) -> None:
     """Fail at once where nothing listens: Ray itself would try for minutes. `auto` and other schemes are Ray's own."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
+    if host and port.isascii() and port.isdigit() and len(port) < 6:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
             return
 
