@@ -106,3 +106,9 @@ def _calibrated(figures: list[tuple[float, float]], expected: float) -> None:
     values, errors = torch.tensor(figures, dtype=torch.float64).unbind(1)
     assert float(values.mean()) == pytest.approx(expected, abs=0.3 * float(errors.mean()))
     assert float(values.std()) == pytest.approx(float(errors.mean()), rel=0.15)
+
+
+def test_the_page_of_gpu_sizes_holds_what_the_plan_computes(benchmark: Callable[[str], Any]) -> None:
+    sizing = benchmark("sizing")
+    text = sizing.PAGE.read_text(encoding="utf-8")
+    assert sizing.page(text) == text
