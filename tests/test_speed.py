@@ -36,7 +36,17 @@ def test_the_reference_costs_what_hooks_on_it_counted(part: Any) -> None:
 @pytest.mark.slow
 def test_a_small_race_is_run_once_and_judged_on_common_noise(part: Any, tmp_path: Path) -> None:
     race, page = part("race"), part("page")
-    small = race.Race(updates=2, batch=2, reference_steps=6, steps=6, samples=1, every=1, loss_steps=2)
+    small = race.Race(
+        updates=2,
+        on_policy_updates=2,
+        buffer_updates=2,
+        batch=2,
+        reference_steps=6,
+        steps=6,
+        samples=1,
+        every=1,
+        loss_steps=2,
+    )
     race.run_missing(tmp_path, small, seeds=1)
     points = race.read(tmp_path)
     assert {name for name, _ in points} == set(race.RUNNERS)

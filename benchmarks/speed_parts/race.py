@@ -28,6 +28,11 @@ class Race:
     """The setting that all runners share."""
 
     updates: int = 25
+    """Updates of the reference's procedure."""
+    on_policy_updates: int = 36
+    """Updates of amsd, on-policy: 35% of the reference's work."""
+    buffer_updates: int = 28
+    """Updates of amsd from its buffer: 15% of the reference's work."""
     batch: int = 8
     rate: float = 4e-4
     warmup: int = 4
@@ -40,6 +45,10 @@ class Race:
     """Held-out images per prompt in an evaluation."""
     every: int = 3
     """Updates between evaluations of amsd."""
+
+    def updates_of(self, name: str) -> int:
+        """Updates of a runner."""
+        return {"amsd on-policy": self.on_policy_updates, "amsd buffer": self.buffer_updates}.get(name, self.updates)
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ def run(race: Race, name: str, seed: int) -> list[Point]:
             found = judge(problem)
         points.append(Point(updates, counter.total, clock.seconds, fmean(found), tuple(found)))
 
+    updates = race.updates_of(name)
     evaluate(0)
     clock.start()
     if name == "reference":
@@ -84,19 +94,20 @@ def run(race: Race, name: str, seed: int) -> list[Point]:
         return points
 
     def after(step: int) -> None:
-        if step % race.every == 0 or step == race.updates:
+        if step % race.every == 0 or step == updates:
             evaluate(step)
 
     prompts = list(load_prompts("embedded:shapes", "train").texts)
-    listener = workbench.Listener(race.updates, on_done=after)
+    listener = workbench.Listener(updates, on_done=after)
     workbench.run_steps(problem, accelerator, listener, prompts)
     return points
 
 
 def _recipe(race: Race, name: str, seed: int) -> Recipe:
     """The recipe `shapes` with the race's setting; the reference's own where it differs."""
+    updates = race.updates_of(name)
     same = [
-        f"training.seed={seed}", f"training.steps={race.updates + 1}", f"training.checkpoint_every={race.updates + 1}",
+        f"training.seed={seed}", f"training.steps={updates + 1}", f"training.checkpoint_every={updates + 1}",
         f"optimizer.learning_rate={race.rate}", f"optimizer.warmup_steps={race.warmup}",
         f"optimizer.prompts_per_step={race.batch}", f"optimizer.micro_batch={race.batch}",
         f"method.reward_multiplier={race.reward_multiplier}",
