@@ -13,10 +13,11 @@ _FACE = {
     "EvaluationResult": "amsd.evaluation.result",
     "Recipe": "amsd.recipe",
     "RunDirectory": "amsd.run_directory",
-    "SOCDDIMScheduler": "amsd.diffusion.scheduler",
+    "SOCDDIMScheduler": "amsd.diffusion.families.ddim_scheduler",
     "SOCTrainer": "amsd.training.trainer",
     "SampleRequest": "amsd.experiment.sample",
-    "SchedulerMixin": "amsd.diffusion.scheduler",  # diffusers asks for it when it loads a pipeline that names amsd
+    # diffusers asks for it when it loads a pipeline that names amsd
+    "SchedulerMixin": "amsd.diffusion.families.ddim_scheduler",
     "dump_toml": "amsd.recipe",
     "evaluate_checkpoint": "amsd.experiment.evaluate",
     "export": "amsd.experiment.export",

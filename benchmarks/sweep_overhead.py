@@ -21,7 +21,7 @@ from pathlib import Path
 from amsd.recipe.catalogue import folder
 from amsd.recipe.load import read_toml
 from amsd.sweep.executor import Ended, Job, Monitor, RunLog
-from amsd.sweep.plan import plan_from
+from amsd.sweep.load import plan_from
 from amsd.sweep.results import load_sweep
 from amsd.sweep.study import StudyHandle, create
 from amsd.sweep.worker import Worker

@@ -48,7 +48,7 @@ def run(
     from amsd.errors import UsageError
     from amsd.sweep.checks import require_inputs
     from amsd.sweep.launchers import Launch
-    from amsd.sweep.plan import load_plan
+    from amsd.sweep.load import load_plan
 
     budget = [] if trials is None else [f"budget.trials={trials}"]
     plan = load_plan(sweep, [*(assignments or []), *budget])
@@ -245,7 +245,7 @@ def export(
     """A sweep file as a W&B sweep configuration (YAML), or the trials of a sweep as a table (CSV)."""
     from amsd.files import write_text
     from amsd.sweep.export import as_csv, as_wandb_yaml
-    from amsd.sweep.plan import load_plan
+    from amsd.sweep.load import load_plan
     from amsd.sweep.results import load_sweep
     from amsd.sweep.storage import is_storage
 

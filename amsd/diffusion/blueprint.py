@@ -13,10 +13,10 @@ from torch import nn
 
 from amsd.diffusion.families import family_class, known_families
 from amsd.diffusion.families.base import Family, Published
+from amsd.diffusion.families.single_file import default_configuration, parameters, stored_shapes
 from amsd.diffusion.folder import Folder, inspect
 from amsd.diffusion.loading import EMBEDDED, locate, locate_configuration
 from amsd.diffusion.parts import require_sound
-from amsd.diffusion.single_file import default_configuration, parameters, stored_shapes
 from amsd.errors import UsageError
 from amsd.hub import Repository
 from amsd.reading import read_json, reading
@@ -127,8 +127,8 @@ def _of_single_file(model: Model) -> Blueprint:
         found = _on_paper(family, config, scale, others, model, _NOTHING)
     if found.parameters != stored:
         raise UsageError(
-            f"model.pretrained = {model.pretrained!r} holds a UNet of {stored:,} parameters but its configuration "
-            f"describes one of {found.parameters:,}: set model.config to that of the same architecture."
+            f"model.pretrained = {model.pretrained!r} holds a {family.denoiser_class} of {stored:,} parameters but its "
+            f"configuration describes one of {found.parameters:,}: set model.config to that of the same architecture."
         )
     return found
 

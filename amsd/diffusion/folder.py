@@ -17,6 +17,8 @@ _WEIGHTS = re.compile(
     r"(?P<base>diffusion_pytorch_model|model|pytorch_model)(\.(?P<variant>\w+))?(-\d+-of-\d+)?(\.(?P<legacy>\w+))?"
     r"\.(?P<suffix>safetensors|bin)"
 )
+_OWN = ("amsd", "amsd.diffusion.scheduler")
+"""Where pipelines that were saved with amsd's own scheduler look for its class, today and in early versions."""
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that amsd does not load: they play no role in drawing a picture from a prompt."""
 _KINDS = {
@@ -24,9 +26,9 @@ _KINDS = {
     "adapter_config.json": "it is an adapter (PEFT): merge it into its base model first",
     "pytorch_lora_weights.safetensors": "it holds a LoRA: merge it into its base model first",
     "config.json": "it holds one network: name the folder of the whole pipeline",
-    "unet": "it holds networks but no index: download the whole pipeline",
 }
 """A file in a folder without an index -> what the folder is, and the way out."""
+_NETWORKS = "it holds networks but no index: download the whole pipeline"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def require_pipeline(path: Path, what: str) -> None:
     """
     if (path / INDEX).is_file():
         return
-    kind = next((f"; {text}" for name, text in _KINDS.items() if (path / name).exists()), "")
+    networks = {family_class(name).denoiser_name: _NETWORKS for name in known_families()}
+    kind = next((f"; {text}" for name, text in (_KINDS | networks).items() if (path / name).exists()), "")
     raise UsageError(f"{what}: the folder has no {INDEX}, so it is not a diffusers pipeline{kind}.")
 
 
@@ -109,6 +112,8 @@ def _parts(
         folder = path / name
         if not folder.is_dir():
             raise UsageError(f"{what}: {path} has no folder {name}/, which its {INDEX} names. Download it again.")
+        if library in _OWN and class_name.endswith("Scheduler"):
+            library = "diffusers"
         if library not in ("diffusers", "transformers"):
             raise UsageError(
                 f"{what}: {path / INDEX} names {library}.{class_name} for {name}: code that comes with a model is not "

@@ -9,9 +9,9 @@ from typing import Any
 from amsd import hub
 from amsd.diffusion.families import family_for
 from amsd.diffusion.families.base import Family
+from amsd.diffusion.families.single_file import default_configuration, load_single_file
 from amsd.diffusion.folder import inspect, require_pipeline
 from amsd.diffusion.parts import load_pipeline, require_fit
-from amsd.diffusion.single_file import default_configuration, load_single_file
 from amsd.errors import UsageError
 from amsd.hub import Repository
 from amsd.reading import reading

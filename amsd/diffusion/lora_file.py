@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name under which diffusers looks for a LoRA file."""
 METADATA_KEY = "lora_adapter_metadata"
-_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
 
 def write_diffusers(source: Path, target: Path) -> None:
@@ -26,45 +25,13 @@ def write_diffusers(source: Path, target: Path) -> None:
 
     Every reader, with or without metadata, applies the update that was trained.
     """
-    tensors, prefix, settings = _read(source)
+    tensors, prefix, settings = read_adapter(source)
     for name, value in tensors.items():
-        if name.endswith(_UP):
+        if name.endswith(UP):
             tensors[name] = value * (settings["lora_alpha"] / value.shape[1])
     settings = {**settings, "lora_alpha": settings["r"]}
     text = json.dumps({f"{prefix}.{key}": value for key, value in settings.items()}, indent=2, sort_keys=True)
     write_safetensors(target, tensors, {"format": "pt", METADATA_KEY: text})
-
-
-def write_kohya(source: Path, target: Path, base_version: str = "") -> None:
-    """The adapter file `source` in kohya's format, which ComfyUI, A1111 and InvokeAI read.
-
-    Each module `lora_unet_<its name in diffusers>` has `lora_down.weight`, `lora_up.weight` and its own `alpha`.
-    `base_version` is the base model in kohya's words ("sd_v1", "sdxl_base_v1-0").
-
-    Raises:
-        ValueError: the file holds adapters of another network than a UNet.
-    """
-    tensors, prefix, settings = _read(source)
-    if prefix != "unet":
-        raise ValueError(f"{source}: adapters of {prefix!r}; kohya's names are known for a UNet only")
-    converted: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        part = _DOWN if name.endswith(_DOWN) else _UP
-        module = "lora_unet_" + name.removeprefix(f"{prefix}.").removesuffix(part).replace(".", "_")
-        converted[f"{module}.lora_{'down' if part == _DOWN else 'up'}.weight"] = value
-        converted[f"{module}.alpha"] = torch.tensor(float(settings["lora_alpha"]))
-    metadata = {
-        "format": "pt", "ss_network_module": "networks.lora", "ss_network_dim": str(settings["r"]),
-        "ss_network_alpha": str(float(settings["lora_alpha"])),
-    }  # fmt: skip
-    if base_version:
-        metadata["ss_base_model_version"] = base_version
-    write_safetensors(target, converted, metadata)
-
-
-def base_version(unet_config: Mapping[str, Any]) -> str:
-    """The base model in kohya's words, from the width of the text that a UNet attends to; empty for other models."""
-    return {768: "sd_v1", 1024: "sd_v2", 2048: "sdxl_base_v1-0"}.get(unet_config["cross_attention_dim"], "")
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -83,7 +50,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
 
 
-def _read(source: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
+def read_adapter(source: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     """Tensors, the network's name in the pipeline, and the adapter's settings without that name."""
     from safetensors import safe_open
     from safetensors.torch import load_file

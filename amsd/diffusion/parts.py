@@ -8,8 +8,8 @@ from typing import Any
 
 from amsd.diffusion.families import family_class
 from amsd.diffusion.families.fit import require_parts, require_vocabularies
+from amsd.diffusion.families.single_file import stored_shapes
 from amsd.diffusion.folder import Folder, Part
-from amsd.diffusion.single_file import stored_shapes
 from amsd.errors import UsageError
 from amsd.reading import audit, reading
 
@@ -26,6 +26,8 @@ def load_pipeline(folder: Folder, what: str) -> Any:
         UsageError: a part cannot be read, or its file and its configuration disagree; the file is named.
     """
     import diffusers
+
+    import amsd.diffusion.scheduler  # noqa: F401  # diffusers takes classes from modules that are imported already
 
     networks = {part.name: load_network(part, what) for part in folder.parts.values() if part.weights}
     pipeline_class = getattr(diffusers, folder.pipeline_class)

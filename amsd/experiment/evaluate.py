@@ -21,7 +21,7 @@ from amsd.tracking import Tracker
 from amsd.tracking.log import read_log, stopped
 from amsd.tracking.progress import Report
 from amsd.training import processes
-from amsd.training.checkpoint import Scores, retire, weights_sha256
+from amsd.training.checkpoint import CheckpointScores, retire, weights_sha256
 from amsd.training.events import CheckpointRecord, Notice
 
 
@@ -112,7 +112,7 @@ class CheckpointEvaluation:
     def _say_changed(self, base: Sequence[EvaluationResult]) -> None:
         """Announce it, and let `best` be chosen among results of the new conditions only."""
         if base[0].name in self._labels:
-            Scores(self._run).drop_after(-1)
+            CheckpointScores(self._run).drop_after(-1)
         settings = ", ".join(self._labels)
         text = (
             f"The evaluation of this run has changed since it began ({settings}: other prompts, samples, seed, scorers "

@@ -9,7 +9,8 @@ from typing import Literal
 
 import torch
 
-from amsd.diffusion.lora_file import LORA_FILE, write_diffusers, write_kohya
+from amsd.diffusion.families.kohya import write_kohya
+from amsd.diffusion.lora_file import LORA_FILE, write_diffusers
 from amsd.diffusion.parameterizations import ADAPTER_FILE, LoraPolicy, OffsetPolicy
 from amsd.errors import UsageError
 from amsd.experiment.card import write_card

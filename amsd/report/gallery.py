@@ -12,7 +12,7 @@ from pathlib import Path
 from amsd.evaluation.result import EvaluationResult
 from amsd.report.data import Checkpoint, Run, Samples
 from amsd.report.figures.scale import MINUS, number
-from amsd.report.story import Entry, Story, evaluation, points, setting_of
+from amsd.report.story import ShownRun, Story, evaluation, points, setting_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def build_gallery(story: Story) -> Gallery | None:
 class _Shown:
     """A run with pictures, and the evaluation setting that they were sampled with."""
 
-    entry: Entry
+    entry: ShownRun
     run: Run
     setting: str
 
@@ -91,7 +91,7 @@ class _Shown:
         return [point for point in self.run.checkpoints if point.samples.get(self.setting)]
 
 
-def _pictured(story: Story, entry: Entry) -> _Shown | None:
+def _pictured(story: Story, entry: ShownRun) -> _Shown | None:
     if entry.run is None:
         return None
     settings = [name for name in (setting_of(story, entry.run), *entry.run.settings) if name is not None]

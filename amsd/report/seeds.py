@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from amsd.evaluation.result import Metric
 from amsd.evaluation.statistics import mean, standard_error, tested
-from amsd.report.story import Entry, EvaluatedPoint, Story, points
+from amsd.report.story import EvaluatedPoint, ShownRun, Story, points
 
 
-def by_trial(story: Story) -> dict[int, list[tuple[Entry, EvaluatedPoint]]]:
+def by_trial(story: Story) -> dict[int, list[tuple[ShownRun, EvaluatedPoint]]]:
     """Trial number -> its runs with their last evaluated checkpoints; trials without any are left out."""
-    groups: dict[int, list[tuple[Entry, EvaluatedPoint]]] = {}
+    groups: dict[int, list[tuple[ShownRun, EvaluatedPoint]]] = {}
     for entry in story.entries:
         found = points(story, entry.run) if entry.run is not None else []
         if found and entry.trial is not None:

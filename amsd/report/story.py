@@ -18,7 +18,7 @@ KL_WINDOW = 5
 
 
 @dataclass(frozen=True)
-class Entry:
+class ShownRun:
     """One run of the report: the run itself, or a trial of a sweep."""
 
     key: str
@@ -87,7 +87,7 @@ class Story:
     kind: Literal["run", "sweep"]
     title: str
     path: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[ShownRun, ...]
     reward: str
     """Name of the metric that stands for the reward."""
     diversity: str | None
@@ -155,7 +155,7 @@ def run_story(path: Path) -> Story:
     run = load_run(path)
     given = run.recipe.tracking.name if run.recipe is not None else None
     title = given or path.resolve().name  # a sweep's runs are all in folders named `run`
-    entry = Entry("run", title, run_state(run), run_mode(run), {}, run)
+    entry = ShownRun("run", title, run_state(run), run_mode(run), {}, run)
     return Story("run", title, path, (entry,), *chosen_metrics([run]), gaps=run.gaps)
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from amsd.recipe.guidance_modes import mode_named
 from amsd.report.data import Run, is_run, named_together, read_run
-from amsd.report.story import Axis, Entry, Goal, Story, chosen_metrics, run_mode, shown_settings
+from amsd.report.story import Axis, Goal, ShownRun, Story, chosen_metrics, run_mode, shown_settings
 
 if TYPE_CHECKING:
     from amsd.sweep.results import SeedRun, SweepResults, TrialResult
@@ -62,7 +62,7 @@ def _importance(results: SweepResults) -> dict[str, tuple[float, float]]:
     return importance(results.sweep.search, [trial.params for trial in own], values, maximize)
 
 
-def _named_together(entries: Sequence[Entry]) -> list[Entry]:
+def _named_together(entries: Sequence[ShownRun]) -> list[ShownRun]:
     """Entries whose runs name their evaluation series alike where the conditions are alike."""
     runs = iter(named_together([entry.run for entry in entries if entry.run is not None]))
     return [entry if entry.run is None else replace(entry, run=next(runs)) for entry in entries]
@@ -80,10 +80,10 @@ def _unequal(story: Story) -> list[str]:
     ]
 
 
-def _entries(trial: TrialResult, gaps: list[str]) -> list[Entry]:
+def _entries(trial: TrialResult, gaps: list[str]) -> list[ShownRun]:
     """One entry for each training seed, or one without a run where a trial has not begun."""
     now = datetime.now() if trial.state == "running" else None
-    whole = Entry(
+    whole = ShownRun(
         key=f"t{trial.number}",
         label=f"trial {trial.number}",
         state=trial.state,
@@ -103,7 +103,7 @@ def _entries(trial: TrialResult, gaps: list[str]) -> list[Entry]:
     return [_of_seed(whole, seed, trial, several, gaps) for seed in trial.runs] or [whole]
 
 
-def _of_seed(whole: Entry, seed: SeedRun, trial: TrialResult, several: bool, gaps: list[str]) -> Entry:
+def _of_seed(whole: ShownRun, seed: SeedRun, trial: TrialResult, several: bool, gaps: list[str]) -> ShownRun:
     run = _run(seed.directory, trial, gaps)
     return replace(
         whole,
@@ -127,7 +127,7 @@ def _run(directory: Path, trial: TrialResult, gaps: list[str]) -> Run | None:
     return None
 
 
-def _folder(entry: Entry, sweep: Path) -> str:
+def _folder(entry: ShownRun, sweep: Path) -> str:
     if entry.run is None:
         return ""
     place, home = entry.run.path.resolve(), sweep.resolve()

@@ -12,7 +12,7 @@ from amsd.report.data import Checkpoint, Run
 from amsd.report.figures.scale import number
 from amsd.report.numbers import difference, duration, p_value, with_error
 from amsd.report.seeds import by_trial, over_seeds
-from amsd.report.story import Axis, Entry, EvaluatedPoint, Story, kl_at, points
+from amsd.report.story import Axis, EvaluatedPoint, ShownRun, Story, kl_at, points
 from amsd.report.winner import standings
 
 
@@ -39,7 +39,7 @@ class TableRow:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table with its caption; `setting` chooses it where there are several."""
 
     caption: str
@@ -51,7 +51,7 @@ class Table:
 EMPTY = Cell("–")
 
 
-def tables(story: Story) -> list[Table]:
+def tables(story: Story) -> list[ReportTable]:
     """One table for each evaluation setting of a run; for a sweep its runs, and its trials over seeds if repeated."""
     if story.kind == "run":
         return [checkpoint_table(story.runs[0], setting) for setting in story.settings]
@@ -59,12 +59,12 @@ def tables(story: Story) -> list[Table]:
     return ([over_seeds] if over_seeds else []) + [trial_table(story)]
 
 
-def checkpoint_table(run: Run, setting: str) -> Table:
+def checkpoint_table(run: Run, setting: str) -> ReportTable:
     """The base model and every evaluated checkpoint with all metrics."""
     checkpoints = [point for point in (run.base, *run.checkpoints) if setting in point.evaluations]
     names = list(dict.fromkeys(name for point in checkpoints for name in point.evaluations[setting].metrics))
     rows = tuple(_checkpoint_row(run, point, setting, names) for point in checkpoints)
-    return Table("Checkpoints", ("model", *names, "KL (nats)"), rows, setting)
+    return ReportTable("Checkpoints", ("model", *names, "KL (nats)"), rows, setting)
 
 
 def _checkpoint_row(run: Run, point: Checkpoint, setting: str, names: Sequence[str]) -> TableRow:
@@ -77,7 +77,7 @@ def _checkpoint_row(run: Run, point: Checkpoint, setting: str, names: Sequence[s
     return TableRow("base" if is_base else "run", (name, *values, metric_cell(kl)), "best" in point.labels)
 
 
-def trial_table(story: Story) -> Table:
+def trial_table(story: Story) -> ReportTable:
     """Every run of a sweep at its last evaluated checkpoint, best reward first."""
     rows = sorted((_trial_row(story, entry) for entry in story.entries), key=lambda pair: pair[0])
     winners = _winners(story)
@@ -85,7 +85,7 @@ def trial_table(story: Story) -> Table:
     keys = tuple(axis.key for axis in _axes(story))
     measured = (story.reward, story.diversity or "diversity", "KL (nats)", *_others(story))
     heads = ("run", "CFG mode", *measured, *keys, "step", "time", "W&B")
-    return Table("Runs", heads, tuple(row for _, row in rows), story.setting or "")
+    return ReportTable("Runs", heads, tuple(row for _, row in rows), story.setting or "")
 
 
 def _axes(story: Story) -> list[Axis]:
@@ -107,7 +107,7 @@ def _winners(story: Story) -> set[str]:
     return {entry.key for entry in story.entries if best and entry.trial == best[0].entry.trial}
 
 
-def _trial_row(story: Story, entry: Entry) -> tuple[float, TableRow]:
+def _trial_row(story: Story, entry: ShownRun) -> tuple[float, TableRow]:
     found = points(story, entry.run) if entry.run is not None else []
     last = found[-1] if found else None
     notes = []
@@ -135,7 +135,7 @@ def _others(story: Story) -> tuple[str, ...]:
     return (*story.held_out, *story.distances)
 
 
-def _address(entry: Entry) -> str:
+def _address(entry: ShownRun) -> str:
     return entry.run.address if entry.run is not None else ""
 
 
@@ -145,7 +145,7 @@ def _point_cells(point: EvaluatedPoint | None) -> tuple[Cell, Cell, Cell]:
     return metric_cell(point.reward), metric_cell(point.diversity), metric_cell(point.kl)
 
 
-def seed_table(story: Story) -> Table | None:
+def seed_table(story: Story) -> ReportTable | None:
     """Trials averaged over training seeds; None where no trial has two runs with a result.
 
     The error is over seeds: what another training run would change. The difference is the mean of the runs' paired
@@ -172,7 +172,7 @@ def seed_table(story: Story) -> Table | None:
     heads = ("trial", "CFG mode", story.reward, story.diversity or "diversity", "KL (nats)", "seeds", *keys)
     winners = _winners(story)
     ordered = tuple(replace(row, emphasis=row.key in winners) for _, row in sorted(rows, key=lambda pair: pair[0]))
-    return Table("Trials, averaged over training seeds", heads, ordered, story.setting or "")
+    return ReportTable("Trials, averaged over training seeds", heads, ordered, story.setting or "")
 
 
 def metric_cell(metric: Metric | None) -> Cell:

@@ -13,7 +13,7 @@ from amsd.errors import RunError, UsageError
 from amsd.recipe import Tracking
 from amsd.recipe.guidance_modes import FULL, MIXED, TRAJECTORIES, UNGUIDED, GuidanceMode
 from amsd.report.story import Story
-from amsd.report.tables import Table, tables
+from amsd.report.tables import ReportTable, tables
 from amsd.report.winner import standfirst
 from amsd.report.words import facts, notices
 from amsd.tracking.names import Names
@@ -110,7 +110,7 @@ def publish(story: Story) -> str:
     return str(report.url)
 
 
-def markdown(table: Table) -> str:
+def markdown(table: ReportTable) -> str:
     """A table of the report as Markdown."""
     head = " | ".join(_cell(name) for name in table.heads)
     rows = [

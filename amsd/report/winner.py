@@ -10,7 +10,7 @@ from amsd.evaluation.statistics import tested
 from amsd.report.figures.scale import number
 from amsd.report.numbers import difference, p_value, with_error
 from amsd.report.seeds import by_trial, over_seeds
-from amsd.report.story import Entry, Story, base_metric, points, setting_of
+from amsd.report.story import ShownRun, Story, base_metric, points, setting_of
 
 #: p-value of the paired test below which a title calls a change a change.
 CERTAIN = 0.05
@@ -20,7 +20,7 @@ CERTAIN = 0.05
 class Standing:
     """A trial (or the run) at its last evaluated checkpoints, over its seeds."""
 
-    entry: Entry
+    entry: ShownRun
     """Of the first seed."""
     reward: Metric
     diversity: Metric | None
@@ -123,7 +123,7 @@ def _against_next(story: Story, best: Standing, other: Standing) -> str:
     return f"The next best is trial {other.entry.trial}, {_change(gap).removeprefix('+')} below it."
 
 
-def _settings(entry: Entry) -> str:
+def _settings(entry: ShownRun) -> str:
     """Guidance mode and searched values, as a reader would name the trial."""
     mode = [entry.mode.name] if entry.mode else []
     params = [f"{key.rpartition('.')[2]} = {_value(value)}" for key, value in entry.params.items() if value not in mode]

@@ -10,7 +10,7 @@ from typing import Any
 from amsd.recipe import Recipe
 from amsd.report.figures.scale import number
 from amsd.report.numbers import duration
-from amsd.report.story import Entry, Story, shown_settings
+from amsd.report.story import ShownRun, Story, shown_settings
 from amsd.training.events import Notice
 
 #: Kinds of notices that call the results themselves into question.
@@ -20,7 +20,7 @@ _PATH = re.compile(r"/[^\s`'\"]*[^\s`'\".,;:)]")
 
 
 @dataclass(frozen=True)
-class Said:
+class ShownNotice:
     """The notices of one kind."""
 
     kind: str
@@ -95,9 +95,9 @@ def _recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows]
 
 
-def notices(story: Story) -> list[Said]:
+def notices(story: Story) -> list[ShownNotice]:
     """One for each kind, alarms first, bookkeeping last; the same words from several runs are said once."""
-    heard: dict[str, dict[str, list[tuple[Entry, Notice]]]] = {}
+    heard: dict[str, dict[str, list[tuple[ShownRun, Notice]]]] = {}
     for entry in story.entries:
         for notice in entry.run.notices if entry.run is not None else ():
             alike = heard.setdefault(notice.kind, {}).setdefault(_PATH.sub("", notice.text), [])
@@ -106,17 +106,17 @@ def notices(story: Story) -> list[Said]:
     return sorted(found, key=lambda said: (said.aside, not said.alarm))
 
 
-def _said(kind: str, groups: list[list[tuple[Entry, Notice]]], is_sweep: bool) -> Said:
+def _said(kind: str, groups: list[list[tuple[ShownRun, Notice]]], is_sweep: bool) -> ShownNotice:
     """Notices of one kind: the first text in full, the others below it."""
     texts = [_in_common([notice.text for _, notice in group]) for group in groups]
     places = [_places(group, is_sweep) for group in groups]
     everywhere = _places([pair for group in groups for pair in group], is_sweep)
     first = places[0] if len(groups) == 1 or not is_sweep else everywhere
     others = tuple(zip(places[1:], texts[1:], strict=True))
-    return Said(kind, texts[0], first, kind in ALARMS, kind.startswith("wandb"), others)
+    return ShownNotice(kind, texts[0], first, kind in ALARMS, kind.startswith("wandb"), others)
 
 
-def _places(group: list[tuple[Entry, Notice]], is_sweep: bool) -> str:
+def _places(group: list[tuple[ShownRun, Notice]], is_sweep: bool) -> str:
     """`trials 5 and 6`, or the steps of a single run."""
     if is_sweep:
         return _listed("trial", sorted({entry.trial for entry, _ in group if entry.trial is not None}))

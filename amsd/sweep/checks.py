@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amsd.errors import UsageError
 from amsd.evaluation.result import DIVERSITY, FID, KID, is_distance
 from amsd.recipe import Problem, RecipeError
+from amsd.sweep.plan import SweepPlan
 from amsd.sweep.schema import TRAINING, Dimension, Objective, Sweep
 from amsd.sweep.space import declared, ends, ordered, satisfying, settings_of
 
-if TYPE_CHECKING:
-    from amsd.sweep.plan import Plan
 
-
-def problems_of(plan: Plan) -> list[Problem]:
+def problems_of(plan: SweepPlan) -> list[Problem]:
     """Everything that is wrong with a sweep; the values of its search are tried only if the rest is right."""
     sweep = plan.sweep
     return [*_relations(sweep), *_metrics(plan), *_machinery(sweep)] or list(_search(plan))
@@ -47,7 +45,7 @@ def _contains(dimension: Dimension, value: Any) -> bool:
     return True
 
 
-def _metrics(plan: Plan) -> Iterator[Problem]:
+def _metrics(plan: SweepPlan) -> Iterator[Problem]:
     """Objectives and constraints must name what a run measures."""
     recipe, sweep = plan.recipe, plan.sweep
     measured = [term.name for term in recipe.reward] + list(recipe.evaluation.metrics)
@@ -87,15 +85,15 @@ def _machinery(sweep: Sweep) -> Iterator[Problem]:
     if sweep.pruner.name != "none" and len(sweep.objective) > 1:
         yield Problem("pruner.name", "only a single objective can be pruned", sweep.pruner.name, 'Use "none".')
     budget = sweep.budget
-    endless = budget.trials is None and budget.seconds is None and budget.unet_evaluations is None
+    endless = budget.trials is None and budget.seconds is None and budget.network_calls is None
     if endless and sweep.sampler.name != "grid":
-        yield Problem("budget", "is required: trials, seconds or unet_evaluations (only a grid ends by itself)")
+        yield Problem("budget", "is required: trials, seconds or network_calls (only a grid ends by itself)")
     if sweep.execution.lost_after_seconds < 2 * sweep.execution.heartbeat_seconds:
         yield Problem("execution.lost_after_seconds", "must be at least twice execution.heartbeat_seconds",
                       sweep.execution.lost_after_seconds)  # fmt: skip
 
 
-def _ends(plan: Plan) -> list[dict[str, Any]]:
+def _ends(plan: SweepPlan) -> list[dict[str, Any]]:
     """Points that together have every choice and both ends of every range, and the points tried first.
 
     Raises:
@@ -108,7 +106,7 @@ def _ends(plan: Plan) -> list[dict[str, Any]]:
     return [*points, *(dict(first) for first in plan.sweep.first)]
 
 
-def require_inputs(plan: Plan, download: bool = True) -> None:
+def require_inputs(plan: SweepPlan, download: bool = True) -> None:
     """Check what the trials will read, before the first of them starts: rewards, prompts and the model's path.
 
     Prompts of the hub are checked only where they may be downloaded.
@@ -129,7 +127,7 @@ def require_inputs(plan: Plan, download: bool = True) -> None:
                 raise UsageError(f"sweep {plan.sweep.name}: {error}") from None
 
 
-def _search(plan: Plan) -> Iterator[Problem]:
+def _search(plan: SweepPlan) -> Iterator[Problem]:
     """Resolve sample recipes: every choice and both ends of every range must be a valid value of a valid key."""
     sweep = plan.sweep
     try:

@@ -16,7 +16,7 @@ from rich.text import Text
 from amsd.evaluation.statistics import measured
 from amsd.recipe.cost import training_cost
 from amsd.sweep.launchers.processes import last_step
-from amsd.sweep.plan import Plan
+from amsd.sweep.plan import SweepPlan
 from amsd.sweep.points import make_point, points_to_queue
 from amsd.sweep.results import State, SweepResults, TrialResult
 from amsd.sweep.worker import last_line
@@ -203,7 +203,7 @@ class Lines:
         return Text(f"trial {trial.number} {trial.state}: {outcome(trial, results)} ({ended} of {total} done)")
 
 
-def outline(plan: Plan) -> Iterator[str]:
+def outline(plan: SweepPlan) -> Iterator[str]:
     """Lines of text: points, seeds, cost of the trainings, budget.
 
     Raises:
@@ -229,8 +229,8 @@ def outline(plan: Plan) -> Iterator[str]:
             f"Training: {'about ' if drawn else ''}{total:,.0f} network forward-equivalents if every trial runs to its "
             "end; evaluation comes on top."
         )
-    if budget.unet_evaluations is not None:
-        yield f"Budget: {budget.unet_evaluations:,.0f} network forward-equivalents."
+    if budget.network_calls is not None:
+        yield f"Budget: {budget.network_calls:,.0f} network forward-equivalents."
     if budget.seconds is not None:
         yield f"Budget: {budget.seconds:,.0f} s."
 

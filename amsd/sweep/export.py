@@ -14,7 +14,7 @@ from amsd.errors import UsageError
 from amsd.evaluation.statistics import measured
 from amsd.recipe import dump_toml
 from amsd.recipe.schema import Tracking
-from amsd.sweep.plan import Plan
+from amsd.sweep.plan import SweepPlan
 from amsd.sweep.results import SweepResults
 from amsd.sweep.schema import TRAINING, Dimension, Objective
 from amsd.sweep.space import values
@@ -33,7 +33,7 @@ def winning_recipe(results: SweepResults, number: int | None = None) -> str:
     if chosen is None:
         infeasible = f"; {len(results.complete)} completed, but none is feasible" if results.complete else ""
         raise UsageError(f"sweep {results.name}: no best trial yet{infeasible}")
-    plan = Plan(results.sweep, results.recipe.model_dump(mode="json", exclude_none=True))
+    plan = SweepPlan(results.sweep, results.recipe.model_dump(mode="json", exclude_none=True))
     recipe = plan.resolve({**chosen.settings, "training.seed": results.sweep.seeds[0]})
     tracking = Tracking(**{**recipe.tracking.model_dump(), "name": f"{results.name}-best"})
     reached = zip(results.objectives, chosen.values or (), strict=False)
@@ -83,7 +83,7 @@ def as_csv(results: SweepResults) -> str:
     return stream.getvalue()
 
 
-def wandb_configuration(plan: Plan) -> dict[str, Any]:
+def wandb_configuration(plan: SweepPlan) -> dict[str, Any]:
     """The same search as a W&B sweep.
 
     Raises:
@@ -97,7 +97,7 @@ def wandb_configuration(plan: Plan) -> dict[str, Any]:
             f"sweep {sweep.name}: W&B sweeps have one objective and no constraints, but this one has "
             f"{len(sweep.objective)} and {len(sweep.constraint)}. Use --backend optuna."
         )
-    if sweep.budget.seconds is not None or sweep.budget.unet_evaluations is not None:
+    if sweep.budget.seconds is not None or sweep.budget.network_calls is not None:
         raise UsageError(f"sweep {sweep.name}: W&B sweeps know only budget.trials. Use --backend optuna.")
     objective = sweep.objective[0]
     method = {"grid": "grid", "random": "random", "qmc": "random"}.get(sweep.sampler.name, "bayes")
@@ -124,7 +124,7 @@ def metric_name(objective: Objective) -> str:
     return f"eval/{objective.metric}" + ("" if objective.value == "mean" else f"/{objective.value}")
 
 
-def as_wandb_yaml(plan: Plan) -> str:
+def as_wandb_yaml(plan: SweepPlan) -> str:
     """`wandb_configuration` with the command that runs a point, as YAML, for `wandb sweep FILE` and `wandb agent`.
 
     The base recipe, the overrides and the conditions stand in the command, as the plan in JSON.

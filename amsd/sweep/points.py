@@ -15,7 +15,7 @@ from amsd.recipe.cost import training_cost
 from amsd.recipe.guidance_modes import mode_of
 from amsd.sweep import optuna_access as names
 from amsd.sweep.executor import Job
-from amsd.sweep.plan import Plan
+from amsd.sweep.plan import SweepPlan
 from amsd.sweep.space import grid, settings_of
 from amsd.tracking.names import own_tags
 
@@ -44,7 +44,7 @@ class Point:
         return {"key": self.key, "cfg_mode": self.cfg_mode, "cost": self.cost, "directory": self.directory}
 
 
-def make_point(plan: Plan, folder: Path, number: int | str, params: Mapping[str, Any]) -> Point:
+def make_point(plan: SweepPlan, folder: Path, number: int | str, params: Mapping[str, Any]) -> Point:
     """Resolve the recipes of a point, one per seed; `number` names its directory.
 
     Raises:
@@ -71,7 +71,7 @@ def _key(recipes: list[Recipe]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _bookkeeping(plan: Plan, label: str, seed: int, params: Mapping[str, Any]) -> dict[str, Any]:
+def _bookkeeping(plan: SweepPlan, label: str, seed: int, params: Mapping[str, Any]) -> dict[str, Any]:
     """Seed, and how the run is found in W&B: in the sweep's group, tagged with its parameters."""
     own = own_tags(plan.recipe.tracking)
     tags = [f"{name.rpartition('.')[2]}={_shown(value)}"[:64] for name, value in params.items()]
@@ -87,7 +87,7 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def points_to_queue(plan: Plan) -> list[dict[str, Any]]:
+def points_to_queue(plan: SweepPlan) -> list[dict[str, Any]]:
     """First points, then the grid, up to the budget of trials; every other point is made when a worker is free for it.
 
     (Hundreds of waiting trials would be read again at every step: finished ones are cached, these are not.)

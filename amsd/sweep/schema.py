@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from amsd.recipe.section import Positive, Section
 
@@ -145,7 +145,7 @@ class Constraint(Section):
         return value - self.at_most if self.at_most is not None else (self.at_least or 0.0) - value
 
 
-class Sampler(Section):
+class SearchSampler(Section):
     """How the next point is chosen."""
 
     name: Literal["tpe", "gp", "qmc", "grid", "nsga2", "random"] = "tpe"
@@ -174,8 +174,11 @@ class Budget(Section):
     """Points that are tried (a grid: all of them by default)."""
     seconds: Positive | None = None
     """Seconds of trials, summed over all workers (so an interruption costs nothing)."""
-    unet_evaluations: Positive | None = None
-    """network forward-equivalents of training (docs/method.md section 7), summed over all trials."""
+    network_calls: Positive | None = Field(
+        default=None, validation_alias=AliasChoices("network_calls", "unet_evaluations")
+    )
+    """Network calls of training in forward-equivalents (docs/method.md section 7), summed over all trials; sweeps of
+    earlier versions write `unet_evaluations`."""
 
 
 class Execution(Section):
@@ -258,7 +261,7 @@ class Sweep(Section):
     constraint: tuple[Constraint, ...] = ()
     first: tuple[Mapping[str, Any], ...] = ()
     """Points tried first, as values of dimensions; what a point leaves out is sampled."""
-    sampler: Sampler = Sampler()
+    sampler: SearchSampler = SearchSampler()
     pruner: Pruner = Pruner()
     budget: Budget = Budget()
     execution: Execution = Execution()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import Trial
 
-    from amsd.sweep.plan import Plan
+    from amsd.sweep.plan import SweepPlan
 
 #: Values of a float range without `step` and `points` that a grid tries.
 GRID_POINTS = 5
@@ -161,7 +161,7 @@ def satisfying(sweep: Sweep, name: str) -> dict[str, Any]:
     return chosen
 
 
-def sampler(plan: Plan, salt: str) -> BaseSampler:
+def sampler(plan: SweepPlan, salt: str) -> BaseSampler:
     """Optuna's sampler of this name; `salt` varies its seed (not that of QMC, whose workers share one sequence).
 
     A grid is queued point by point, so its sampler is never asked.
@@ -206,7 +206,7 @@ def experimental(call: Any, *args: Any, **options: Any) -> Any:
         return call(*args, **options)
 
 
-def pruner(plan: Plan) -> BasePruner:
+def pruner(plan: SweepPlan) -> BasePruner:
     """Optuna's pruner of this name; steps are optimizer steps, the seeds of a point one after the other."""
     import optuna
 

@@ -12,7 +12,8 @@ from amsd.errors import UsageError
 from amsd.files import write_json
 from amsd.reading import parsed, parsed_object
 from amsd.sweep import optuna_access as names
-from amsd.sweep.plan import Plan, code_in, load_plan, require_format, restore_plan
+from amsd.sweep.load import code_in, load_plan, require_format, restore_plan
+from amsd.sweep.plan import SweepPlan
 from amsd.sweep.points import points_to_queue
 from amsd.sweep.schema import FORMAT
 from amsd.sweep.space import experimental, pruner, sampler
@@ -36,7 +37,7 @@ class StudyHandle:
     trials: names.TrialTable
     url: str
     directory: Path
-    plan: Plan
+    plan: SweepPlan
 
     def stop_reason(self) -> str | None:
         """Why the sweep stopped by itself, if it did."""
@@ -48,7 +49,7 @@ class StudyHandle:
         self.study.set_user_attr(names.STOP, reason)
 
 
-def create(plan: Plan, directory: Path, url: str | None = None) -> StudyHandle:
+def create(plan: SweepPlan, directory: Path, url: str | None = None) -> StudyHandle:
     """Open the sweep's study, made now or earlier, and queue the points that its budget names.
 
     Raises:
@@ -173,7 +174,7 @@ def _is_folder_of(handle: StudyHandle) -> bool:
         return False
 
 
-def _plan_in(folder: Path | None) -> Plan | None:
+def _plan_in(folder: Path | None) -> SweepPlan | None:
     """The plan that `create` wrote into a folder; None where there is none."""
     if folder is None or not (folder / PLAN_FILE).is_file():
         return None
@@ -198,7 +199,7 @@ def _pointed(folder: Path, study: str | None) -> tuple[str, str]:
     return url, study or name
 
 
-def _check_same(plan: Plan, earlier: dict[str, Any], url: str) -> None:
+def _check_same(plan: SweepPlan, earlier: dict[str, Any], url: str) -> None:
     """A study may go on with another budget, machinery or description, not with another question."""
     mine = plan.dump()
     for key in ("search", "override", "recipe", "seeds", "objective", "constraint", "first"):
@@ -214,7 +215,7 @@ def _check_same(plan: Plan, earlier: dict[str, Any], url: str) -> None:
         )
 
 
-def _explain_changes(plan: Plan, earlier: dict[str, Any]) -> None:
+def _explain_changes(plan: SweepPlan, earlier: dict[str, Any]) -> None:
     """Another sampler or pruner may take over, which is said; but a grid's points are queued once, at its start.
 
     Raises:

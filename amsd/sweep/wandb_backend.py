@@ -21,7 +21,8 @@ from amsd.reading import parsed, parsed_object
 from amsd.sweep.executor import RunLog, Stop, TrialExecutor, Verdict, on_signals
 from amsd.sweep.export import wandb_configuration
 from amsd.sweep.launchers.processes import ProcessExecutor
-from amsd.sweep.plan import Plan, restore_plan
+from amsd.sweep.load import restore_plan
+from amsd.sweep.plan import SweepPlan
 from amsd.sweep.points import make_point
 from amsd.sweep.schema import FORMAT, Dimension
 from amsd.sweep.space import active, declared, ordered
@@ -35,7 +36,7 @@ POINTER = "wandb-sweep.json"
 SCHEME = "wandb:"
 
 
-def create_wandb(plan: Plan, folder: Path) -> str:
+def create_wandb(plan: SweepPlan, folder: Path) -> str:
     """Create the sweep on the W&B server (or find the one of this folder again); returns ENTITY/PROJECT/ID or ID.
 
     Raises:
@@ -62,7 +63,7 @@ def create_wandb(plan: Plan, folder: Path) -> str:
     return path
 
 
-def run_wandb(plan: Plan, folder: Path, workers: int) -> bool:
+def run_wandb(plan: SweepPlan, folder: Path, workers: int) -> bool:
     """Create the sweep and run `workers` agents until the server has no more points, or a signal ends them (True).
 
     Raises:
@@ -101,7 +102,7 @@ def _pointed(folder: Path) -> tuple[str, Any]:
         raise UsageError(f"{folder}: {POINTER} is missing or damaged; --directory names the sweep's folder") from None
 
 
-def run_agent(path: str, plan: Plan, folder: Path, executor: TrialExecutor, count: int | None = None) -> bool:
+def run_agent(path: str, plan: SweepPlan, folder: Path, executor: TrialExecutor, count: int | None = None) -> bool:
     """W&B's own agent, which calls us once per point; `count` limits how often. Returns whether it was interrupted.
 
     SIGINT, SIGTERM or SIGHUP ends the running trial with a checkpoint, and then the agent.
@@ -195,7 +196,7 @@ def _written(dimension: Dimension, text: str) -> Any:
 
 
 def run_trial(
-    plan: Plan, folder: Path, executor: TrialExecutor, stop: Stop, environment: Mapping[str, str]
+    plan: SweepPlan, folder: Path, executor: TrialExecutor, stop: Stop, environment: Mapping[str, str]
 ) -> dict[str, float]:
     """Run the point that the agent has put into the environment; returns the objective.
 
@@ -214,14 +215,14 @@ def run_trial(
 
 
 def _run_chosen(
-    plan: Plan, folder: Path, executor: TrialExecutor, stop: Stop, run_id: str, chosen: dict[str, Any]
+    plan: SweepPlan, folder: Path, executor: TrialExecutor, stop: Stop, run_id: str, chosen: dict[str, Any]
 ) -> dict[str, float]:
     if not re.fullmatch(r"[A-Za-z0-9][\w-]{0,127}", run_id):  # it names a folder
         raise RunError(f"W&B names the run {run_id!r}; only letters, digits, - and _ are taken")
     seed = chosen.pop("training.seed", plan.sweep.seeds[0])
     if isinstance(seed, bool) or seed not in plan.sweep.seeds:
         raise RunError(f"W&B chose training.seed = {seed!r}, but the sweep's seeds are {list(plan.sweep.seeds)}")
-    single = Plan(plan.sweep.model_copy(update={"seeds": (seed,)}), plan.tree)
+    single = SweepPlan(plan.sweep.model_copy(update={"seeds": (seed,)}), plan.tree)
     point = make_point(single, folder, f"wandb-{run_id}", _params(plan, chosen))
     ended = executor.run(point.jobs[0], _watch(stop))
     if ended.status == "released":
@@ -231,7 +232,7 @@ def _run_chosen(
     return measure(plan.sweep, ended.log)
 
 
-def _params(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def _params(plan: SweepPlan, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """What W&B chose, without dimensions whose conditions do not hold (W&B draws every one).
 
     Raises:

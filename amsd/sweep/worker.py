@@ -115,12 +115,12 @@ class Worker:
 
     def _budget_left(self) -> bool:
         budget = self._sweep.budget
-        if budget.seconds is None and budget.unet_evaluations is None:
+        if budget.seconds is None and budget.network_calls is None:
             return True
         trials = self._handle.study.get_trials(deepcopy=False)
         seconds = sum(seconds_spent(trial) or 0.0 for trial in trials)
         cost = sum(_cost(trial) for trial in trials)
-        return seconds < (budget.seconds or float("inf")) and cost < (budget.unet_evaluations or float("inf"))
+        return seconds < (budget.seconds or float("inf")) and cost < (budget.network_calls or float("inf"))
 
     def _others_run(self) -> bool:
         return self._trials.count("RUNNING", *(["WAITING"] if self._budget_left() else [])) > 0

@@ -177,7 +177,7 @@ def discard_after(run: RunDirectory, step: int) -> None:
                 shutil.rmtree(path)
 
 
-class Scores:
+class CheckpointScores:
     """Scores of evaluated checkpoints by step, on disk in `checkpoints/scores.json`, and who is best."""
 
     def __init__(self, run: RunDirectory) -> None:

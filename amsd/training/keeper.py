@@ -36,7 +36,7 @@ class Keeper:
         ends: Ends,
     ) -> None:
         self.run = run
-        self.scores = checkpoints.Scores(run)
+        self.scores = checkpoints.CheckpointScores(run)
         self._method = method
         self._updater = updater
         self._listeners = listeners

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from amsd.diffusion.scheduler import SOCDDIMScheduler
+from amsd.diffusion.families.ddim_scheduler import SOCDDIMScheduler
 
 VARIABLE = "DIFFUSERS_CHECKOUT"
 

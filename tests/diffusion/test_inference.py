@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from amsd.diffusion.inference import departures, inference_scheduler
-from amsd.diffusion.scheduler import SOCDDIMScheduler
+from amsd.diffusion.families.ddim_export import departures, inference_scheduler
+from amsd.diffusion.families.ddim_scheduler import SOCDDIMScheduler
 from amsd.recipe import Schedule
 from tests import pipelines
 

@@ -12,8 +12,9 @@ from diffusers.utils.state_dict_utils import convert_all_state_dict_to_peft, con
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from amsd.diffusion.families.kohya import base_version, write_kohya
 from amsd.diffusion.loading import load_family
-from amsd.diffusion.lora_file import base_version, write_diffusers, write_kohya, write_safetensors
+from amsd.diffusion.lora_file import write_diffusers, write_safetensors
 from amsd.diffusion.parameterizations import ADAPTER_FILE, build_policy
 from amsd.recipe import Model
 from tests import pipelines

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from amsd.diffusion.families import family_for
 from amsd.diffusion.families.base import Family
+from amsd.diffusion.families.ddim_scheduler import SOCDDIMScheduler
 from amsd.diffusion.guidance import Conditioning, NetworkPredictor, TextCondition, guided
 from amsd.diffusion.parameterizations import ADAPTER_FILE, build_policy
 from amsd.diffusion.policy import Policy
 from amsd.diffusion.rollout import rollout
-from amsd.diffusion.scheduler import SOCDDIMScheduler
 from amsd.errors import UsageError
 from amsd.matching import control
 from amsd.recipe import Guidance, Model, Schedule

@@ -14,9 +14,10 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 
 import amsd
-from amsd.diffusion.scheduler import SOCDDIMScheduler
+from amsd.diffusion.families.ddim_scheduler import SOCDDIMScheduler
+from amsd.diffusion.loading import load_family
 from amsd.errors import UsageError
-from amsd.recipe import Schedule
+from amsd.recipe import Model, Schedule
 from tests import pipelines
 
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -200,10 +201,17 @@ def test_a_saved_pipeline_that_names_it_loads_in_plain_diffusers_after_import_am
     assert torch.equal(*images)
 
 
-def test_older_folders_that_name_the_file_of_the_class_load_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["amsd", "amsd.diffusion.scheduler"])  # the second: early versions
+def test_folders_that_name_it_load_in_diffusers_and_in_amsd(module: str, tmp_path: Path) -> None:
     pipeline = pipelines.stable_diffusion()
     pipeline.scheduler = SOCDDIMScheduler.for_recipe(pipeline.scheduler, Schedule(num_inference_steps=7))
     pipeline.save_pretrained(tmp_path)
     index = tmp_path / "model_index.json"
-    index.write_text(index.read_text().replace('"amsd"', '"amsd.diffusion.scheduler"'))
-    assert isinstance(DiffusionPipeline.from_pretrained(tmp_path).scheduler, SOCDDIMScheduler)
+    index.write_text(index.read_text().replace('"amsd"', f'"{module}"'))
+    program = (
+        f"import {module}, sys; from diffusers import DiffusionPipeline; "
+        "print(type(DiffusionPipeline.from_pretrained(sys.argv[1]).scheduler).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["SOCDDIMScheduler"]
+    assert isinstance(load_family(Model(pretrained=str(tmp_path))).pipeline.scheduler, SOCDDIMScheduler)

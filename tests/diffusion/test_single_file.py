@@ -209,5 +209,23 @@ def test_the_plan_counts_what_is_in_the_file(family: str, tmp_path: Path) -> Non
 def test_the_plan_of_a_file_without_configuration(tmp_path: Path) -> None:
     """SD 1's architecture is known; that this file is not of its size is said before anything is downloaded."""
     model = written(tmp_path).model_copy(update={"config": None})
-    with pytest.raises(UsageError, match=r"holds a UNet of [\d,]+ parameters .* 859,520,964: set model\.config"):
+    words = r"holds a UNet2DConditionModel of [\d,]+ parameters .* 859,520,964: set model\.config"
+    with pytest.raises(UsageError, match=words):
         planned(model)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "family"),
+    [
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
+        ("double_blocks.0.img_attn.qkv.weight", "FLUX"),
+    ],
+)
+def test_single_files_of_other_families_are_named_by_training_and_plans(
+    tensor: str, family: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({tensor: torch.zeros(2, 2)}, file)
+    for use in (load_family, planned):
+        with pytest.raises(UsageError, match=f"is a {family} checkpoint.*name the diffusers folder or the hub id"):
+            use(Model(pretrained=str(file)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from amsd.diffusion.scheduler import SOCDDIMScheduler
+from amsd.diffusion.families.ddim_scheduler import SOCDDIMScheduler
 from amsd.diffusion.steps import affine_steps
 from amsd.errors import UsageError
 from amsd.recipe import Schedule

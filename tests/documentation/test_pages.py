@@ -19,7 +19,7 @@ from amsd.recipe import BufferedSection, from_dict, load_recipe
 from amsd.recipe.catalogue import names
 from amsd.recipe.load import read_toml
 from amsd.recipe.methods import METHODS
-from amsd.sweep.plan import plan_from
+from amsd.sweep.load import plan_from
 from amsd.sweep.schema import Slurm
 from tests.cli import commands as tiny
 from tests.documentation.pages import Found, blocks, commands, inline, toml_blocks, words

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
 from amsd.diffusion.families import family_for
-from amsd.diffusion.scheduler import SOCDDIMScheduler
+from amsd.diffusion.families.ddim_scheduler import SOCDDIMScheduler
 from amsd.errors import UsageError
 from amsd.evaluation.metrics import quantize
 from amsd.evaluation.protocol import (

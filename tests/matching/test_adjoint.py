@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from amsd.diffusion.scheduler import SOCDDIMScheduler
+from amsd.diffusion.families.ddim_scheduler import SOCDDIMScheduler
 from amsd.diffusion.steps import AffineSteps
 from amsd.matching import lean_adjoint
 from amsd.recipe import Schedule

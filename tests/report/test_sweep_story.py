@@ -15,7 +15,7 @@ from amsd.recipe import dump_toml, identity
 from amsd.recipe.load import read_toml
 from amsd.report.sweep_story import sweep_story
 from amsd.sweep.executor import Ended, Job, Monitor, RunLog
-from amsd.sweep.plan import plan_from
+from amsd.sweep.load import plan_from
 from amsd.sweep.study import create
 from amsd.sweep.worker import Worker
 from tests.report.synthetic import DIVERSITY, REWARD, recipe, write_run

@@ -12,10 +12,11 @@ import pytest
 
 from amsd.recipe.catalogue import folder
 from amsd.recipe.load import read_toml
-from amsd.sweep.plan import Plan, plan_from
+from amsd.sweep.load import plan_from
+from amsd.sweep.plan import SweepPlan
 
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
-MakePlan = Callable[..., Plan]
+MakePlan = Callable[..., SweepPlan]
 
 SWEEP: dict[str, Any] = {
     "name": "small",
@@ -39,7 +40,7 @@ SWEEP: dict[str, Any] = {
 def make_plan() -> MakePlan:
     """The small sweep with some of its keys replaced."""
 
-    def make(**changes: Any) -> Plan:
+    def make(**changes: Any) -> SweepPlan:
         tree = deepcopy(SWEEP)
         for key, value in changes.items():
             tree[key] = {**tree[key], **value} if key == "execution" else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from amsd.sweep.plan import Plan
+from amsd.sweep.plan import SweepPlan
 from tests.sweep.conftest import MakePlan
 
 QUICK = {
@@ -20,7 +20,7 @@ QUICK = {
 TIMES = {"poll_seconds": 0.2, "heartbeat_seconds": 1.0, "lost_after_seconds": 20.0, "terminate_seconds": 30.0}
 
 
-def real_plan(make_plan: MakePlan, tracking: str = "disabled", **changes: object) -> Plan:
+def real_plan(make_plan: MakePlan, tracking: str = "disabled", **changes: object) -> SweepPlan:
     """Four steps with a checkpoint each; `tracking` is the mode of W&B."""
     return make_plan(
         override={**QUICK, "tracking.mode": tracking}, execution={"command": None, **TIMES}, **changes

@@ -17,7 +17,7 @@ from amsd.recipe.load import read_toml
 from amsd.sweep.display import overview
 from amsd.sweep.executor import Job
 from amsd.sweep.export import as_csv, as_data, winning_recipe
-from amsd.sweep.plan import load_plan
+from amsd.sweep.load import load_plan
 from amsd.sweep.results import SweepResults, load_sweep, results_of
 from amsd.sweep.study import create
 from amsd.sweep.worker import Worker

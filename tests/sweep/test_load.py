@@ -11,7 +11,8 @@ from amsd.recipe.catalogue import folder, names
 from amsd.recipe.cost import training_cost
 from amsd.recipe.load import read_toml
 from amsd.sweep.display import outline
-from amsd.sweep.plan import Plan, load_plan, plan_from, restore_plan
+from amsd.sweep.load import load_plan, plan_from, restore_plan
+from amsd.sweep.plan import SweepPlan
 from amsd.sweep.space import grid, settings_of
 
 BASE = read_toml(folder("recipes") / "shapes.toml")
@@ -20,7 +21,7 @@ HEAD = 'name = "s"\nrecipe = "shapes"\nbudget.trials = 3\n'
 OBJECTIVE = '[[objective]]\nmetric = "shapes:right"\n'
 
 
-def plan_of(text: str, base: dict[str, object] = BASE) -> Plan:
+def plan_of(text: str, base: dict[str, object] = BASE) -> SweepPlan:
     return plan_from(tomllib.loads(HEAD + text), base)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from amsd.sweep.plan import Plan
+from amsd.sweep.plan import SweepPlan
 from amsd.sweep.results import SweepResults, results_of
 from amsd.sweep.study import create
 from amsd.sweep.worker import Worker
@@ -26,7 +26,7 @@ TWO = [{"metric": "shapes:right"}, {"metric": "shapes:alignment", "direction": "
 BOUND = [{"metric": "train/kl", "at_most": 2.0}]
 
 
-def run(plan: Plan, folder: Path, executor: Formula | None = None) -> SweepResults:
+def run(plan: SweepPlan, folder: Path, executor: Formula | None = None) -> SweepResults:
     """On a journal file, which is the quickest storage."""
     handle = create(plan, folder, f"journal:{folder}/journal.log")
     Worker(handle, executor or Formula()).run()

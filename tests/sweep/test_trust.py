@@ -16,7 +16,7 @@ from amsd.recipe.catalogue import folder
 from amsd.sweep import optuna_access as names
 from amsd.sweep.checks import require_inputs
 from amsd.sweep.executor import Stop
-from amsd.sweep.plan import code_in, load_plan
+from amsd.sweep.load import code_in, load_plan
 from amsd.sweep.results import load_sweep
 from amsd.sweep.storage import default_url, printable, scrubbed, sqlite_path
 from amsd.sweep.study import PLAN_FILE, Consent, create, join, locate

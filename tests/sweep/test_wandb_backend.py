@@ -15,7 +15,8 @@ import yaml
 from amsd.errors import UsageError
 from amsd.recipe import load_recipe
 from amsd.sweep.export import as_wandb_yaml, wandb_configuration
-from amsd.sweep.plan import Plan, load_plan, plan_from, restore_plan
+from amsd.sweep.load import load_plan, plan_from, restore_plan
+from amsd.sweep.plan import SweepPlan
 from tests.sweep.conftest import FAKE_TRAINER, MakePlan
 from tests.sweep.waiting import gone, until
 from tests.sweep.wandb_server import SweepServer
@@ -137,7 +138,7 @@ def test_the_file_holds_recipe_overrides_and_conditions() -> None:
         wandb_configuration(make_named("the mode"))
 
 
-def make_named(name: str) -> Plan:
+def make_named(name: str) -> SweepPlan:
     from amsd.recipe.catalogue import folder
     from amsd.recipe.load import read_toml
 

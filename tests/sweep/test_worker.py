@@ -279,12 +279,13 @@ def test_an_owner_that_was_taken_for_dead_lets_go(make_plan: MakePlan, tmp_path:
     assert not thread.is_alive()
 
 
-def test_budget_in_unet_evaluations(make_plan: MakePlan, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["network_calls", "unet_evaluations"])  # the second is the name of before
+def test_budget_in_network_calls(key: str, make_plan: MakePlan, tmp_path: Path) -> None:
     from amsd.recipe.cost import training_cost
 
     cost = training_cost(make_plan().recipe)
     executor = Formula()
-    Worker(create(make_plan(budget={"unet_evaluations": 3.5 * cost}), tmp_path), executor).run()
+    Worker(create(make_plan(budget={key: 3.5 * cost}), tmp_path), executor).run()
     assert len(executor.ran) == 4  # the budget is checked before a trial starts
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from amsd.diffusion.families import family_for
+from amsd.diffusion.families.ddim_scheduler import SOCDDIMScheduler
 from amsd.diffusion.guidance import Conditioning, TextCondition
 from amsd.diffusion.parameterizations import build_policy
-from amsd.diffusion.scheduler import SOCDDIMScheduler
 from amsd.matching import effective_sample_size, plan_indices
 from amsd.recipe import Recipe, from_dict
 from amsd.rewards.combination import WeightedReward

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from amsd.diffusion.families.base import Family, decode_in_slices
+from amsd.diffusion.families.ddim_export import departures, inference_scheduler
+from amsd.diffusion.families.ddim_scheduler import SOCDDIMScheduler
 from amsd.diffusion.families.fit import Configs, require_channels, require_width, text_config
+from amsd.diffusion.families.kohya import base_version
 from amsd.diffusion.guidance import Network, TextCondition
-from amsd.diffusion.inference import departures, inference_scheduler
-from amsd.diffusion.lora_file import base_version
-from amsd.diffusion.scheduler import SOCDDIMScheduler
 from amsd.diffusion.steps import AffineSteps
 from amsd.errors import UsageError
 from amsd.recipe import Schedule

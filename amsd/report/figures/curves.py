@@ -14,7 +14,7 @@ from amsd.report.figures.scale import Kind, Scale, number, scale_for
 from amsd.report.figures.svg import MARKS, Frame, axes, mark, path, picture, plane, tag
 from amsd.report.figures.tradeoff import mode_class
 from amsd.report.numbers import with_error
-from amsd.report.story import Entry, Story, evaluation, setting_of
+from amsd.report.story import ShownRun, Story, evaluation, setting_of
 
 #: Vertical pixels are few: more points than this per curve cannot be seen.
 _POINTS_ALONE, _POINTS_AMONG_MANY, _MANY = 400, 100, 6
@@ -122,7 +122,7 @@ def thin(steps: Sequence[int], values: Sequence[float], limit: int) -> list[tupl
     return [pairs[index] for index in sorted(kept)]
 
 
-def _curves(story: Story, key: str) -> list[tuple[Entry, Curve]]:
+def _curves(story: Story, key: str) -> list[tuple[ShownRun, Curve]]:
     found = []
     for entry in story.entries:
         curve = entry.run.curves.get(key) if entry.run is not None else None
@@ -151,7 +151,7 @@ def _logged(story: Story, what: _Logged, range_of: Sequence[float] = ()) -> Pane
     return _panel(what.title, what.axis + (" (log)" if kind == "log" else ""), frame, x, y, content, len(curves))
 
 
-def _line(entry: Entry, curve: Curve, x: Scale, y: Scale, among: int) -> str:
+def _line(entry: ShownRun, curve: Curve, x: Scale, y: Scale, among: int) -> str:
     limit = _POINTS_ALONE if among <= _MANY else _POINTS_AMONG_MANY
     floor = [value if y.kind != "log" else max(value, y.low) for value in curve.values]
     raw = [(x(step), y(value)) for step, value in thin(curve.steps, floor, limit)]
@@ -166,7 +166,7 @@ def _line(entry: Entry, curve: Curve, x: Scale, y: Scale, among: int) -> str:
 class _Evaluated:
     """One metric over the evaluated checkpoints of a run, under one set of conditions."""
 
-    entry: Entry
+    entry: ShownRun
     points: tuple[tuple[int, Metric], ...]
     series: str = ""
     """Name of the series where it is not the one that stands for the run."""
@@ -195,7 +195,7 @@ def _evaluated(story: Story, name: str, title: str, axis: str) -> Panel | None:
     return _panel(title, axis + (" ± s.e." if len(series) <= 2 * _MANY else ""), frame, x, y, content, len(series))
 
 
-def _series(story: Story, entry: Entry, name: str) -> Iterator[_Evaluated]:
+def _series(story: Story, entry: ShownRun, name: str) -> Iterator[_Evaluated]:
     """The curve that stands for a run; of a report on a single run also those of the same setting beside it."""
     run = entry.run
     if run is None:

@@ -10,7 +10,7 @@ from typing import Any
 from amsd.report.figures.scale import Scale, number, scale_for, tick_labels
 from amsd.report.figures.svg import Figure, Frame, label, picture, tag
 from amsd.report.figures.tradeoff import mode_class
-from amsd.report.story import Axis, Entry, Story, points
+from amsd.report.story import Axis, ShownRun, Story, points
 
 #: Ratio of largest to smallest value from which a positive axis is logarithmic.
 _DECADES = 30
@@ -39,7 +39,7 @@ def parallel_figure(story: Story) -> Figure | None:
     return Figure(_wide(columns, entries, words), _narrow(columns, entries, words))
 
 
-def _searched(axis: Axis, entries: Sequence[Entry]) -> _Column:
+def _searched(axis: Axis, entries: Sequence[ShownRun]) -> _Column:
     values = {entry.key: entry.params[axis.key] for entry in entries if axis.key in entry.params}
     stops = tuple(float(value) for value in axis.values) if axis.choices and axis.numeric else ()
     return _Column(axis.key, values, axis.numeric, log=axis.log, stops=stops)
@@ -102,7 +102,7 @@ def _shorten(words: str, length: int) -> str:
     return words if len(words) <= length else f"{words[: length - 1]}…"
 
 
-def _wide(columns: Sequence[_Column], entries: Sequence[Entry], words: str) -> str:
+def _wide(columns: Sequence[_Column], entries: Sequence[ShownRun], words: str) -> str:
     frame = Frame(1120, 340, left=70, right=80, top=58, bottom=16)
     gap = (frame.x[1] - frame.x[0]) / (len(columns) - 1)
     scales = [_scale(column, *frame.y) for column in columns]
@@ -129,7 +129,7 @@ def _wide(columns: Sequence[_Column], entries: Sequence[Entry], words: str) -> s
     return picture(frame, "".join(lines + parts), words, "parallel")
 
 
-def _narrow(columns: Sequence[_Column], entries: Sequence[Entry], words: str) -> str:
+def _narrow(columns: Sequence[_Column], entries: Sequence[ShownRun], words: str) -> str:
     """For a phone: the axes lie and the lines run down."""
     row = 66
     frame = Frame(343, row * len(columns) + 8, left=16, right=20, top=30, bottom=24)
@@ -152,7 +152,7 @@ def _narrow(columns: Sequence[_Column], entries: Sequence[Entry], words: str) ->
     return picture(frame, "".join(lines + parts), words, "parallel")
 
 
-def _line(entry: Entry, places: Sequence[tuple[float, float]], vertical: bool) -> str:
+def _line(entry: ShownRun, places: Sequence[tuple[float, float]], vertical: bool) -> str:
     """A curve that leaves and enters every axis at a right angle."""
     data = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
     for (ax, ay), (bx, by) in itertools.pairwise(places):

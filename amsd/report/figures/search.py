@@ -11,7 +11,7 @@ from amsd.report.figures.scale import Scale, number, scale_for
 from amsd.report.figures.svg import MARKS, Figure, Frame, axes, label, mark, picture, plane, tag
 from amsd.report.figures.tradeoff import mode_class
 from amsd.report.numbers import duration
-from amsd.report.story import Axis, Entry, Story
+from amsd.report.story import Axis, ShownRun, Story
 
 #: Ratio of largest to smallest value from which a positive axis is logarithmic.
 _DECADES = 30
@@ -43,18 +43,18 @@ def timeline_figure(story: Story) -> Figure | None:
                   _timeline(entries, Frame(343, 60 + _ROW * len(entries), left=52)))  # fmt: skip
 
 
-def _trials(story: Story) -> list[Entry]:
+def _trials(story: Story) -> list[ShownRun]:
     """One entry for each trial with values, by number."""
     found = {entry.trial: entry for entry in reversed(story.entries) if entry.objective is not None}
     return sorted(found.values(), key=lambda entry: entry.trial or 0)
 
 
-def _value(entry: Entry) -> float:
+def _value(entry: ShownRun) -> float:
     assert entry.objective is not None
     return entry.objective
 
 
-def _history(story: Story, trials: Sequence[Entry], frame: Frame) -> str:
+def _history(story: Story, trials: Sequence[ShownRun], frame: Frame) -> str:
     goal = story.objectives[0]
     numbers = [float(entry.trial or 0) for entry in trials]
     x = scale_for(numbers, *frame.x)
@@ -77,7 +77,7 @@ def _history(story: Story, trials: Sequence[Entry], frame: Frame) -> str:
     return picture(frame, axes(frame, x, y, "trial", title, (6, 5)) + content, words, "points")
 
 
-def _slice(story: Story, axis: Axis, trials: Sequence[Entry]) -> Panel | None:
+def _slice(story: Story, axis: Axis, trials: Sequence[ShownRun]) -> Panel | None:
     own = [entry for entry in trials if axis.key in entry.params]
     if len(own) < 2:
         return None
@@ -92,7 +92,7 @@ def _slice(story: Story, axis: Axis, trials: Sequence[Entry]) -> Panel | None:
 
 
 def _across(
-    axis: Axis, entries: Sequence[Entry], frame: Frame
+    axis: Axis, entries: Sequence[ShownRun], frame: Frame
 ) -> tuple[Scale, Callable[[Any], float], list[tuple[float, str]] | None]:
     """Scale of a searched key, where a value stands on it, and its ticks where they are not round numbers."""
     taken = [entry.params[axis.key] for entry in entries]
@@ -111,7 +111,7 @@ def _across(
     )
 
 
-def _timeline(entries: Sequence[Entry], frame: Frame) -> str:
+def _timeline(entries: Sequence[ShownRun], frame: Frame) -> str:
     starts = [entry.started for entry in entries if entry.started is not None]
     first = min(starts)
     ends = [(entry.ended or entry.started or first) for entry in entries]
@@ -137,7 +137,7 @@ def _timeline(entries: Sequence[Entry], frame: Frame) -> str:
     return picture(frame, drawing + plane(frame, x, y, "".join(parts)), words, "points timeline")
 
 
-def _mark(entry: Entry, left: float, level: float, name: str) -> str:
+def _mark(entry: ShownRun, left: float, level: float, name: str) -> str:
     words = f"trial {entry.trial}\n{name} {number(_value(entry))}"
     words += f"\n{entry.mode.name}" if entry.mode else ""
     words += "" if entry.feasible else "\nbreaks a constraint"
@@ -145,7 +145,7 @@ def _mark(entry: Entry, left: float, level: float, name: str) -> str:
     return _spot(entry, spot, words)
 
 
-def _spot(entry: Entry, content: str, words: str) -> str:
+def _spot(entry: ShownRun, content: str, words: str) -> str:
     """A mark that speaks to pointer and keyboard."""
     return tag(
         "g",

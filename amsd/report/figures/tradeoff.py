@@ -10,12 +10,12 @@ from amsd.recipe.guidance_modes import GuidanceMode
 from amsd.report.figures.scale import Scale, scale_for
 from amsd.report.figures.svg import BASE_MARK, MARKS, Figure, Frame, axes, label, mark, path, picture, plane, tag
 from amsd.report.numbers import with_error
-from amsd.report.story import Entry, EvaluatedPoint, Story, base_metric, pareto, points
+from amsd.report.story import EvaluatedPoint, ShownRun, Story, base_metric, pareto, points
 
 
 @dataclass(frozen=True)
 class _Dot:
-    entry: Entry
+    entry: ShownRun
     point: EvaluatedPoint
     across: Metric
     """What the horizontal axis shows."""

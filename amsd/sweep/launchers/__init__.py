@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from amsd.errors import UsageError
 
 if TYPE_CHECKING:
-    from amsd.sweep.plan import Plan
+    from amsd.sweep.plan import SweepPlan
     from amsd.sweep.study import StudyHandle
 
 #: Name -> module and class.
@@ -29,7 +29,7 @@ View = Callable[["StudyHandle"], AbstractContextManager[Callable[[], None]]]
 class Launch:
     """What the user wants to run."""
 
-    plan: Plan
+    plan: SweepPlan
     folder: Path
     """The sweep's folder."""
     storage: str | None

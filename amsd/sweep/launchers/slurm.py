@@ -24,7 +24,7 @@ from amsd.errors import UsageError
 from amsd.sweep.executor import Job, Stop, on_signals
 from amsd.sweep.launchers import Launch, Launched
 from amsd.sweep.launchers.processes import ProcessExecutor, one_node, training
-from amsd.sweep.plan import Plan
+from amsd.sweep.plan import SweepPlan
 from amsd.sweep.schema import Execution, Slurm
 from amsd.sweep.storage import STORAGE_VARIABLE
 from amsd.sweep.study import StudyHandle, create, join
@@ -108,7 +108,7 @@ class WorkerJob:
             time.sleep(0.05)
 
 
-def make_executor(plan: Plan, folder: Path, cluster: Literal["slurm", "local"]) -> Any:
+def make_executor(plan: SweepPlan, folder: Path, cluster: Literal["slurm", "local"]) -> Any:
     """submitit's executor with the sweep's `[slurm]` section; its scripts and logs go to `slurm/`.
 
     Raises:
@@ -183,7 +183,7 @@ def several_nodes(slurm: Slurm, execution: Execution, job: Job, recipe: Path) ->
     return [*srun, *torchrun, *training(execution, job, recipe)]
 
 
-def script(plan: Plan, folder: Path, workers: int) -> str:
+def script(plan: SweepPlan, folder: Path, workers: int) -> str:
     """The batch script that `--launcher slurm` would submit, for reading."""
     from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 

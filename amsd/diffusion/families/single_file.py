@@ -1,5 +1,6 @@
 """Single-file checkpoints in the original (LDM) layout: what is in one, and which configuration it goes with.
 
+The layout is that of Stable Diffusion 1, 2 and XL; files of other families are named and refused (`_OTHER_FAMILIES`).
 Such a file holds weights only. The networks' configurations, the tokenizer and the scheduler come from `model.config`:
 a diffusers folder or hub repository of the same architecture, whose own weights are not read.
 """
@@ -35,6 +36,9 @@ _CONFIGURATIONS = {
 }
 """A tensor that only this family's files have -> hub repository with its configuration."""
 
+_OTHER_FAMILIES = {"joint_blocks.0.": "Stable Diffusion 3", "double_blocks.0.": "FLUX"}
+"""Part of a tensor's name that only files of this family have."""
+
 _NO_PICKLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, struct.error)
 """What torch.load raises besides its own errors when bytes that are no pickle happen to be opcodes."""
 
@@ -45,7 +49,8 @@ def stored_shapes(file: Path, what: str | None = None) -> Shapes:
     `what` says whose file it is, for messages; unset: it is `model.pretrained` itself.
 
     Raises:
-        UsageError: the file is damaged, holds no tensors by name, or is a `.ckpt` with more than tensors.
+        UsageError: the file is damaged, holds no tensors by name, is a `.ckpt` with more than tensors, or is
+            `model.pretrained` and of a family whose single files are not read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -53,10 +58,14 @@ def stored_shapes(file: Path, what: str | None = None) -> Shapes:
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as stream:
-                return {key: tuple(stream.get_slice(key).get_shape()) for key in stream.keys()}  # noqa: SIM118
-        return {key: tuple(value.shape) for key, value in _tensors(file).items()}
+                shapes = {key: tuple(stream.get_slice(key).get_shape()) for key in stream.keys()}  # noqa: SIM118
+        else:
+            shapes = {key: tuple(value.shape) for key, value in _tensors(file).items()}
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UsageError(unreadable(file, error)) from error
+    if what is None:
+        _require_layout(file, shapes)
+    return shapes
 
 
 def unreadable(file: Path, error: BaseException) -> str:
@@ -98,6 +107,20 @@ def default_configuration(file: Path) -> str:
         f"of their text encoders' tensors, such as {_SD1}. "
         f"{wrapper_hint(shapes) or 'A file of one network alone is no checkpoint.'}"
     )
+
+
+def _require_layout(file: Path, shapes: Shapes) -> None:
+    """Refuse a file of a family whose single files amsd does not read.
+
+    Raises:
+        UsageError: it is one; the way out is said.
+    """
+    for part, family in _OTHER_FAMILIES.items():
+        if any(part in key for key in shapes):
+            raise UsageError(
+                f"model.pretrained = {str(file)!r} is a {family} checkpoint. amsd reads single files of Stable "
+                f"Diffusion 1.x, 2.x and XL only: name the diffusers folder or the hub id of the {family} model."
+            )
 
 
 def parameters(shapes: Shapes) -> tuple[int, int]:
