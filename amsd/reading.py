@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,13 @@ _LONGEST_REASON = 300
 WRAPPERS = ("_orig_mod.", "module.")
 """What `torch.compile` and data parallelism put before the names of a network's parameters."""
 _LISTED = 3
+#: How torch says that memory is short, or that no machine has so much.
+_SHORTAGE = (
+    "CUDA error: out of memory",
+    "DefaultCPUAllocator",
+    "Storage size calculation overflowed",
+    "Invalid buffer size",
+)
 
 
 @contextmanager
@@ -39,8 +47,10 @@ def reading(what: str, place: Path | str, way_out: str = "") -> Iterator[None]:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that memory was short (torch's own is known by its name: torch is not imported here)."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    """Whether an error says that memory was short (torch's own are known by name and text: it is not imported here)."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _SHORTAGE)
 
 
 def reason_of(error: BaseException) -> str:
@@ -52,15 +62,22 @@ def reason_of(error: BaseException) -> str:
 
 
 def parsed(text: str | bytes) -> Any:
-    """JSON that came from elsewhere.
+    """JSON that came from elsewhere; its numbers are finite, as in all that amsd writes.
 
     Raises:
         ValueError: it is none, whatever is wrong with it (of deep nesting Python says `RecursionError`).
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:30]} is no finite number")
+    return value
 
 
 def parsed_object(text: str | bytes) -> dict[str, Any]:

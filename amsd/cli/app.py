@@ -17,6 +17,7 @@ from amsd.cli.launch import launched, rank, report_code
 from amsd.cli.train import Interrupted
 from amsd.ends import INTERRUPTED
 from amsd.errors import AmsdError, UsageError
+from amsd.reading import is_shortage, reason_of
 
 app = typer.Typer(
     name="amsd",
@@ -47,6 +48,13 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_SILENT": "true",
 }
+
+
+#: What to do where memory was short.
+_SHORTAGE = (
+    "There is not enough memory. Lower optimizer.micro_batch, training.collection_batch, method.buffer.size, "
+    "evaluation.batch_size or model.size, or use model.parameterization = 'lora'."
+)
 
 
 def quiet_libraries(debug: bool) -> None:
@@ -97,6 +105,8 @@ def main() -> None:
         report_code(1)
         if _debug():
             raise
+        if is_shortage(error):
+            _end(f"Error: {_SHORTAGE} ({reason_of(error)})", 1, everyone=True)
         _end(f"Error: {_described(error)}\n(amsd --debug ... shows the traceback)", 1, everyone=True)
 
 

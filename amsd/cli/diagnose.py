@@ -22,7 +22,7 @@ def diagnose(
     from amsd.recipe import load_recipe
 
     resolved = load_recipe(recipe, assignments or [])
-    require_consent(resolved, None, allow_code, own=False)
+    require_consent(resolved, None, allow_code, own=False, file=recipe)
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

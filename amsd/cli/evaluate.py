@@ -48,7 +48,8 @@ def evaluate(
         from amsd.experiment.evaluate import watch_run
         from amsd.recipe import load_recipe
 
-        _consent(Source(load_recipe(recipe or str(watch / "recipe.toml"), assignments or []), None), watch, allow_code)
+        file = recipe or str(watch / "recipe.toml")
+        _consent(Source(load_recipe(file, assignments or [])), watch, allow_code, file)
         for step, results in watch_run(watch, recipe, assignments or []):
             _show(results, as_json, f"step {step}")
         return
@@ -60,7 +61,7 @@ def evaluate(
     if output is not None:
         require_folder(output, "--output")
     source = resolve_model(checkpoint, recipe, assignments or [])
-    _consent(source, None, allow_code)
+    _consent(source, None, allow_code, recipe)
     if source.checkpoint is not None:
         if output is not None:
             raise UsageError("--output is for models: the results of a checkpoint go into its own folder.")
@@ -88,11 +89,12 @@ def _required(base: str | None) -> str | None:
     return base
 
 
-def _consent(source: Source, run: Path | None, allowed: bool) -> None:
+def _consent(source: Source, run: Path | None, allowed: bool, recipe: str | None) -> None:
     """Scorers of a recipe run when it evaluates: only those that are the user's own do so without being allowed."""
     if run is None and source.checkpoint is not None:
         run = source.checkpoint.parent.parent
-    require_consent(source.recipe, run, allowed, own=False)
+    file = str(Path(source.model) / "recipe.toml") if recipe is None and source.model is not None else recipe
+    require_consent(source.recipe, run, allowed, own=False, file=file)
 
 
 def _benchmark(
@@ -101,7 +103,7 @@ def _benchmark(
     from amsd.evaluation.benchmark import PROTOCOL
 
     source = resolve_model(checkpoint, recipe, [*PROTOCOL, *assignments])
-    _consent(source, None, allow_code)
+    _consent(source, None, allow_code, recipe)
     if source.checkpoint is not None and base is not None:
         raise UsageError("--table compares a checkpoint with the model it began from; leave --base out.")
     from amsd.experiment.benchmark import benchmark

@@ -97,7 +97,9 @@ def _defaults(model: str, assignments: Sequence[str]) -> Recipe:
     return from_dict(tree, source="--set")
 
 
-def require_consent(recipe: Recipe, run: Path | None, allowed: bool, *, own: bool = True) -> None:
+def require_consent(
+    recipe: Recipe, run: Path | None, allowed: bool, *, own: bool = True, file: str | None = None
+) -> None:
     """Refuse code that a received run or recipe names; announce nothing and import nothing.
 
     Args:
@@ -105,6 +107,7 @@ def require_consent(recipe: Recipe, run: Path | None, allowed: bool, *, own: boo
         run: the run directory that it belongs to, whose recipe recorded the code at training; None for a recipe alone.
         allowed: whether the user said --allow-code.
         own: whether a recipe that no run wrote counts as the user's own.
+        file: where the recipe was read from; one that lies in a run is that run's, whatever it says of itself.
 
     Raises:
         UsageError: see `amsd.rewards.code.require_consent`.
@@ -112,9 +115,21 @@ def require_consent(recipe: Recipe, run: Path | None, allowed: bool, *, own: boo
     from amsd.recipe.load import read_run
     from amsd.rewards import code
 
+    run = run or _run_of(file)
     written = run is not None and (run / "recipe.toml").is_file()
     if own and not written and recipe.origin is None:
         return
     record = read_run(run / "recipe.toml").code if written and run is not None else recipe.code
-    place = run if run is not None else Path(recipe.origin) if recipe.origin is not None else None
-    code.require_consent(recipe, record, place, allowed)
+    places = [run, recipe.origin, None if file is None else Path(file).parent]
+    code.require_consent(recipe, record, [Path(place) for place in places if place is not None], allowed)
+
+
+def _run_of(file: str | None) -> Path | None:
+    """The run directory that a `recipe.toml` lies in, or None."""
+    from amsd.run_directory import RunDirectory
+
+    path = Path(file or "")
+    if path.name != "recipe.toml":
+        return None
+    homes = (path.parent, path.parent.parent.parent)  # a checkpoint has a copy
+    return next((home for home in homes if RunDirectory(home).checkpoints.is_dir()), None)

@@ -48,7 +48,7 @@ def train(
     require_folder(run, "--output")
     if not resume and not relaunched():  # at once, before torch is imported; the processes of one command check again
         RunDirectory(run).require_unused()
-    require_consent(resolved, run if resume else None, allow_code)
+    require_consent(resolved, run if resume else None, allow_code, file=recipe)
     if dry_run:
         from amsd.cli.plan import show_plan
 

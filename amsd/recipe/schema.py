@@ -24,7 +24,7 @@ def only_path(name: str) -> bool:
 class Lora(Section):
     """Low-rank adapters (`model.parameterization = "lora"`)."""
 
-    rank: int = Field(default=8, ge=1)
+    rank: int = Field(default=8, ge=1, le=16_384)
     """LoRA rank r."""
     alpha: Positive | None = None
     """Scale numerator: the update is alpha / rank times B A. Unset: alpha = rank."""
@@ -47,7 +47,7 @@ class Model(Section):
     """Git revision on the hub."""
     variant: str | None = None
     """Weight-file variant on the hub or in the folder, such as "fp16"."""
-    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] | None = None
+    size: tuple[Annotated[int, Field(ge=8, le=16_384)], Annotated[int, Field(ge=8, le=16_384)]] | None = None
     """Height and width of the pictures in pixels, for training, evaluation and sampling; unset: the model's own."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the networks' arithmetic; trained weights and reward gradients stay in float32."""
@@ -148,7 +148,7 @@ class Optimizer(Section):
     """Largest global gradient norm; 0 is off."""
     max_skipped_updates: int = Field(default=0, ge=0)
     """Updates in a row that may be left out because their loss or gradient is not finite; one more ends the run."""
-    prompts_per_step: int = Field(default=125, ge=1)
+    prompts_per_step: int = Field(default=125, ge=1, le=1_000_000)
     """Trajectories per optimizer step, over all processes and micro-batches."""
     micro_batch: int = Field(default=5, ge=1)
     """Trajectories of one process that are in one pass through the network with gradients, at most."""
@@ -204,14 +204,14 @@ class Evaluation(Section):
     """Evaluate each n-th checkpoint and the last one; 0 is never."""
     prompts: int | None = Field(default=None, ge=1)
     """How many prompts of the evaluation set, from its start; unset: all."""
-    samples_per_prompt: int = Field(default=4, ge=1)
+    samples_per_prompt: int = Field(default=4, ge=1, le=1_000_000)
     seed: int = Field(default=0, ge=0, lt=2**31)
     batch_size: int = Field(default=8, ge=1)
-    eta: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0.0,), min_length=1)
+    eta: tuple[Annotated[float, Field(ge=0, le=10)], ...] = Field(default=(0.0,), min_length=1)
     scheduler: tuple[Literal["fine-tuning", "default"], ...] = Field(default=("fine-tuning",), min_length=1)
-    guidance_scale: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+    guidance_scale: tuple[Annotated[float, Field(ge=0, le=100)], ...] | None = Field(default=None, min_length=1)
     """Scales to evaluate at; unset: `guidance.guidance_scale`."""
-    num_inference_steps: int | None = Field(default=None, ge=1)
+    num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
     """Steps of the evaluation sampler; unset: `schedule.num_inference_steps`."""
     metrics: tuple[str, ...] = ()
     """Held-out metrics, besides the rewards that are trained on."""

@@ -105,10 +105,11 @@ def recorded(recipe: Recipe) -> dict[str, CodeFile]:
     return {module: CodeFile(path=str(path), sha256=sha256(path)) for module, path in found.items()}
 
 
-def require_consent(recipe: Recipe, record: Mapping[str, CodeFile], run: Path | None, allowed: bool) -> None:
+def require_consent(recipe: Recipe, record: Mapping[str, CodeFile], received: Sequence[Path], allowed: bool) -> None:
     """Refuse code that a received recipe names, unless the user has allowed it or it is shown to be the user's own.
 
-    A file is the user's own if it lies outside the run's folder, at the path and with the content recorded at training.
+    A file is the user's own if it lies outside the folders that may have been received (the run's, the recipe's), at
+    the path and with the content recorded at training.
 
     Raises:
         UsageError: code or a pickle would run that nobody has allowed.
@@ -116,7 +117,7 @@ def require_consent(recipe: Recipe, record: Mapping[str, CodeFile], run: Path | 
     if allowed:
         return
     for target in targets(recipe):
-        reason = _doubt(target, target.locate(recipe.code), record.get(target.module), run)
+        reason = _doubt(target, target.locate(recipe.code), record.get(target.module), received)
         if reason is not None:
             raise UsageError(
                 f"the recipe's scorer {target.name!r} would run {target.locate(recipe.code)}, {reason}. "
@@ -130,12 +131,14 @@ def require_consent(recipe: Recipe, record: Mapping[str, CodeFile], run: Path | 
             )
 
 
-def _doubt(target: Target, path: Path, record: CodeFile | None, run: Path | None) -> str | None:
-    if record is None or record.sha256 is None:
+def _doubt(target: Target, path: Path, record: CodeFile | None, received: Sequence[Path]) -> str | None:
+    if record is None or record.sha256 is None or not Path(record.path).is_absolute():
         return "and no run recorded that file as yours"
     if Path(record.path) != path:
         return f"but the run was trained with {record.path}"
-    if run is not None and path.resolve().is_relative_to(run.resolve()):
+    if path.parts[1] in ("proc", "dev"):  # the same name is another file for every process
+        return "which is no place of a file"
+    if any(path.resolve().is_relative_to(folder.resolve()) for folder in received):
         return "which came with the run"
     if path.resolve().is_relative_to(Path(sysconfig.get_path("stdlib")).resolve()) and "site-packages" not in str(path):
         return "which is no scorer of yours but Python's own library"

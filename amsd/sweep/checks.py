@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 from amsd.errors import UsageError
@@ -11,7 +12,7 @@ from amsd.evaluation.result import DIVERSITY, FID, KID, is_distance
 from amsd.recipe import Problem, RecipeError
 from amsd.sweep.plan import SweepPlan
 from amsd.sweep.schema import TRAINING, Dimension, Objective, Sweep
-from amsd.sweep.space import declared, ends, ordered, satisfying, settings_of
+from amsd.sweep.space import LARGEST_GRID, declared, ends, grid, ordered, satisfying, settings_of
 
 
 def problems_of(plan: SweepPlan) -> list[Problem]:
@@ -88,9 +89,19 @@ def _machinery(sweep: Sweep) -> Iterator[Problem]:
     endless = budget.trials is None and budget.seconds is None and budget.network_calls is None
     if endless and sweep.sampler.name != "grid":
         yield Problem("budget", "is required: trials, seconds or network_calls (only a grid ends by itself)")
+    if sweep.sampler.name == "grid" and budget.trials is None and _is_larger(sweep, LARGEST_GRID):
+        yield Problem("sampler.name", f"this grid has more than {LARGEST_GRID:,} points", "grid",
+                      "Give larger steps or fewer points, or say how many are tried: budget.trials.")  # fmt: skip
     if sweep.execution.lost_after_seconds < 2 * sweep.execution.heartbeat_seconds:
         yield Problem("execution.lost_after_seconds", "must be at least twice execution.heartbeat_seconds",
                       sweep.execution.lost_after_seconds)  # fmt: skip
+
+
+def _is_larger(sweep: Sweep, limit: int) -> bool:
+    try:
+        return next(islice(grid(sweep), limit, None), None) is not None
+    except ValueError:  # conditions in a circle: `_search` tells
+        return False
 
 
 def _ends(plan: SweepPlan) -> list[dict[str, Any]]:

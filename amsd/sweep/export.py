@@ -8,6 +8,7 @@ import json
 import math
 import re
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 from amsd.errors import UsageError
@@ -17,7 +18,7 @@ from amsd.recipe.schema import Tracking
 from amsd.sweep.plan import SweepPlan
 from amsd.sweep.results import SweepResults
 from amsd.sweep.schema import TRAINING, Dimension, Objective
-from amsd.sweep.space import values
+from amsd.sweep.space import LARGEST_GRID, values
 from amsd.tracking.names import Names
 
 
@@ -144,17 +145,29 @@ def as_wandb_yaml(plan: SweepPlan) -> str:
 
 def _parameter(dimension: Dimension, method: str) -> dict[str, Any]:
     if dimension.low is None or dimension.high is None or method == "grid":
-        return {"values": values(dimension)}
+        return {"values": _listed(dimension)}
     low, high = dimension.low, dimension.high
     if dimension.is_int:
         name = "q_log_uniform_values" if dimension.log else "int_uniform"
         return {"distribution": name, "min": int(low), "max": int(high)} if not dimension.step else {
-            "values": values(dimension)
+            "values": _listed(dimension)
         }  # fmt: skip
     if dimension.step is not None:
         return {"distribution": "q_uniform", "min": float(low), "max": float(high), "q": float(dimension.step)}
     name = "log_uniform_values" if dimension.log else "uniform"
     return {"distribution": name, "min": float(low), "max": float(high)}
+
+
+def _listed(dimension: Dimension) -> list[Any]:
+    """Every value, for W&B.
+
+    Raises:
+        UsageError: they are more than its file can list.
+    """
+    found = list(islice(values(dimension), LARGEST_GRID + 1))
+    if len(found) > LARGEST_GRID:
+        raise UsageError(f"W&B lists every value, but a dimension has more than {LARGEST_GRID:,}: give a larger step.")
+    return found
 
 
 def _plain(value: Any) -> Any:

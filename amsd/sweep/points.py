@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from amsd.recipe.guidance_modes import mode_of
 from amsd.sweep import optuna_access as names
 from amsd.sweep.executor import Job
 from amsd.sweep.plan import SweepPlan
-from amsd.sweep.space import grid, settings_of
+from amsd.sweep.space import LARGEST_GRID, grid, settings_of
 from amsd.tracking.names import own_tags
 
 if TYPE_CHECKING:
@@ -93,10 +94,9 @@ def points_to_queue(plan: SweepPlan) -> list[dict[str, Any]]:
     (Hundreds of waiting trials would be read again at every step: finished ones are cached, these are not.)
     """
     sweep = plan.sweep
-    points = [dict(point) for point in sweep.first]
-    if sweep.sampler.name == "grid":
-        points += [point for point in grid(sweep) if point not in points]
-    return points[: sweep.budget.trials]
+    first = [dict(point) for point in sweep.first]
+    rest = (point for point in grid(sweep) if point not in first) if sweep.sampler.name == "grid" else ()
+    return list(islice(chain(first, rest), min(sweep.budget.trials or LARGEST_GRID, LARGEST_GRID)))
 
 
 class Twins:

@@ -58,7 +58,7 @@ class Dimension(Section):
     """Whether a range is searched on a logarithmic scale."""
     type: Literal["int", "float"] | None = None
     """Of a range; unset: int if `low` and `high` are written as integers."""
-    points: int | None = Field(default=None, ge=2)
+    points: int | None = Field(default=None, ge=2, le=100_000)
     """How many values of a float range `sampler = "grid"` tries."""
     when: Mapping[str, Condition] = Field(default_factory=dict)
     """Other dimension -> condition; all must hold, else the key keeps the recipe's value."""
@@ -84,6 +84,8 @@ class Dimension(Section):
             raise ValueError(f"low = {self.low:g} must lie below high = {self.high:g}")
         if self.log and self.low <= 0:
             raise ValueError(f"a logarithmic range must start above 0, but low = {self.low:g}")
+        if self.step is not None and (self.high - self.low) / self.step > 2**53:
+            raise ValueError(f"step = {self.step:g} is too small for a range from {self.low:g} to {self.high:g}")
         if self.log and self.step is not None:
             raise ValueError("log and step exclude each other")
         if self.is_int and not all(isinstance(v, int) for v in (self.low, self.high, self.step) if v is not None):
@@ -184,7 +186,7 @@ class Budget(Section):
 class Execution(Section):
     """How one trial is run."""
 
-    processes: int = Field(default=1, ge=1)
+    processes: int = Field(default=1, ge=1, le=10_000)
     """Processes (accelerate ranks) per trial."""
     gpus: float | None = Field(default=None, ge=0)
     """GPUs per trial; below 1, trials share one. Unset: `processes` where there are GPUs."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from amsd.errors import UsageError
-from amsd.sweep.schema import Dimension, Sweep
+from amsd.sweep.schema import Condition, Dimension, Sweep
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Values of a float range without `step` and `points` that a grid tries.
 GRID_POINTS = 5
+#: Points of a grid are queued at its start; nobody waits for more trials than these.
+LARGEST_GRID = 100_000
 
 
 def _suggested(trial: Trial, name: str, dimension: Dimension) -> Any:
@@ -101,38 +104,57 @@ def ordered(search: Mapping[str, Dimension]) -> list[str]:
     return done
 
 
-def values(dimension: Dimension) -> list[Any]:
-    """Values that a grid tries; of a float range without step, evenly spaced ones (also in the logarithm)."""
+def values(dimension: Dimension) -> Iterable[Any]:
+    """Values that a grid tries, one by one; of a float range without step, evenly spaced ones (also in the logarithm).
+
+    They can be iterated over again, and a range of a trillion takes no memory.
+    """
     if dimension.choices is not None:
-        return list(dimension.choices)
+        return dimension.choices
     if dimension.variants is not None:
-        return list(dimension.variants)
+        return tuple(dimension.variants)
     assert dimension.low is not None
     assert dimension.high is not None
     low, high = dimension.low, dimension.high
     if dimension.is_int and not dimension.log and dimension.points is None:
-        return list(range(int(low), int(high) + 1, int(dimension.step or 1)))
+        return range(int(low), int(high) + 1, int(dimension.step or 1))
     if dimension.step is not None:
-        count = math.floor((high - low) / dimension.step + 1e-9)
-        return [low + index * dimension.step for index in range(count + 1)]
+        return Stepped(float(low), float(high), float(dimension.step))
     spaced = _spaced(float(low), float(high), dimension.points or GRID_POINTS, dimension.log)
     return sorted({round(value) for value in spaced}) if dimension.is_int else spaced
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Numbers from `low` to `high` with a distance of `step`."""
+
+    low: float
+    high: float
+    step: float
+
+    def __iter__(self) -> Iterator[float]:
+        count = math.floor((self.high - self.low) / self.step + 1e-9)
+        return (self.low + index * self.step for index in range(count + 1))
 
 
 def ends(dimension: Dimension) -> list[Any]:
     """Values that stand for a dimension when it is checked: every choice, or both ends of a range."""
     if dimension.low is not None and dimension.high is not None:
         return [dimension.low, dimension.high] if dimension.is_int else [float(dimension.low), float(dimension.high)]
-    return values(dimension)
+    return list(values(dimension))
 
 
-def grid(sweep: Sweep) -> list[dict[str, Any]]:
-    """Every distinct point: an inactive dimension is left out instead of multiplied."""
-    points: list[dict[str, Any]] = [{}]
+def grid(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    """Every distinct point, one by one: an inactive dimension is left out instead of multiplied."""
+    points: Iterable[dict[str, Any]] = ({},)
     for name in ordered(sweep.search):
-        dimension = sweep.search[name]
-        points = [extended for point in points for extended in _extend(point, name, dimension)]
-    return points
+        points = _extended(points, name, sweep.search[name])
+    yield from points
+
+
+def _extended(points: Iterable[dict[str, Any]], name: str, dimension: Dimension) -> Iterator[dict[str, Any]]:
+    for point in points:
+        yield from _extend(point, name, dimension)
 
 
 def _extend(point: dict[str, Any], name: str, dimension: Dimension) -> Iterator[dict[str, Any]]:
@@ -153,12 +175,28 @@ def satisfying(sweep: Sweep, name: str) -> dict[str, Any]:
     """Values of the other dimensions under which `name` is active, as far as its conditions tell."""
     chosen: dict[str, Any] = {}
     for parent, condition in sweep.search[name].when.items():
-        candidates: Sequence[Any] = values(sweep.search[parent])
-        fitting = next((value for value in candidates if condition.holds(value)), None)
+        fitting = next((v for v in _candidates(sweep.search[parent], condition) if condition.holds(v)), None)
         if fitting is None:
             raise ValueError(f"no value of {parent} fulfils the condition, so this dimension is never searched")
         chosen |= {**satisfying(sweep, parent), parent: fitting}
     return chosen
+
+
+def _candidates(dimension: Dimension, condition: Condition) -> Iterator[Any]:
+    """Values among which there is one that fulfils the condition, if the dimension has any such value."""
+    if dimension.low is None or dimension.high is None:
+        yield from values(dimension)
+        return
+    low = dimension.low if condition.above is None else max(dimension.low, condition.above)
+    high = dimension.high if condition.below is None else min(dimension.high, condition.below)
+    inside = [*(condition.one_of or ()), dimension.low, dimension.high, low + (high - low) / 2]
+    if dimension.is_int and abs(low) < 2**63 and abs(high) < 2**63:
+        inside += [math.floor(low) + 1, math.ceil(high) - 1]
+    for value in inside:
+        try:
+            yield declared(dimension, value)
+        except ValueError:  # outside of the range, or no whole number
+            continue
 
 
 def sampler(plan: SweepPlan, salt: str) -> BaseSampler:

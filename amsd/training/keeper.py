@@ -90,6 +90,9 @@ class Keeper:
                 score = self._evaluate(record)
             if score is not None and self._is_main:
                 self.scores.add(record.step, score)
+        self._retain()
+
+    def _retain(self) -> None:
         if self._is_main:
             training = self._method.recipe.training
             checkpoints.retain(self.run, training.keep, training.checkpoint_every)
@@ -127,6 +130,8 @@ class Keeper:
         self._updater.accelerator.wait_for_everyone()
         if self.is_due(step) and step not in self.scores.read():  # stopped between saving and evaluating
             self.score(CheckpointRecord(step, path, checkpoints.weights_sha256(path)))
+        else:
+            self._retain()  # stopped between scoring and deleting
         return step
 
     def _announce(self, phase: str, step: int) -> None:

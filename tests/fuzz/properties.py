@@ -28,7 +28,8 @@ from amsd.recipe.load import read_run
 from amsd.recipe.rules import warnings
 from amsd.run_directory import RunDirectory, default_output
 from amsd.sweep.display import outline
-from amsd.sweep.plan import Plan, load_plan, restore_plan
+from amsd.sweep.load import load_plan, restore_plan
+from amsd.sweep.plan import SweepPlan
 from amsd.sweep.schema import Sweep
 from tests.fuzz import inputs
 
@@ -93,7 +94,7 @@ def recipe_file(example: bytes, scratch: Path) -> bool:
     return found
 
 
-def sweep_holds(plan: Plan, scratch: Path) -> None:
+def sweep_holds(plan: SweepPlan, scratch: Path) -> None:
     """A sweep that was accepted survives its storage, stays in its folder, and says how large it is."""
     assert restore_plan(json.loads(json.dumps(plan.dump(), allow_nan=False))) == plan
     runs = scratch / "runs"

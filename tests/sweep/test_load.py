@@ -68,7 +68,7 @@ def test_grid_leaves_inactive_dimensions_out() -> None:
         "schedule.eta = { choices = [0.5, 1.0] }\n" + OBJECTIVE
     )
     # Scale 1: two etas; scale 5: two flags x two etas.
-    assert len(grid(plan.sweep)) == 2 + 4
+    assert len(list(grid(plan.sweep))) == 2 + 4
     assert all(
         ("guidance.guidance_in_adjoint_computation" in point) == (point["guidance.guidance_scale"] > 1)
         for point in grid(plan.sweep)
@@ -84,7 +84,7 @@ def test_variants_set_several_keys() -> None:
         "guidance.guidance_in_control_computation": True,
         "schedule.eta": 0.7,
     }
-    assert len(grid(sweep)) == 3 * len(sweep.search["schedule.eta"].choices or ())
+    assert len(list(grid(sweep))) == 3 * len(sweep.search["schedule.eta"].choices or ())
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Smoothing(Section):
     """Reward gradient averaged over perturbed terminal latents (docs/method.md section 4)."""
 
-    samples: int = Field(default=1, ge=1)
+    samples: int = Field(default=1, ge=1, le=10_000)
     """Draws per latent; 1 with `noise_std = 0` is the plain gradient."""
     noise_std: float = Field(default=0.0, ge=0)
     clip_quantile: Fraction | None = None

@@ -101,7 +101,7 @@ class MethodSection(Section):
 class Buffer(Section):
     """Experience buffer (docs/method.md section 5)."""
 
-    size: int | None = Field(default=None, ge=1)
+    size: int | None = Field(default=None, ge=1, le=10_000_000)
     """Trajectories per collection, over all processes; a multiple of `optimizer.prompts_per_step`; unset: as many."""
     passes: int = Field(default=10, ge=1)
     """Passes of loss steps over one buffer."""

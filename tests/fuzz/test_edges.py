@@ -1,0 +1,104 @@
+"""Numbers at the edges: they work, or are refused with the reason, and neither takes memory."""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+
+from amsd.cli import app as cli
+from amsd.errors import UsageError
+from amsd.recipe import Recipe, load_recipe
+from amsd.recipe.cost import training_cost
+from amsd.sweep.display import outline
+from amsd.sweep.load import load_plan
+from amsd.sweep.points import points_to_queue
+from tests.fuzz import inputs
+from tests.fuzz.properties import recipe_holds
+
+HEAD = 'name = "s"\nrecipe = "shapes"\n[[objective]]\nmetric = "shapes:right"\n[sampler]\nname = "{sampler}"\n'
+SEARCHES = {
+    "a trillion integers": ("grid", "training.steps = { low = 1, high = 1000000000000 }", "more than 100,000 points"),
+    "a tiny step": ("grid", "schedule.eta = { low = 0.5, high = 1.0, step = 1e-12 }", "more than 100,000 points"),
+    "the smallest step": ("tpe", "schedule.eta = { low = 0.5, high = 1.0, step = 5e-324 }", "is too small for a range"),
+    "a billion points": ("grid", "schedule.eta = { low = 0.5, high = 1.0, points = 1000000000 }", "less than or equal"),
+    "a product": (
+        "grid",
+        "schedule.eta = { low = 0.5, high = 1.0, points = 400 }\noptimizer.weight_decay = { low = 0, high = 1, "
+        'points = 400, type = "float" }',
+        "more than 100,000 points",
+    ),
+}
+
+
+def sweep(folder: Path, sampler: str, search: str, more: str = "") -> Path:
+    file = folder / "search.toml"
+    file.write_text(f"{HEAD.format(sampler=sampler)}{more}\n[search]\n{search}\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture(autouse=True)
+def little_memory() -> object:
+    tracemalloc.start()
+    yield
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("case", SEARCHES)
+def test_a_search_without_bounds_is_refused(case: str, tmp_path: Path) -> None:
+    sampler, search, message = SEARCHES[case]
+    with pytest.raises(UsageError, match=message):
+        load_plan(sweep(tmp_path, sampler, search, "[budget]\nseconds = 5.0" if sampler == "tpe" else ""))
+
+
+def test_of_an_endless_grid_the_budget_is_tried(tmp_path: Path) -> None:
+    search = "training.steps = { low = 1, high = 1000000000000 }"
+    plan = load_plan(sweep(tmp_path, "grid", search, "[budget]\ntrials = 3"))
+    assert points_to_queue(plan) == [{"training.steps": 1}, {"training.steps": 2}, {"training.steps": 3}]
+    assert list(outline(plan))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "above"), [("low = 1, high = 1000000000000", 999999999998.5), ("low = 0.0, high = 10.0", 2.6)]
+)
+def test_a_condition_anywhere_in_a_range_is_fulfilled(bounds: str, above: float, tmp_path: Path) -> None:
+    key = "training.steps" if "10000" in bounds else "optimizer.weight_decay"
+    condition = f'when = {{ "{key}" = {{ above = {above}, below = {above + 1.0} }} }}'
+    search = f'"{key}" = {{ {bounds} }}\n"schedule.eta" = {{ low = 0.5, high = 1.0, {condition} }}'
+    plan = load_plan(sweep(tmp_path, "tpe", search, "[budget]\ntrials = 3"))
+    assert list(plan.sweep.search) == [key, "schedule.eta"]
+
+
+@pytest.mark.parametrize("key", [key for key in inputs.keys_of(Recipe) if not key.startswith(("code", "tracking"))])
+@pytest.mark.parametrize("value", ["1000000000000000000", "1e308", "5e-324"])
+def test_an_enormous_number_is_kept_or_refused(key: str, value: str) -> None:
+    """What is kept can be written, read, named and costed; what is refused says which key."""
+    method = [] if key.startswith("method.name") else ["method.name=buffer-am"]
+    refusal = ""
+    try:
+        recipe = load_recipe("shapes-buffer", [*method, f"{key}={value}"])
+    except UsageError as error:
+        refusal = str(error)
+    if refusal:
+        assert key.partition(".")[0].partition("[")[0] in refusal
+    else:
+        recipe_holds(recipe)
+        assert training_cost(recipe) > 0
+
+
+def test_a_lack_of_memory_says_what_to_lower(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["amsd"])
+    for size in (2**50, 2**62):
+        monkeypatch.setattr(cli, "app", lambda size=size: torch.empty(size))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 1
+        said = capsys.readouterr().err
+        assert said.startswith("Error: There is not enough memory. Lower optimizer.micro_batch")
+        assert "traceback" not in said
