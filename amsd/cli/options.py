@@ -12,7 +12,11 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set schedule.eta=0.7; repeatable."),
 ]
 AllowCodeOption = Annotated[
-    bool, typer.Option("--allow-code", help="Let code and pickles run that a received run or recipe names.")
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Let code and pickles run, and reward servers be used, that a received run or recipe names.",
+    ),
 ]
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT|base", help="A checkpoint, a run directory (its best), or `base`.")

@@ -100,7 +100,7 @@ def _defaults(model: str, assignments: Sequence[str]) -> Recipe:
 def require_consent(
     recipe: Recipe, run: Path | None, allowed: bool, *, own: bool = True, file: str | None = None
 ) -> None:
-    """Refuse code that a received run or recipe names; announce nothing and import nothing.
+    """Refuse code and reward servers that a received run or recipe names; announce nothing and import nothing.
 
     Args:
         recipe: what is about to be used.
@@ -115,13 +115,17 @@ def require_consent(
     from amsd.recipe.load import read_run
     from amsd.rewards import code
 
-    run = run or _run_of(file)
+    received = _run_of(file)
+    servers_of_own = own and recipe.origin is None and received is None  # a recipe that the user wrote
+    run = run or received
     written = run is not None and (run / "recipe.toml").is_file()
     if own and not written and recipe.origin is None:
         return
     record = read_run(run / "recipe.toml").code if written and run is not None else recipe.code
     places = [run, recipe.origin, None if file is None else Path(file).parent]
-    code.require_consent(recipe, record, [Path(place) for place in places if place is not None], allowed)
+    code.require_consent(
+        recipe, record, [Path(place) for place in places if place is not None], allowed, servers_of_own
+    )
 
 
 def _run_of(file: str | None) -> Path | None:

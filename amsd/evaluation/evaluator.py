@@ -21,6 +21,7 @@ from amsd.evaluation.result import EvaluationResult, base_weights, is_distance, 
 from amsd.evaluation.scorers import Images, Scorers
 from amsd.evaluation.statistics import summarize
 from amsd.recipe import EvaluationSetting, Recipe
+from amsd.rewards.combination import is_groupwise
 from amsd.rewards.eight_bit import as_original
 from amsd.rewards.protocol import Embedder, Reward
 from amsd.rewards.table import resolve_embedder, resolve_reward
@@ -91,7 +92,8 @@ class Evaluator:
         self._prompts = tuple(prompts[: recipe.evaluation.prompts])
         self._samples = recipe.evaluation.samples_per_prompt
         trained = {term.name for term in recipe.reward}
-        self._scorers = Scorers(self._prompts, self._samples, rewards, diversity, distance, stay=trained)
+        groupwise = [name for name, given in recipe.scorer_options.items() if is_groupwise(given)]
+        self._scorers = Scorers(self._prompts, self._samples, rewards, diversity, distance, trained, groupwise)
         self.progress = progress or (lambda what, done, total: None)
         self._notify = notify or (lambda notice: _LOG.warning("%s", notice.text))
         self._cache = Cache(cache or default_folder(), self._damaged)
@@ -117,7 +119,7 @@ class Evaluator:
         """
         evaluation = recipe.evaluation
         known = {reward.name: reward for reward in trained}
-        options = {**evaluation.options, **{term.name: term.options for term in recipe.reward}}
+        options = recipe.scorer_options
         names = dict.fromkeys([*(term.name for term in recipe.reward), *evaluation.metrics])
         rewards = [
             known[name] if name in known else resolve_reward(name, options.get(name), recipe.code) for name in names

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amsd.errors import RunError
+from amsd.rewards.calling import call
 from amsd.rewards.protocol import Embedder, Reward
 
 
@@ -38,12 +39,10 @@ def score(reward: Reward, pictures: Tensor, prompts: Sequence[str], device: torc
     """Scores of pictures (B, 3, H, W), uint8, under their prompts.
 
     Raises:
-        RunError: the reward returns another shape than (B,).
+        RewardFailed: the reward raised, or returned something else than one number per image.
     """
     with torch.autocast(device.type, enabled=False):
-        scores = reward(dequantize(pictures.to(device)), prompts)
-    if scores.shape != (len(pictures),):
-        raise RunError(f"metric {reward.name!r} returned shape {tuple(scores.shape)} for {len(pictures)} images")
+        scores = call(reward, dequantize(pictures.to(device)), prompts, "metric")
     values: list[float] = scores.double().cpu().tolist()
     return values
 

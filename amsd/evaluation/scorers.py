@@ -14,7 +14,7 @@ from amsd.evaluation import distance, metrics
 from amsd.evaluation.diversity import embedding_variance
 from amsd.evaluation.result import DIVERSITY, FID, KID, EvaluationResult
 from amsd.rewards.protocol import Embedder, Reward
-from amsd.training.processes import gather, rank
+from amsd.training.processes import gather, rank, shard
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,10 @@ class Scorers:
         diversity: Sequence[Embedder] = (),
         distances: Sequence[Embedder] = (),
         stay: Collection[str] = (),
+        groupwise: Collection[str] = (),
     ) -> None:
-        """`stay` names the rewards that remain on the device, because training uses them.
+        """`stay` names the rewards that remain on the device, because training uses them; `groupwise` those whose
+        calls get all samples of one prompt.
 
         Raises:
             UsageError: diversity is asked of one sample per prompt, or a distance of too few prompts.
@@ -68,7 +70,7 @@ class Scorers:
                 f"evaluation.distance needs {distance.MIN_PROMPTS} evaluation prompts or more but there are "
                 f"{len(prompts)}: its error is the spread over prompts"
             )
-        self._prompts, self._samples, self._stay = prompts, samples, stay
+        self._prompts, self._samples, self._stay, self._groupwise = prompts, samples, stay, groupwise
         self._rewards = {reward.name: reward for reward in rewards}
         self._diversity = [embedder.name for embedder in diversity]
         self._distances = [embedder.name for embedder in distances]
@@ -141,6 +143,8 @@ class Scorers:
         return Measured({name: tuple(per_prompt) for name, per_prompt in values.items()}, kept)
 
     def _scores(self, reward: Reward, images: Images, device: torch.device) -> list[float]:
+        if reward.name in self._groupwise:
+            return self._group_scores(reward, images, device)
         with metrics.placed(reward, device, stay=reward.name in self._stay):
             scores = [
                 metrics.score(reward, pictures, [self._prompts[prompt] for prompt, _ in batch], device)
@@ -148,6 +152,23 @@ class Scorers:
             ]
         flat, samples = [value for batch in gather(scores) for value in batch], self._samples
         return [math.fsum(flat[p * samples : (p + 1) * samples]) / samples for p in range(images.prompts)]
+
+    def _group_scores(self, reward: Reward, images: Images, device: torch.device) -> list[float]:
+        """Mean score of each prompt, where a call gets all its samples; processes take turns."""
+        own: dict[int, dict[int, Tensor]] = {}
+        for batch, pictures in zip(images.batches, images.pictures, strict=True):
+            for (prompt, sample), picture in zip(batch, pictures, strict=True):
+                own.setdefault(prompt, {})[sample] = picture
+        found: dict[int, float] = {}
+        with metrics.placed(reward, device, stay=reward.name in self._stay):
+            for prompt in range(images.prompts):  # prompt by prompt: never all pictures in one process
+                group = {k: v for part in gather([own.get(prompt, {})]) for k, v in part.items()}
+                if prompt in shard(range(images.prompts)):
+                    pictures = torch.stack([group[sample] for sample in range(self._samples)])
+                    values = metrics.score(reward, pictures, [self._prompts[prompt]] * self._samples, device)
+                    found[prompt] = math.fsum(values) / self._samples
+        everything = {prompt: value for part in gather([found]) for prompt, value in part.items()}
+        return [everything[prompt] for prompt in range(images.prompts)]
 
     def _embeddings(self, embedder: Embedder, images: Images, device: torch.device) -> Tensor:
         with metrics.placed(embedder, device):

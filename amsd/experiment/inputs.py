@@ -11,8 +11,9 @@ from amsd.errors import UsageError
 from amsd.hub import PREFIX as HUB
 from amsd.prompts import PromptSet, load_prompts
 from amsd.recipe import Recipe
+from amsd.recipe.methods import methods_with
 from amsd.recipe.schema import only_path
-from amsd.rewards.code import check_code
+from amsd.rewards.code import check_code, without_gradient
 from amsd.rewards.table import require_known
 from amsd.tracking.backend import require_known_trackers
 
@@ -68,6 +69,8 @@ def check_inputs(recipe: Recipe, download: bool = True) -> Inputs:
     attempt(lambda: require_known([term.name for term in recipe.reward], recipe.evaluation))
     attempt(lambda: require_known_trackers(recipe.tracking.trackers))
     attempt(lambda: check_code(recipe))
+    attempt(lambda: _require_gradient(recipe))
+    attempt(lambda: _require_groups(recipe))
     attempt(lambda: _require_model(recipe))
     attempt(lambda: read("train"))
     attempt(lambda: read("evaluation"))
@@ -75,6 +78,31 @@ def check_inputs(recipe: Recipe, download: bool = True) -> Inputs:
         count = "" if len(problems) == 1 else f"{len(problems)} things are missing or wrong:\n  "
         raise UsageError(count + "\n  ".join(problems))
     return Inputs(found.get("train"), found.get("evaluation"))
+
+
+def _require_gradient(recipe: Recipe) -> None:
+    """A method that differentiates the reward needs rewards that can be; what only a function's code knows is tried
+    when the run starts."""
+    if not recipe.method.needs_reward_gradient:
+        return
+    for name in without_gradient(recipe):
+        raise UsageError(
+            f"method.name = {recipe.method.name!r} needs the gradient of the reward, and {name!r} has none. Set "
+            f"method.name = {methods_with(lambda method: not method.needs_reward_gradient)}, which needs none, or "
+            "name the score in evaluation.metrics to watch it only."
+        )
+
+
+def _require_groups(recipe: Recipe) -> None:
+    if recipe.method.scores_groups:
+        return
+    for term in recipe.reward:
+        if term.options.get("groupwise"):
+            raise UsageError(
+                f"reward {term.name!r} compares the samples of a group (groupwise = true), and method.name = "
+                f"{recipe.method.name!r} has no groups. Set method.name = "
+                f"{methods_with(lambda method: method.scores_groups)}."
+            )
 
 
 def _require_model(recipe: Recipe) -> None:

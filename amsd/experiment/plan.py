@@ -182,7 +182,7 @@ def _scorers(recipe: Recipe) -> Iterator[str]:
     used = [term.name for term in recipe.reward]
     if evaluation is not None:
         used += [*evaluation.metrics, *evaluation.diversity, *evaluation.distance]
-    options = {**recipe.evaluation.options, **{term.name: term.options for term in recipe.reward}}
+    options = recipe.scorer_options
     for name in dict.fromkeys(used):
         gigabytes = DOWNLOADED_GIGABYTES.get(name)
         if gigabytes is not None and not options.get(name):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from amsd.diffusion.rollout import rollout
 from amsd.errors import UsageError
 from amsd.evaluation.identity import pipeline_identity
 from amsd.recipe import Recipe
+from amsd.rewards.calling import call
 from amsd.rewards.combination import WeightedReward
 from amsd.training.problem import ControlProblem
 
@@ -151,19 +152,22 @@ def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prom
         policy.checkpoint_gradients()
         policy.pipeline.vae.enable_gradient_checkpointing()
     reward = WeightedReward.from_recipe(recipe.reward, recipe.code).to(device)
-    _rehearse(reward, policy.family, prompts, device)
-    problem = ControlProblem(recipe, policy.family, policy, steps, reward, device)
+    _rehearse(reward, policy.family, prompts, device, recipe.method.needs_reward_gradient)
+    problem = ControlProblem(recipe, policy.family, policy, steps, reward, device, reward.groupwise)
     if not reward.unmeasured:
         return problem
     scales = _base_standard_deviations(problem, reward, prompts)
     _LOG.info("base standard deviations of normalised rewards: %s", scales)
-    return ControlProblem(recipe, policy.family, policy, steps, reward.scaled(scales), device)
+    return replace(problem, reward=reward.scaled(scales))
 
 
-def _rehearse(reward: WeightedReward, family: Family, prompts: Sequence[str], device: torch.device) -> None:
+def _rehearse(
+    reward: WeightedReward, family: Family, prompts: Sequence[str], device: torch.device, gradient: bool
+) -> None:
     """Try the rewards on two pictures of noise in the size of the model's."""
     images = torch.rand((2, 3, *image_size(family)), generator=torch.Generator().manual_seed(0))
-    reward.rehearse(images.to(device), [prompts[0], prompts[-1]])
+    last = prompts[0] if reward.groupwise else prompts[-1]
+    reward.rehearse(images.to(device), [prompts[0], last], gradient)
 
 
 @torch.no_grad()
@@ -171,11 +175,14 @@ def _base_standard_deviations(
     problem: ControlProblem, reward: WeightedReward, prompts: Sequence[str]
 ) -> dict[str, float]:
     """Standard deviation of each unmeasured term over samples of the base model, the same on every process."""
-    size = problem.recipe.optimizer.micro_batch
-    chosen = [prompts[index % len(prompts)] for index in range(SCALE_SAMPLES)]
+    size, each, count = problem.recipe.optimizer.micro_batch, 1, SCALE_SAMPLES
+    if reward.groupwise:  # whole groups, as training has them
+        size = each = problem.recipe.method.samples_per_prompt
+        count = max(2, SCALE_SAMPLES // size) * size
+    chosen = [prompts[index // each % len(prompts)] for index in range(count)]
     scores: dict[str, list[torch.Tensor]] = {name: [] for name in reward.unmeasured}
     terms = {term.reward.name: term.reward for term in reward.terms}
-    for start in range(0, SCALE_SAMPLES, size):
+    for start in range(0, count, size):
         batch = chosen[start : start + size]
         keys = [(problem.recipe.training.seed, "scale", start + index) for index in range(len(batch))]
         shape = (len(problem.steps) + 1, *problem.family.latent_shape)
@@ -184,5 +191,5 @@ def _base_standard_deviations(
         images = problem.family.decode(rollout(predict, problem.steps, noise).terminal).clamp(0, 1)
         require_finite_images(images, batch)
         for name, values in scores.items():
-            values.append(terms[name](images, batch).cpu())
+            values.append(call(terms[name], images, batch).cpu())
     return {name: float(torch.cat(values).std()) for name, values in scores.items()}

@@ -31,7 +31,7 @@ from amsd.recipe import Recipe, identity
 from amsd.recipe.identity import as_started
 from amsd.recipe.load import read_run
 from amsd.recipe.rules import warnings
-from amsd.rewards.code import targets
+from amsd.rewards.code import servers, targets
 from amsd.rewards.combination import WeightedReward
 from amsd.run_directory import RunDirectory
 from amsd.tracking import FINISHED, RunInfo, Tracker, Trackers, standard
@@ -200,6 +200,8 @@ def _remark(problem: ControlProblem, inputs: Inputs, tracker: Tracker) -> None:
     recipe = problem.recipe
     for target in targets(recipe):
         tracker.on_notice(Notice("code", f"{target.name} runs {target.locate(recipe.code)}."))
+    for name in servers(recipe):
+        tracker.on_notice(Notice("server", f"Pictures and prompts are sent to {name}."))
     for warning in warnings(recipe):
         tracker.on_notice(Notice("recipe", str(warning)))
     for remark in inputs.remarks(recipe):

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 from amsd.recipe.errors import Problem
 from amsd.recipe.schema import Recipe
+from amsd.urls import is_server, server_fault, shown_server
 
 
 def violations(recipe: Recipe) -> list[Problem]:
     """Everything in `recipe` that is well typed but cannot work."""
-    return [problem for rule in _RULES for problem in rule(recipe)]
+    # A name that holds a password is said alone: the other rules would show it.
+    return list(_servers(recipe)) or [problem for rule in _RULES for problem in rule(recipe)]
 
 
 def warnings(recipe: Recipe) -> list[Problem]:
@@ -62,6 +64,17 @@ def _reward_names(recipe: Recipe) -> Iterator[Problem]:
         if term.weight == 0:
             yield Problem(f"reward[{index}].weight", "a reward of weight 0 has no effect", 0.0,
                           "To watch it only, name it in evaluation.metrics.")  # fmt: skip
+
+
+def _servers(recipe: Recipe) -> Iterator[Problem]:
+    named = {f"reward[{index}].name": term.name for index, term in enumerate(recipe.reward)}
+    named |= {f"evaluation.metrics[{index}]": name for index, name in enumerate(recipe.evaluation.metrics)}
+    named |= {"evaluation.best": recipe.evaluation.best or "", "evaluation.options": ""}
+    for name in recipe.evaluation.options:
+        named["evaluation.options"] = name if is_server(name) and server_fault(name) else named["evaluation.options"]
+    for key, name in named.items():
+        if is_server(name) and (fault := server_fault(name)) is not None:
+            yield Problem(key, fault, shown_server(name))
 
 
 def _best(recipe: Recipe) -> Iterator[Problem]:

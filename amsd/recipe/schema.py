@@ -297,6 +297,11 @@ class Recipe(Section):
         )
 
     @property
+    def scorer_options(self) -> dict[str, dict[str, Any]]:
+        """Options of every reward, held-out metric and embedder that has some, by name."""
+        return {**self.evaluation.options, **{term.name: term.options for term in self.reward}}
+
+    @property
     def best_metric(self) -> str:
         """Name of the evaluation metric that decides which checkpoint is `best`."""
         return self.evaluation.best or self.reward[0].name

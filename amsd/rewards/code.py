@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from amsd.errors import UsageError
 from amsd.files import sha256
 from amsd.recipe import Recipe
 from amsd.recipe.schema import CodeFile
+from amsd.rewards.table import has_gradient
+from amsd.urls import is_server
 
 PREFIX = "python:"
 
@@ -82,6 +85,24 @@ class Target:
         if self.attribute not in names and "*" not in names and "__getattr__" not in names:
             raise UsageError(f"reward {self.name!r}: {path} has nothing called {self.attribute!r}")
 
+    def returns_numbers(self, path: Path) -> bool:
+        """Whether the file says that the function's scores have no gradient: by its return type or a decorator."""
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8-sig"))
+        except (OSError, SyntaxError, ValueError, RecursionError):
+            return False  # `check` says what is wrong with it
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name == self.attribute:
+                if any(_SWITCH.search(ast.unparse(each)) for each in node.decorator_list):
+                    return True
+                result = ast.unparse(node.returns) if node.returns is not None else ""
+                return bool(_NUMBERS.search(result)) and "Tensor" not in result
+        return False
+
+
+_SWITCH = re.compile(r"\b(no_grad|inference_mode)\b")
+_NUMBERS = re.compile(r"\b(float|int|bool|ndarray|NDArray|floating|float32|float64)\b")
+
 
 def targets(recipe: Recipe) -> list[Target]:
     """The user's own scorers that a recipe trains on or evaluates with."""
@@ -99,20 +120,44 @@ def check_code(recipe: Recipe) -> None:
         target.check(target.locate(recipe.code))
 
 
+def without_gradient(recipe: Recipe) -> list[str]:
+    """Names of the trained rewards that are known to have no gradient; nothing is run to know it."""
+    known = {target.name: target for target in targets(recipe)}
+    found = []
+    for term in recipe.reward:
+        target = known.get(term.name)
+        if has_gradient(term.name) is False or (target and target.returns_numbers(target.locate(recipe.code))):
+            found.append(term.name)
+    return found
+
+
+def servers(recipe: Recipe) -> list[str]:
+    """The reward servers that a recipe sends pictures to."""
+    return [name for name in dict.fromkeys([*(t.name for t in recipe.reward), *recipe.evaluation.metrics])
+            if is_server(name)]  # fmt: skip
+
+
 def recorded(recipe: Recipe) -> dict[str, CodeFile]:
     """Path and hash of the code that a recipe runs, for the recipe of its run."""
     found = {target.module: target.locate(recipe.code) for target in targets(recipe)}
     return {module: CodeFile(path=str(path), sha256=sha256(path)) for module, path in found.items()}
 
 
-def require_consent(recipe: Recipe, record: Mapping[str, CodeFile], received: Sequence[Path], allowed: bool) -> None:
+def require_consent(
+    recipe: Recipe,
+    record: Mapping[str, CodeFile],
+    received: Sequence[Path],
+    allowed: bool,
+    servers_of_own: bool = False,
+) -> None:
     """Refuse code that a received recipe names, unless the user has allowed it or it is shown to be the user's own.
 
     A file is the user's own if it lies outside the folders that may have been received (the run's, the recipe's), at
     the path and with the content recorded at training.
+    A reward server is the user's own if the user wrote the recipe that names it: `servers_of_own` says so.
 
     Raises:
-        UsageError: code or a pickle would run that nobody has allowed.
+        UsageError: code or a pickle would run, or pictures would be sent to a server, that nobody has allowed.
     """
     if allowed:
         return
@@ -123,7 +168,12 @@ def require_consent(recipe: Recipe, record: Mapping[str, CodeFile], received: Se
                 f"the recipe's scorer {target.name!r} would run {target.locate(recipe.code)}, {reason}. "
                 "Read that file, and add --allow-code if it may run."
             )
-    for name, options in _options(recipe):
+    for name in () if servers_of_own else servers(recipe):
+        raise UsageError(
+            f"the recipe would send pictures and prompts to {name}. A received recipe may not do that by itself: "
+            "add --allow-code if that server is yours."
+        )
+    for name, options in recipe.scorer_options.items():
         if options.get("trust_pickle"):
             raise UsageError(
                 f"the recipe's scorer {name!r} has trust_pickle = true, which lets its weight file run code. "
@@ -145,12 +195,6 @@ def _doubt(target: Target, path: Path, record: CodeFile | None, received: Sequen
     if sha256(path) != record.sha256:
         return "which has changed since the run was trained"
     return None
-
-
-def _options(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, object]]]:
-    for term in recipe.reward:
-        yield term.name, term.options
-    yield from recipe.evaluation.options.items()
 
 
 def _places(module: str) -> Iterator[Path]:

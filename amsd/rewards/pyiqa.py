@@ -15,8 +15,10 @@ from torch import Tensor
 
 from amsd.errors import RunError, UsageError
 from amsd.hub import failing_fast
+from amsd.rewards.calling import NoGradient
 from amsd.rewards.networks import device_of, fingerprint, freeze, full_precision
 from amsd.rewards.preprocess import check_pairs
+from amsd.rewards.table import has_gradient
 
 LICENSE = (
     "pyiqa is licensed under PolyForm-Noncommercial: pyiqa metrics and what is trained on them may not be used "
@@ -27,8 +29,6 @@ _said: list[str] = []
 """The license is stated once per process."""
 _OF_SETS = frozenset({"fid", "sfid", "fid_dinov2", "inception_score"})
 """Metrics of folders of images, not of an image."""
-_WITHOUT_GRADIENT = frozenset({"entropy", "piqe"})
-"""Metrics made of counts and thresholds: their gradient is absent or zero."""
 _READS_PROMPTS = frozenset({"clipscore"})
 
 
@@ -48,7 +48,7 @@ class PyIQAReward:
     def __init__(self, metric: str, trust_pickle: bool = False, **options: Any) -> None:
         self.name = f"pyiqa:{metric}"
         self._metric = metric
-        self._differentiable = metric not in _WITHOUT_GRADIENT
+        self._differentiable = has_gradient(self.name) is not False  # some are made of counts and thresholds
         pyiqa, known = _import()
         _check_metric(metric, known)
         self._scorer = _build(self.name, metric, self._differentiable, trust_pickle, options)
@@ -91,7 +91,7 @@ class PyIQAReward:
         return sum(len(tokenizer.encode(f"{self._scorer.net.prefix} {prompt}")) + 2 > 77 for prompt in prompts)
 
     def _no_gradient(self) -> UsageError:
-        return UsageError(
+        return NoGradient(
             f"reward {self.name!r} has no gradient, so nothing can be trained on it. "
             "To watch it, name it in evaluation.metrics; to train on quality, try 'pyiqa:musiq' or 'pyiqa:topiq_nr'."
         )

@@ -1,13 +1,14 @@
 """Names of rewards and embedders in recipes, resolved lazily through one table.
 
-A name is a key of the table, `pyiqa:METRIC`, `python:MODULE:FUNCTION` (a user's own function) or an entry point of the
-group `amsd.rewards`. Nothing is imported before a name is resolved.
+A name is a key of the table, `pyiqa:METRIC`, `python:MODULE:FUNCTION` (a user's own function), the URL of a reward
+server or an entry point of the group `amsd.rewards`. Nothing is imported before a name is resolved.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
@@ -21,24 +22,37 @@ from amsd.recipe.schema import CodeFile
 if TYPE_CHECKING:  # the protocols import torch; names alone do not need it
     from amsd.rewards.protocol import Embedder, Reward
 
-REWARDS: dict[str, str] = {
-    "imagereward": "amsd.rewards.imagereward:ImageReward",
-    "clip-score": "amsd.rewards.clip_score:CLIPScore",
-    "pickscore": "amsd.rewards.pickscore:PickScore",
-    "hps-v2.1": "amsd.rewards.hps:HPSv21",
-    "laion-aesthetic": "amsd.rewards.aesthetic:LaionAesthetic",
-    "brightness": "amsd.rewards.simple:Brightness",
-    "colourfulness": "amsd.rewards.simple:Colourfulness",
-    "shapes:right": "amsd.shapes.rewards:RightReward",
-    "shapes:area": "amsd.shapes.rewards:AreaReward",
-    "shapes:roundness": "amsd.shapes.rewards:RoundnessReward",
-    "shapes:alignment": "amsd.shapes.rewards:AlignmentReward",
-    "shapes:colour": "amsd.shapes.rewards:colour_accuracy",
-    "shapes:shape": "amsd.shapes.rewards:shape_accuracy",
-    "shapes:form": "amsd.shapes.rewards:form_accuracy",
-    "shapes:accuracy": "amsd.shapes.rewards:whole_accuracy",
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a reward without importing it."""
+
+    target: str
+    """`module:attribute` of its factory, which takes the options of the recipe as keywords and returns a `Reward`."""
+    sees: str
+    """What it sees a picture with: rewards of one kind are deceived alike, so one of them does not check another."""
+    gradient: bool = True
+    """Whether its scores can be differentiated with respect to the images."""
+
+
+REWARDS: dict[str, Row] = {
+    "imagereward": Row("amsd.rewards.imagereward:ImageReward", "BLIP"),
+    "clip-score": Row("amsd.rewards.clip_score:CLIPScore", "CLIP"),
+    "pickscore": Row("amsd.rewards.pickscore:PickScore", "CLIP"),
+    "hps-v2.1": Row("amsd.rewards.hps:HPSv21", "CLIP"),
+    "laion-aesthetic": Row("amsd.rewards.aesthetic:LaionAesthetic", "CLIP"),
+    "brightness": Row("amsd.rewards.simple:Brightness", "pixels"),
+    "colourfulness": Row("amsd.rewards.simple:Colourfulness", "pixels"),
+    "shapes:right": Row("amsd.shapes.rewards:RightReward", "pixels"),
+    "shapes:area": Row("amsd.shapes.rewards:AreaReward", "pixels"),
+    "shapes:roundness": Row("amsd.shapes.rewards:RoundnessReward", "pixels"),
+    "shapes:alignment": Row("amsd.shapes.rewards:AlignmentReward", "shapes classifier"),
+    "shapes:colour": Row("amsd.shapes.rewards:colour_accuracy", "shapes classifier", gradient=False),
+    "shapes:shape": Row("amsd.shapes.rewards:shape_accuracy", "shapes classifier", gradient=False),
+    "shapes:form": Row("amsd.shapes.rewards:form_accuracy", "shapes classifier", gradient=False),
+    "shapes:accuracy": Row("amsd.shapes.rewards:whole_accuracy", "shapes classifier", gradient=False),
 }
-"""`module:attribute` of each factory; it takes the options of the recipe as keywords and returns a `Reward`."""
+"""The rewards that ship with amsd, by name."""
 
 DOWNLOADED_GIGABYTES: dict[str, float] = {
     "imagereward": 1.8, "clip-score": 1.7, "pickscore": 3.9, "hps-v2.1": 2.0, "laion-aesthetic": 1.7, "clip": 1.7,
@@ -46,20 +60,28 @@ DOWNLOADED_GIGABYTES: dict[str, float] = {
 }  # fmt: skip
 """Size of the default weights of the rewards and embedders that have to be downloaded."""
 
-RELATED: dict[str, str] = {
-    "clip-score": "CLIP", "pickscore": "CLIP", "hps-v2.1": "CLIP", "laion-aesthetic": "CLIP", "imagereward": "BLIP",
-    "brightness": "pixels", "colourfulness": "pixels",
-    "shapes:right": "pixels", "shapes:area": "pixels", "shapes:roundness": "pixels",
-    "shapes:alignment": "shapes classifier", "shapes:colour": "shapes classifier", "shapes:shape": "shapes classifier",
-    "shapes:form": "shapes classifier", "shapes:accuracy": "shapes classifier",
-}  # fmt: skip
-"""What a reward sees a picture with: rewards of one kind are deceived alike, so one of them does not check another."""
 
-FAMILIES: dict[str, str] = {
-    "pyiqa": "amsd.rewards.pyiqa:PyIQAReward",
-    "python": "amsd.rewards.user:FunctionReward",
+@dataclass(frozen=True)
+class FamilyRow:
+    """A whole family of rewards, known by what stands before the first colon of a name."""
+
+    target: str
+    """`module:attribute` of the factory, which takes what follows the colon as its first argument."""
+    example: str
+    """How a name of it looks."""
+    gradient: bool = True
+    """Whether a reward of it can have a gradient."""
+    without: frozenset[str] = frozenset()
+    """Members that have none."""
+
+
+FAMILIES: dict[str, FamilyRow] = {
+    "pyiqa": FamilyRow("amsd.rewards.pyiqa:PyIQAReward", "pyiqa:METRIC", without=frozenset({"entropy", "piqe"})),
+    "python": FamilyRow("amsd.rewards.user:FunctionReward", "python:MODULE:FUNCTION"),
+    "http": FamilyRow("amsd.rewards.server:HTTPReward", "http://HOST:PORT/PATH", gradient=False),
+    "https": FamilyRow("amsd.rewards.server:HTTPSReward", "https://HOST/PATH", gradient=False),
 }
-"""Factories of whole families: they take what follows the prefix (`musiq`, `module:function`) as first argument."""
+"""Families by what stands before the first colon."""
 
 EMBEDDERS: dict[str, str] = {
     "pixels": "amsd.rewards.embedders:PixelEmbedder",
@@ -83,9 +105,9 @@ def resolve_reward(
     family, separator, rest = name.partition(":")
     if separator and family in FAMILIES:
         if not rest:
-            raise UsageError(f"reward {name!r}: nothing follows {family}:, as in {_example(family)}")
+            raise UsageError(f"reward {name!r}: nothing follows {family}:, as in {FAMILIES[family].example}")
         arguments = (rest, code) if family == "python" else (rest,)
-        return cast("Reward", _build("reward", name, _load(FAMILIES[family]), arguments, options or {}))
+        return cast("Reward", _build("reward", name, _load(FAMILIES[family].target), arguments, options or {}))
     return cast("Reward", _build("reward", name, _reward_factory(name), (), options or {}))
 
 
@@ -113,9 +135,21 @@ def require_known(rewards: Sequence[str], evaluation: Evaluation) -> None:
         _require_embedder(name)
 
 
+def has_gradient(name: str) -> bool | None:
+    """Whether a reward can be differentiated, as far as its name says; None where only its code knows."""
+    family, _, rest = name.partition(":")
+    if name in REWARDS:
+        return REWARDS[name].gradient
+    if family in FAMILIES and family != "python":
+        return FAMILIES[family].gradient and rest not in FAMILIES[family].without
+    return None
+
+
 def related(name: str) -> str:
     """What a reward sees a picture with; a reward that is not in the table is of a kind of its own."""
-    return RELATED.get(name, name if name.startswith("python:") else name.partition(":")[0])
+    if name in REWARDS:
+        return REWARDS[name].sees
+    return name.partition(":")[0] if name.startswith("pyiqa:") else name
 
 
 def unchecked(trained: Sequence[str], metrics: Sequence[str]) -> str | None:
@@ -139,7 +173,7 @@ def _require_embedder(name: str) -> None:
 
 def reward_names() -> list[str]:
     """Every name that `resolve_reward` knows, sorted; of a family only its pattern, such as `pyiqa:METRIC`."""
-    patterns = [_example(family) for family in FAMILIES]
+    patterns = [row.example for row in FAMILIES.values()]
     return sorted({*REWARDS, *plugins(_ENTRY_POINTS)}) + patterns
 
 
@@ -150,7 +184,7 @@ def embedder_names() -> list[str]:
 
 def _reward_factory(name: str) -> Callable[..., Any]:
     if name in REWARDS:
-        return cast("Callable[..., Any]", _load(REWARDS[name]))
+        return cast("Callable[..., Any]", _load(REWARDS[name].target))
     installed = plugins(_ENTRY_POINTS)
     if name in installed:
         return cast("Callable[..., Any]", installed[name].load())
@@ -203,7 +237,3 @@ def _check_options(
 def _nearest(name: str, names: list[str]) -> str:
     close = get_close_matches(name, names, n=1, cutoff=0.5)
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(names)}."
-
-
-def _example(family: str) -> str:
-    return {"pyiqa": "pyiqa:METRIC", "python": "python:MODULE:FUNCTION"}[family]

@@ -1,7 +1,8 @@
 """A user's own reward: `python:MODULE:FUNCTION`, or `python:FILE.py:FUNCTION`.
 
 The target is a function `(images, prompts, **options) -> scores`, or a `torch.nn.Module` class whose constructor takes
-the options and whose forward takes `(images, prompts)`.
+the options and whose forward takes `(images, prompts)`. Scores may be a tensor, a numpy array or a list of numbers;
+only a tensor computed from the images by torch has a gradient.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from amsd.errors import UsageError
 from amsd.files import sha256
 from amsd.recipe.schema import CodeFile
+from amsd.rewards.calling import as_scores, in_float32, place_of
 from amsd.rewards.code import PREFIX, Target
 from amsd.rewards.networks import fingerprint, freeze, full_precision
 from amsd.rewards.preprocess import check_pairs
@@ -39,13 +40,24 @@ class FunctionReward:
     Args:
         target: `MODULE:FUNCTION` or `FILE.py:FUNCTION`, relative to the working directory or installed.
         code: where files and modules were recorded to lie (`recipe.code`); else they are looked for as Python does.
+        images_per_call: at most this many images in a call; with 1 the function may return a number. Unset: all.
+        groupwise: each call gets all samples of one prompt's group, and nothing else (see `Term.groupwise`).
         **options: keyword arguments of the function, or of the network's constructor.
 
     Raises:
         UsageError: the target cannot be found or is of another kind.
     """
 
-    def __init__(self, target: str, code: Mapping[str, CodeFile] | None = None, /, **options: Any) -> None:
+    def __init__(
+        self,
+        target: str,
+        code: Mapping[str, CodeFile] | None = None,
+        /,
+        images_per_call: int | None = None,
+        groupwise: bool = False,
+        **options: Any,
+    ) -> None:
+        self._images_per_call = calls_of(images_per_call, groupwise)
         self.name = f"{PREFIX}{target}"
         named = Target.of(self.name)
         module_name, attribute = named.module, named.attribute
@@ -63,36 +75,24 @@ class FunctionReward:
             self._function = partial(found, **options)
         else:
             raise UsageError(f"reward {self.name!r} is a {type(found).__name__}; expected a function or a Module class")
-        self.version = _version(found, self._network, options)
+        given = {**options, **({"groupwise": True} if groupwise else {})}
+        self.version = _version(found, self._network, given)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B, 3, H, W) in [0, 1].
 
         Raises:
-            UsageError: the function returned something else than one floating-point score per image, or lost the
-                gradient. What the function itself raises gets a note that names this reward.
+            WrongScores: the function returned something else than one number per image; and what it raises itself.
         """
         check_pairs(images, prompts)
-        scores = self._scores(images, prompts)
-        if not isinstance(scores, Tensor) or scores.shape != (len(images),) or not scores.is_floating_point():
-            raise UsageError(
-                f"reward {self.name!r} returned {_described(scores)}; "
-                f"expected a floating-point tensor of shape ({len(images)},), one score per image"
-            )
-        if images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
-            raise UsageError(
-                f"reward {self.name!r} has no gradient with respect to the images: it must compute on them with torch, "
-                "without .detach(), .numpy() or no_grad. To only watch it, name it in evaluation.metrics."
-            )
-        return scores.float()
-
-    def _scores(self, images: Tensor, prompts: Sequence[str]) -> object:
-        try:
-            with full_precision(images.device):
-                return self._function(images.float(), list(prompts))
-        except Exception as error:  # a note, not another error: out of memory must stay what it is
-            error.add_note(f"This happened in the reward {self.name!r}{_place(error)}.")
-            raise
+        size = self._images_per_call or max(1, len(images))
+        who, parts = f"reward {self.name!r}", []
+        with full_precision(images.device):
+            for start in range(0, len(images), size):
+                part = images[start : start + size].float()
+                found = self._function(part, list(prompts[start : start + size]))
+                parts.append(in_float32(as_scores(found, len(part), who), images.device, who))
+        return torch.cat(parts) if parts else images.new_zeros(0)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the weights of a network; a function computes where its images are."""
@@ -103,6 +103,23 @@ class FunctionReward:
     def truncated(self, prompts: Sequence[str]) -> int:
         """A function is given whole prompts, so none is counted as cut."""
         return 0
+
+
+def calls_of(images_per_call: object, groupwise: object) -> int | None:
+    """How many images a call gets at most, from the options of the same names; None is any number.
+
+    Raises:
+        UsageError: a value is of another kind, or groups would be divided.
+    """
+    if not isinstance(groupwise, bool):
+        raise UsageError(f"option groupwise = {groupwise!r}: must be true or false")
+    if images_per_call is None:
+        return None
+    if isinstance(images_per_call, bool) or not isinstance(images_per_call, int) or images_per_call < 1:
+        raise UsageError(f"option images_per_call = {images_per_call!r}: must be a whole number from 1 on")
+    if groupwise:
+        raise UsageError("options images_per_call and groupwise exclude each other: a group is never divided")
+    return images_per_call
 
 
 def _import(target: Target, path: Path) -> ModuleType:
@@ -124,7 +141,7 @@ def _import(target: Target, path: Path) -> ModuleType:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported
         raise UsageError(
-            f"reward {target.name!r}: {path} cannot be imported: {type(error).__name__}: {error}{_place(error)}"
+            f"reward {target.name!r}: {path} cannot be imported: {type(error).__name__}: {error}{place_of(error)}"
         ) from error
 
 
@@ -158,16 +175,3 @@ def _version(found: Any, network: nn.Module | None, options: dict[str, Any]) -> 
     weights = fingerprint(network) if network is not None else ""
     given = repr(sorted(options.items()))
     return hashlib.sha256(f"{code} {weights} {given}".encode()).hexdigest()[:12]
-
-
-def _place(error: BaseException) -> str:
-    """Where the user's code was when it failed: the last frame that is neither ours nor an installed package's."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    own = [frame for frame in frames if "site-packages" not in frame.filename]
-    return f", {own[-1].filename}, line {own[-1].lineno}" if own else ""
-
-
-def _described(scores: object) -> str:
-    if isinstance(scores, Tensor):
-        return f"a tensor of shape {tuple(scores.shape)} and type {scores.dtype}"
-    return f"a {type(scores).__name__}"

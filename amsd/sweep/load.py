@@ -19,6 +19,7 @@ from amsd.recipe.paths import anchor
 from amsd.sweep.checks import problems_of
 from amsd.sweep.plan import SweepPlan
 from amsd.sweep.schema import FORMAT, Dimension, Sweep
+from amsd.urls import is_server, shown_server
 
 
 def load_plan(source: str | Path, assignments: Sequence[str] = ()) -> SweepPlan:
@@ -94,13 +95,21 @@ def require_format(version: Any, source: str) -> None:
 
 
 def code_in(data: Any, key: str = "") -> list[str]:
-    """Keys and values of a plan that would run code when a trial trains: `python:` scorers and trusted pickles."""
+    """Keys and values of a plan that would run code or send pictures away when a trial trains.
+
+    These are `python:` scorers, trusted pickles and reward servers.
+    """
     if isinstance(data, Mapping):
         own = [f"{key}{name} = true" for name, value in data.items() if name.endswith("trust_pickle") and value]
         return own + [found for name, value in data.items() for found in code_in(value, f"{key}{name}.")]
     if isinstance(data, list | tuple):
         return [found for index, value in enumerate(data) for found in code_in(value, f"{key.rstrip('.')}[{index}].")]
-    return [f"{key.rstrip('.')} = {data}"] if isinstance(data, str) and data.startswith("python:") else []
+    if not isinstance(data, str):
+        return []
+    if data.startswith("python:"):
+        return [f"{key.rstrip('.')} = {data}"]
+    scorer = "reward" in key or "metrics" in key  # elsewhere a URL is only a text
+    return [f"{key.rstrip('.')} = {shown_server(data)}"] if scorer and is_server(data) else []
 
 
 def _flattened(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from amsd.recipe import Recipe
 from amsd.sweep import optuna_access as names
 from amsd.sweep.schema import Objective, Sweep
 from amsd.sweep.space import settings_of
-from amsd.sweep.storage import printable
 from amsd.sweep.study import StudyHandle, counted, locate
+from amsd.urls import printable
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from amsd.errors import RunError, UsageError
+from amsd.urls import STORAGES, printable, scheme_of, scrubbed
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -23,7 +23,6 @@ PATIENCE = 600.0
 #: How long a gRPC proxy may take to answer at first, in seconds.
 PROXY_SECONDS = 20.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0
-_SCHEMES = ("sqlite", "postgresql", "journal", "grpc")
 #: How a worker is told the storage without its password showing in the list of processes.
 STORAGE_VARIABLE = "AMSD_SWEEP_STORAGE"
 FORMS = "sqlite:///FILE, journal:FILE, postgresql://USER@HOST/DATABASE, grpc://HOST:PORT"
@@ -36,68 +35,7 @@ def default_url(directory: Path) -> str:
 
 def is_storage(source: str) -> bool:
     """Whether `source` is a storage URL, and not the path of a folder or a file."""
-    return _scheme(source) in (*_SCHEMES, "postgres") and not Path(source).exists()
-
-
-def _scheme(url: str) -> str:
-    return url.partition(":")[0].partition("+")[0] if ":" in url else ""
-
-
-def printable(url: str) -> str:
-    """The URL as it may be shown and written: without passwords, however malformed it is.
-
-    Of what stands before the last `@` only the scheme and the user's name are kept, and not even the name where no
-    `//` says where it begins. Query parameters that may be secret are left out. Paths of files stay as they are. A
-    password belongs in the environment (`PGPASSWORD`) or in a password file.
-    """
-    if not re.match(r"sqlite(\+\w+)?:///|journal:(?!//[^/])(?!\w+:)", url):
-        url = _without_login(url)
-    if not re.search(_SECRET + r"[\w-]*\s*=", unquote(url)):
-        return url
-    kept: list[str] = []
-    secret = False
-    for part in re.split(r"[?&;\s]", url):
-        name, equals, _ = unquote(part).partition("=")
-        secret = bool(re.search(_SECRET, name)) if equals else secret
-        if secret and not kept:
-            kept.append(re.split(_SECRET, name)[0])
-        elif not secret:
-            kept.append(part)
-    return kept[0] + ("?" + "&".join(kept[1:]) if kept[1:] else "")
-
-
-#: Names of query parameters whose values are not shown.
-_SECRET = "(?i)(?:pass|pwd|secret|token|credential|api_?key)"
-
-
-def _without_login(url: str) -> str:
-    known = _scheme(url) in (*_SCHEMES, "postgres")
-    head, at, tail = url.rpartition("@")
-    if not at:
-        scheme, slashes, rest = url.partition("://")
-        if not slashes:
-            return url if known or ":" not in url else f"{url.partition(':')[0]}:..."
-        host, colon, port = re.split(r"[/?#]", rest)[0].rpartition(":")
-        is_password = colon and not port.isdigit() and not port.endswith("]")  # `USER:PASSWORD` whose host is missing
-        return f"{scheme}://{host}" if is_password else url
-    scheme, slashes, login = head.partition("://")
-    if not slashes:
-        return f"{_scheme(url)}:{tail}" if known else tail
-    user = re.split(r"[:/?#@&]", login)[0]
-    return f"{scheme}://{user}@{tail}" if user else f"{scheme}://{tail}"
-
-
-def scrubbed(text: str, url: str) -> str:
-    """A message of a library, in which the URL and its secrets are replaced."""
-    shown, secrets = printable(url), set()
-    for part in re.split(r"[/?&;\s@:]+", url):
-        value = part.partition("=")[2] or part
-        if value and value not in shown:
-            secrets |= {value, unquote(value)}
-    text = text.replace(url, shown)
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return text
+    return scheme_of(source) in (*STORAGES, "postgres") and not Path(source).exists()
 
 
 def open_storage(url: str, patience: float = PATIENCE) -> BaseStorage:
@@ -110,7 +48,7 @@ def open_storage(url: str, patience: float = PATIENCE) -> BaseStorage:
 
 
 def _connect(url: str) -> BaseStorage:
-    match _scheme(url):
+    match scheme_of(url):
         case "sqlite":
             return _sqlite(url)
         case "postgresql" | "postgres":

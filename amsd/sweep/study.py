@@ -17,7 +17,8 @@ from amsd.sweep.plan import SweepPlan
 from amsd.sweep.points import points_to_queue
 from amsd.sweep.schema import FORMAT
 from amsd.sweep.space import experimental, pruner, sampler
-from amsd.sweep.storage import default_url, is_storage, open_storage, printable, sqlite_path
+from amsd.sweep.storage import default_url, is_storage, open_storage, sqlite_path
+from amsd.urls import printable
 
 if TYPE_CHECKING:
     from optuna.study import Study

@@ -12,6 +12,7 @@ from amsd.errors import Diverged
 from amsd.files import write_text
 from amsd.reading import reading
 from amsd.recipe import dump_toml, identity
+from amsd.rewards.calling import happening
 from amsd.run_directory import RunDirectory
 from amsd.training import checkpoint as checkpoints
 from amsd.training.events import CheckpointRecord, Listener
@@ -86,7 +87,8 @@ class Keeper:
         """Have a checkpoint evaluated, and let go of those that the recipe does not keep."""
         if self._evaluate is not None:
             self._announce("evaluation", record.step)
-            with self.withdrawing(record.step), self._updater.averaged():
+            where = happening(f"Evaluation of step {record.step}")
+            with self.withdrawing(record.step), self._updater.averaged(), where:
                 score = self._evaluate(record)
             if score is not None and self._is_main:
                 self.scores.add(record.step, score)

@@ -29,6 +29,8 @@ class ControlProblem:
     steps: AffineSteps
     reward: RewardFunction
     device: torch.device
+    groupwise: bool = False
+    """Whether the reward compares the samples of a group: then each call of it must get one whole group."""
 
     @property
     def control_guidance(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,11 @@ from torch import Tensor
 from amsd.diffusion.families.base import DECODED_PIXELS, image_size
 from amsd.diffusion.noise import normal
 from amsd.matching import smooth
+from amsd.reading import is_shortage
 from amsd.recipe import Smoothing
+from amsd.rewards.calling import RewardFailed
+from amsd.rewards.combination import RewardValues
+from amsd.training import processes
 from amsd.training.experience import Sample
 from amsd.training.problem import ControlProblem, require_finite
 
@@ -61,7 +65,7 @@ def _gradient_at(problem: ControlProblem, latents: Tensor, prompts: Sequence[str
         with torch.enable_grad():
             images = problem.family.decode(x)
             values = problem.reward(images.clamp(0, 1), prompts[start : start + rows])
-        (gradient,) = torch.autograd.grad(values.total.sum(), x)
+        gradient = _differentiated(problem, values, x, prompts[start : start + rows])
         terms = {name: value.detach().cpu() for name, value in values.terms.items()}
         parts.append(TerminalReward(values.total.detach().cpu(), terms, gradient, _outside(images).cpu()))
     return TerminalReward(
@@ -70,6 +74,46 @@ def _gradient_at(problem: ControlProblem, latents: Tensor, prompts: Sequence[str
         torch.cat([part.gradient for part in parts]),
         torch.cat([part.clamped_share for part in parts]),
     )
+
+
+def _differentiated(problem: ControlProblem, values: RewardValues, x: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Gradient of the total with respect to latents x.
+
+    Raises:
+        RewardFailed: it cannot be computed or is not finite; the terms to blame are named.
+    """
+    try:
+        (gradient,) = torch.autograd.grad(values.total.sum(), x)
+    except RuntimeError as error:
+        if is_shortage(error) or "out of memory" in str(error):
+            raise
+        raise RewardFailed(f"reward {_joined(values.terms)} cannot be differentiated: {error}") from error
+    if not bool(gradient.isfinite().all()):
+        bad = ~gradient.isfinite().flatten(1).all(1)
+        rows = torch.nonzero(bad).flatten().tolist()
+        shown = "; ".join(dict.fromkeys(repr(prompts[row]) for row in rows[:3]))
+        raise RewardFailed(
+            f"the gradient of the reward {_joined(_culprits(problem, x, prompts) or values.terms)} is not finite for "
+            f"{len(rows)} of {len(x)} images (prompts: {shown}). {_REWARD_OR_MODEL}"
+        )
+    return gradient
+
+
+def _culprits(problem: ControlProblem, x: Tensor, prompts: Sequence[str]) -> list[str]:
+    """Terms whose own gradient is not finite; everything is computed again, for the run ends."""
+    with torch.enable_grad():
+        terms = problem.reward(problem.family.decode(x).clamp(0, 1), prompts).terms
+    own = {name: torch.autograd.grad(term.sum(), x, retain_graph=True)[0] for name, term in terms.items()}
+    return [name for name, gradient in own.items() if not bool(gradient.isfinite().all())]
+
+
+def _joined(names: Iterable[str]) -> str:
+    return " + ".join(map(repr, names))
+
+
+_REWARD_OR_MODEL = (
+    "Either the reward fails on these images, or the model has diverged: then lower optimizer.learning_rate."
+)
 
 
 @dataclass(frozen=True)
@@ -84,21 +128,51 @@ class Scores:
     """Share of the decoded pixel values outside [0, 1], (B,), on the CPU."""
 
 
-@torch.no_grad()
 def scores(problem: ControlProblem, latents: Tensor, prompts: Sequence[str]) -> Scores:
     """Rewards of the decoded latents (B, ...); any function of images will do, also one without a gradient."""
-    parts = []
     rows = max(1, DECODED_PIXELS // math.prod(image_size(problem.family)))
-    for start in range(0, len(latents), rows):
-        images = problem.family.decode(latents[start : start + rows])
-        values = problem.reward(images.clamp(0, 1), prompts[start : start + rows])
-        terms = {name: value.detach().cpu() for name, value in values.terms.items()}
-        parts.append(Scores(values.total.detach().cpu(), terms, _outside(images).cpu()))
+    parts = [
+        _scored(problem, latents[start : start + rows], prompts[start : start + rows])
+        for start in range(0, len(latents), rows)
+    ]
     return Scores(
         torch.cat([part.rewards for part in parts]),
         {name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},
         torch.cat([part.clamped_share for part in parts]),
     )
+
+
+def group_scores(problem: ControlProblem, latents: Tensor, prompts: Sequence[str], groups: Tensor) -> Scores:
+    """Rewards of this process's latents (b, ...), where each call of the reward needs one whole group.
+
+    Groups (b,) may be spread over processes, which take turns in scoring them; all of them must call this. The samples
+    of a group stand in the order of the collection.
+    """
+    everything = processes.gather_rows(latents)
+    every_prompt, every_group = processes.gather(list(prompts)), processes.gather(groups.tolist())
+    own: dict[int, tuple[float, dict[str, float], float]] = {}
+    for group in processes.shard(sorted(set(every_group))):
+        rows = [row for row, other in enumerate(every_group) if other == group]
+        found = _scored(problem, everything[rows].to(latents.device), [every_prompt[row] for row in rows])
+        for place, row in enumerate(rows):
+            terms = {name: float(values[place]) for name, values in found.terms.items()}
+            own[row] = float(found.rewards[place]), terms, float(found.clamped_share[place])
+    known = {row: values for part in processes.gather([own]) for row, values in part.items()}
+    used = [known[row] for row in processes.shard(range(len(every_group)))]
+    return Scores(
+        torch.tensor([total for total, _, _ in used]),
+        {name: torch.tensor([terms[name] for _, terms, _ in used]) for name in used[0][1]},
+        torch.tensor([share for _, _, share in used]),
+    )
+
+
+@torch.no_grad()
+def _scored(problem: ControlProblem, latents: Tensor, prompts: Sequence[str]) -> Scores:
+    """Rewards of latents (B, ...) in one call."""
+    images = problem.family.decode(latents)
+    values = problem.reward(images.clamp(0, 1), prompts)
+    terms = {name: value.detach().cpu() for name, value in values.terms.items()}
+    return Scores(values.total.detach().cpu(), terms, _outside(images).cpu())
 
 
 def _outside(images: Tensor) -> Tensor:
@@ -113,7 +187,6 @@ def require_finite_reward(terminal: TerminalReward, step: int, prompts: Sequence
     """
     named = {f"reward {name!r}": scores for name, scores in terminal.terms.items()}
     named["weighted reward"] = terminal.rewards
-    named[f"gradient of the reward {' + '.join(map(repr, terminal.terms))}"] = terminal.gradient
-    hint = "Either the reward fails on these images, or the model has diverged: then lower optimizer.learning_rate."
+    named[f"gradient of the reward {_joined(terminal.terms)}"] = terminal.gradient
     for what, value in named.items():
-        require_finite(value, what, step, "reward gradient", prompts, hint)
+        require_finite(value, what, step, "reward gradient", prompts, _REWARD_OR_MODEL)

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from amsd.ends import AnnouncedEnd, Ends
 from amsd.errors import RunError
 from amsd.recipe import Recipe
+from amsd.rewards.calling import happening
 from amsd.run_directory import RunDirectory
 from amsd.training import processes
 from amsd.training.chunks import chunk_size, in_chunks
@@ -68,7 +69,8 @@ class SOCTrainer(Method[E]):
         """
         self.step = self.keeper.resume()
         while self.step < self.recipe.training.steps:
-            with self._dropping(), self.keeper.withdrawing(self.step):
+            where = happening(f"Step {self.step + 1}")
+            with self._dropping(), self.keeper.withdrawing(self.step), where:
                 self._train_step(self.step + 1)
             if self.keeper.is_due(self.step):
                 record = self.keeper.write(self.step)

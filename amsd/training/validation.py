@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,12 +22,8 @@ def validation_values(problem: ControlProblem, prompts: Sequence[str]) -> dict[s
 
     The noise is the same at every call, so successive values differ by the policy alone.
     """
-    chosen = processes.shard([(index, prompts[index % len(prompts)]) for index in range(SAMPLES)])
-    size = problem.recipe.optimizer.micro_batch
-    totals: list[float] = []
-    terms: dict[str, list[float]] = {}
-    for start in range(0, len(chosen), size):
-        part = chosen[start : start + size]
+    found: dict[str, list[float]] = {}
+    for part in _batches(problem, prompts):
         texts = [prompt for _, prompt in part]
         keys = [(problem.recipe.training.seed, "validation", index) for index, _ in part]
         shape = (len(problem.steps) + 1, *problem.family.latent_shape)
@@ -34,15 +31,22 @@ def validation_values(problem: ControlProblem, prompts: Sequence[str]) -> dict[s
         predict = problem.finetuned(problem.encode(texts), problem.recipe.guidance.guidance_scale)
         with problem.policy.held():
             terminal = rollout(predict, problem.steps, noise).terminal
-        images = problem.family.decode(terminal).clamp(0, 1)
-        values = problem.reward(images, texts)
-        totals += values.total.tolist()
-        for name, scores in values.terms.items():
-            terms.setdefault(name, []).extend(scores.tolist())
-    found = {"validation/reward": _mean(totals)}
-    return found | {f"validation/{name}": _mean(scores) for name, scores in terms.items()}
+        values = problem.reward(problem.family.decode(terminal).clamp(0, 1), texts)
+        for name, scores in {"reward": values.total, **values.terms}.items():
+            found.setdefault(name, []).extend(scores.tolist())
+    parts = processes.gather([found])
+    everything = {name: [value for part in parts for value in part.get(name, ())] for part in parts for name in part}
+    return {f"validation/{name}": math.fsum(values) / len(values) for name, values in everything.items()}
 
 
-def _mean(local: list[float]) -> float:
-    everything = processes.gather(local)
-    return sum(everything) / len(everything)
+def _batches(problem: ControlProblem, prompts: Sequence[str]) -> list[list[tuple[int, str]]]:
+    """This process's batches of (index, prompt): whole groups where the reward compares the samples of a group."""
+    size, each = problem.recipe.optimizer.micro_batch, 1
+    if problem.groupwise:
+        each = problem.recipe.method.samples_per_prompt
+        groups = [range(start, start + each) for start in range(0, max(SAMPLES, each) // each * each, each)]
+        batches = [list(group) for group in processes.shard(groups)]
+    else:
+        own = processes.shard(range(SAMPLES))
+        batches = [own[start : start + size] for start in range(0, len(own), size)]
+    return [[(index, prompts[index // each % len(prompts)]) for index in batch] for batch in batches]

@@ -124,6 +124,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = re.match(r"# (\w+\.py)\n", block.text)
         if name:
             (folder / name[1]).write_text(block.text, encoding="utf-8")
+    (folder / "examples").symlink_to(Path("examples").absolute())
     (folder / "best.toml").write_text((folder / "RUN" / "recipe.toml").read_text(encoding="utf-8"), encoding="utf-8")
     return folder
 

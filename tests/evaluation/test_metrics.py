@@ -64,7 +64,7 @@ def test_scorers_see_float32_bytes_without_gradient_or_autocast() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 1), (1,), (2, 2)])
 def test_scores_of_another_shape_are_an_error(shape: tuple[int, ...]) -> None:
-    with pytest.raises(RunError, match="'spy' returned shape"):
+    with pytest.raises(RunError, match="'spy' returned a tensor of shape"):
         score(Spy(lambda images: torch.zeros(shape)), torch.zeros(2, 3, 2, 2, dtype=torch.uint8), ["a", "b"], CPU)
 
 

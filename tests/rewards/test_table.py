@@ -59,7 +59,7 @@ def test_an_unknown_option_is_named() -> None:
 
 
 def test_wrong_missing_and_bad_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(table.REWARDS, "mine", f"{__name__}:needs_text")
+    monkeypatch.setitem(table.REWARDS, "mine", table.Row(f"{__name__}:needs_text", "pixels"))
     with pytest.raises(UsageError, match=r"no option 'sizes'\. Did you mean 'size'"):
         resolve_reward("mine", {"sizes": 1, "text": "a"})
     with pytest.raises(UsageError, match="needs the option 'size'"):
@@ -70,7 +70,7 @@ def test_wrong_missing_and_bad_options(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_family_passes_what_follows_its_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(table.FAMILIES, "pyiqa", f"{__name__}:family")
+    monkeypatch.setitem(table.FAMILIES, "pyiqa", table.FamilyRow(f"{__name__}:family", "pyiqa:METRIC"))
     assert resolve_reward("pyiqa:musiq", {"anything": 1}) == ("musiq", {"anything": 1})  # type: ignore[comparison-overlap]
 
 

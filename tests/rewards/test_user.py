@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from amsd.errors import UsageError
+from amsd.rewards.calling import WrongScores
 from amsd.rewards.protocol import Reward
 from amsd.rewards.user import FunctionReward
 from tests.rewards.contract import RewardContract
@@ -81,27 +82,26 @@ def test_a_module_of_the_working_directory_is_found(file: Path, monkeypatch: pyt
     assert reward(torch.ones(1, 3, 2, 2), ["ab"]).item() == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize(
-    ("function", "text"),
-    [
-        ("per_batch", r"a tensor of shape \(\) and type torch.float32.*shape \(2,\)"),
-        ("as_list", "returned a list"),
-        ("cut", "has no gradient"),
-    ],
-)
-def test_wrong_results_are_explained(file: Path, function: str, text: str) -> None:
-    reward = FunctionReward(f"{file}:{function}")
-    with pytest.raises(UsageError, match=text):
-        reward(torch.rand(2, 3, 4, 4, requires_grad=True), ["", ""])
+def test_one_number_for_a_batch_is_explained(file: Path) -> None:
+    with pytest.raises(
+        WrongScores, match=r"per_batch' returned a tensor of shape \(\) .* for 2 images.*images_per_call = 1"
+    ):
+        FunctionReward(f"{file}:per_batch")(torch.rand(2, 3, 4, 4), ["", ""])
 
 
-def test_what_a_function_raises_names_the_reward_and_the_line(file: Path) -> None:
-    with pytest.raises(ZeroDivisionError) as failure:
-        FunctionReward(f"{file}:broken")(torch.rand(2, 3, 4, 4), ["", ""])
-    (note,) = failure.value.__notes__
-    assert f"{file}:broken" in note
-    line = file.read_text().splitlines().index("    return images.mean((1, 2, 3)) * (1 / 0)") + 1
-    assert note.endswith(f", {file}, line {line}.")
+def test_with_one_image_per_call_a_number_will_do(file: Path) -> None:
+    images = torch.rand(3, 3, 4, 4)
+    found = FunctionReward(f"{file}:per_batch", images_per_call=1)(images, ["", "", ""])
+    torch.testing.assert_close(found, images.mean((1, 2, 3)))
+    pairs = FunctionReward(f"{file}:as_list", images_per_call=2)(images, ["", "", ""])
+    assert pairs.tolist() == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("options", [{"images_per_call": 0}, {"images_per_call": True}, {"groupwise": 1},
+                                     {"images_per_call": 2, "groupwise": True}])  # fmt: skip
+def test_wrong_ways_of_calling_are_refused(file: Path, options: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=r"options? (images_per_call|groupwise)"):
+        FunctionReward(f"{file}:redness", **options)  # type: ignore[arg-type]
 
 
 def test_a_function_without_gradient_may_be_watched(file: Path) -> None:

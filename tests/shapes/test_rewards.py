@@ -14,8 +14,8 @@ from embedded.classifier import measure
 
 COUNT = 24
 REWARDS: dict[str, Any] = {
-    name: getattr(rewards, target.partition(":")[2])
-    for name, target in table.REWARDS.items()
+    name: getattr(rewards, row.target.partition(":")[2])
+    for name, row in table.REWARDS.items()
     if name.startswith("shapes:")
 }
 DIFFERENTIABLE = ("shapes:right", "shapes:area", "shapes:roundness", "shapes:alignment")

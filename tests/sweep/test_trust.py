@@ -18,10 +18,11 @@ from amsd.sweep.checks import require_inputs
 from amsd.sweep.executor import Stop
 from amsd.sweep.load import code_in, load_plan
 from amsd.sweep.results import load_sweep
-from amsd.sweep.storage import default_url, printable, scrubbed, sqlite_path
+from amsd.sweep.storage import default_url, sqlite_path
 from amsd.sweep.study import PLAN_FILE, Consent, create, join, locate
 from amsd.sweep.wandb_backend import run_trial
 from amsd.sweep.worker import Worker
+from amsd.urls import printable, scrubbed
 from tests.sweep.conftest import FAKE_TRAINER, MakePlan
 from tests.sweep.formula import Formula
 
@@ -85,6 +86,8 @@ def test_code_is_found_wherever_it_stands() -> None:
     found = sorted(text.rpartition(" = ")[2] for text in code_in(tree))
     assert found == ["python:a:f", "python:b:g", "true", "true"]
     assert code_in({"reward": [{"name": "shapes:right", "options": {"trust_pickle": False}}]}) == []
+    served = {"reward.name": {"choices": ["https://host/score"]}, "description": "https://host/about"}
+    assert code_in({"search": served}) == ["search.reward.name.choices[0] = https://host/score"]
 
 
 def test_a_worker_writes_to_no_folder_that_only_the_storage_names(make_plan: MakePlan, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -45,6 +45,11 @@ def section_of(name: str) -> type[MethodSection]:
         TypeError: the row is not a method.
     """
     return _load(METHODS[name] if name in METHODS else rows()[name])
+
+
+def methods_with(quality: Callable[[type[MethodSection]], bool]) -> str:
+    """Names of the methods that have a quality, for messages: `"ram" or "ddpo"`."""
+    return " or ".join(f'"{name}"' for name in rows() if quality(section_of(name))) or "another one"
 
 
 def read_method(tree: Any) -> tuple[MethodSection | None, list[Problem]]:

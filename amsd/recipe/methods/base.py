@@ -45,6 +45,8 @@ class MethodSection(Section):
     """Its trainer class, `module:name`."""
     needs_reward_gradient: ClassVar[bool] = True
     """Whether it differentiates the reward."""
+    scores_groups: ClassVar[bool] = False
+    """Whether it scores whole groups of samples of one prompt, so that a reward may compare them (`groupwise`)."""
     as_before: ClassVar[Mapping[str, Any]] = {}
     """Keys that came later, at the values that mean what recipes without them meant."""
 

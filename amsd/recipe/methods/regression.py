@@ -61,6 +61,7 @@ class RAM(RegressionSection):
     label: ClassVar[str] = "RAM"
     trainer: ClassVar[str] = "amsd.training.methods.ram:RAMTrainer"
     needs_reward_gradient: ClassVar[bool] = False
+    scores_groups: ClassVar[bool] = True
 
     name: Literal["ram"] = "ram"
     group_size: int | None = Field(default=None, ge=2)

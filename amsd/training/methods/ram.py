@@ -8,7 +8,7 @@ It drops the cost of the path: for base N(0, 1) and reward -k x^2/2 the fixed po
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,7 +18,7 @@ from amsd.training import processes
 from amsd.training.experience import Sample
 from amsd.training.methods.regression import PathPoints, RegressionTrainer
 from amsd.training.problem import require_finite
-from amsd.training.rewards import scores
+from amsd.training.rewards import Scores, group_scores, scores
 
 
 class RAMTrainer(RegressionTrainer):
@@ -38,22 +38,39 @@ class RAMTrainer(RegressionTrainer):
             wanted = torch.stack([steps.target(end, noises[:, j]) for j in columns], 1)
         with self.clock.phase("rollout"):
             base = self.predictions("base", used, states, indices)
-        with self.clock.phase("reward gradient"):
-            found = scores(self.problem, end, prompts)
-            for name, values in {**found.terms, "weighted": found.rewards}.items():
-                require_finite(values, f"reward {name!r}", step, "reward", prompts)
+        known = (
+            None if self.problem.groupwise else self._scores(lambda: scores(self.problem, end, prompts), prompts, step)
+        )
+        unknown = torch.full((len(samples),), torch.nan)
         return PathPoints(
-            prompts=tuple(prompts), conditioning=conditioning, rewards=found.rewards, terms=found.terms,
-            indices=indices, states=states, base_predictions=base, targets=wanted - old, dropped=dropped,
-            clamped_share=found.clamped_share, groups=_groups(samples, self.method.samples_per_prompt),
+            prompts=tuple(prompts), conditioning=conditioning, rewards=known.rewards if known else unknown,
+            terms=known.terms if known else {}, indices=indices, states=states, base_predictions=base,
+            targets=wanted - old, dropped=dropped, clamped_share=known.clamped_share if known else unknown,
+            groups=_groups(samples, self.method.samples_per_prompt), endpoints=None if known else end,
         )  # fmt: skip
 
     def complete(self, experience: PathPoints) -> PathPoints:
         """Advantages over the other samples of the group, over all processes, make the directions targets."""
+        if experience.endpoints is not None:
+            experience = self._judged(experience, experience.endpoints)
         advantages = leave_one_out(experience.groups, experience.rewards)
         shape = (-1, *[1] * (experience.targets.ndim - 1))
         scale = (self.method.reward_multiplier * advantages).to(experience.targets).view(shape)
         return replace(experience, targets=experience.base_predictions + scale * experience.targets)
+
+    def _judged(self, experience: PathPoints, end: Tensor) -> PathPoints:
+        """The rewards of whole groups, over all processes."""
+        prompts, groups = experience.prompts, experience.groups
+        found = self._scores(lambda: group_scores(self.problem, end, prompts, groups), prompts, self.step + 1)
+        return replace(experience, rewards=found.rewards, terms=found.terms, clamped_share=found.clamped_share,
+                       endpoints=None)  # fmt: skip
+
+    def _scores(self, judge: Callable[[], Scores], prompts: Sequence[str], step: int) -> Scores:
+        with self.clock.phase("reward gradient"):
+            found = judge()
+            for name, values in {**found.terms, "weighted": found.rewards}.items():
+                require_finite(values, f"reward {name!r}", step, "reward", prompts)
+        return found
 
 
 def leave_one_out(groups: Tensor, rewards: Tensor) -> Tensor:

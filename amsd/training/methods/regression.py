@@ -43,6 +43,8 @@ class PathPoints(Rewarded):
     """Share of the decoded pixel values outside [0, 1], (B,), on the CPU."""
     groups: Tensor
     """Number of the group of samples that share a prompt, LongTensor (B,) on the CPU."""
+    endpoints: Tensor | None = None
+    """Terminal latents (B, ...) that are scored once their groups are whole; None where they have been."""
 
 
 class RegressionTrainer(SOCTrainer[PathPoints]):
