@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import struct
@@ -100,7 +101,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     """
     require_whole(path, what)
     try:
-        found = parsed(path.read_text(encoding="utf-8-sig"))
+        content = path.read_bytes()
+        if content.startswith(codecs.BOM_UTF8):
+            raise UsageError(f"{what}: {path} begins with a byte order mark. Save it as UTF-8 without one.")
+        found = parsed(content.decode("utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{what}: {path} is not valid JSON ({error}). Download the file again.") from error
     if not isinstance(found, dict):

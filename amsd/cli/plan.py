@@ -24,11 +24,15 @@ def show_plan(recipe: Recipe, processes: int, output: Path) -> None:
     from amsd.recipe.rules import warnings
 
     inputs = check_inputs(recipe, download=False)
+    from amsd.diffusion.blueprint import blueprint
+    from amsd.experiment.examine import examine
     from amsd.experiment.plan import make_plan
 
-    plan = make_plan(recipe, processes)
+    found = blueprint(recipe.model)
+    remarks = examine(recipe, inputs, found)
+    plan = make_plan(recipe, processes, found)
     require_space(output, plan.checkpoint_bytes, recipe)
-    for notice in (*map(str, warnings(recipe)), *inputs.remarks(recipe)):
+    for notice in (*map(str, warnings(recipe)), *inputs.remarks(recipe), *remarks):
         typer.echo(f"Warning: {notice}", err=True)
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)

@@ -56,7 +56,9 @@ def check(recipe: RecipeArgument, assignments: SetOption = None) -> None:
 
     resolved = load_recipe(recipe, assignments or [])
     inputs = check_inputs(resolved, download=False)
-    for warning in (*map(str, warnings(resolved)), *inputs.remarks(resolved)):
+    from amsd.experiment.examine import examine
+
+    for warning in (*map(str, warnings(resolved)), *inputs.remarks(resolved), *examine(resolved, inputs)):
         typer.echo(f"Warning: {warning}", err=True)
     advice = unchecked([term.name for term in resolved.reward], resolved.evaluation.metrics)
     if advice is not None:

@@ -30,6 +30,8 @@ def require_agreement(family: Family) -> None:
     Raises:
         RunError: an input differs; it is named.
     """
+    # The pipeline's own call reads one window of a prompt; each is encoded as that one.
+    family = type(family)(family.pipeline, family.model.model_copy(update={"prompt_windows": 1}))
     pipeline = family.pipeline
     height, width = image_size(family)
     own, pipeline.scheduler = pipeline.scheduler, type(pipeline.scheduler).from_config(pipeline.scheduler.config)

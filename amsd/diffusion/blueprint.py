@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +14,15 @@ from torch import nn
 
 from amsd.diffusion.families import family_class, known_families
 from amsd.diffusion.families.base import Family, Published
-from amsd.diffusion.families.single_file import default_configuration, parameters, stored_shapes
-from amsd.diffusion.folder import Folder, inspect
+from amsd.diffusion.families.single_file import declare, default_configuration, parameters, stored_shapes
+from amsd.diffusion.folder import Folder, configuration_parts, inspect
 from amsd.diffusion.loading import EMBEDDED, locate, locate_configuration
-from amsd.diffusion.parts import require_sound
+from amsd.diffusion.parts import load_plain, require_sound
 from amsd.errors import UsageError
 from amsd.hub import Repository
 from amsd.reading import read_json, reading
 from amsd.recipe import Model
+from amsd.recipe.schema import only_path
 
 _NOTHING = "nothing, it is on this machine"
 _CACHED = "nothing, it is in the local cache"
@@ -36,6 +38,8 @@ class Blueprint:
     """Parameters of the autoencoder and the text encoders."""
     download: str
     """What has to be downloaded."""
+    has_files: bool = False
+    """Whether the model's own scheduler and tokenizers were read."""
 
     @property
     def parameters(self) -> int:
@@ -65,6 +69,19 @@ class Blueprint:
             x = torch.empty(1, *family.latent_shape, device="meta")
             family.network(family.denoiser)(x, torch.zeros(1, device="meta"), family.blank_condition("meta"))
         return float(counter.get_total_flops())
+
+
+def at_hand(model: Model) -> bool:
+    """Whether the files of a recipe's model are on this machine (or should be, because a path is named)."""
+    name = model.pretrained
+    if model.is_single_file:
+        name = model.config or default_configuration(Path(locate(model)))
+    if name.startswith(EMBEDDED) or only_path(name) or Path(name).expanduser().exists():
+        return True
+    cached = _cached(name, model.revision)
+    return cached is not None and (
+        model.is_single_file or _complete(cached, f"model.pretrained = {name!r}", model) is not None
+    )
 
 
 def blueprint(model: Model) -> Blueprint:
@@ -99,9 +116,10 @@ def _of_folder(folder: Folder, model: Model, what: str, download: str) -> Bluepr
     parts = {name: part for name, part in folder.parts.items() if part.weights}
     others = [file for name, part in parts.items() if name != family.denoiser_name for file in part.weights]
     count = sum(_stored(file, what) for file in others)
-    return _on_paper(
-        family, parts[family.denoiser_name].config, _vae_scale(parts["vae"].config), count, model, download
-    )
+    plain = {name: load_plain(part, what) for name, part in folder.parts.items() if not part.weights}
+    denoiser = parts[family.denoiser_name]
+    config = {**denoiser.config, "_class_name": denoiser.class_name}  # the index names the class that is loaded
+    return _on_paper(family, config, _vae_scale(parts["vae"].config), count, model, download, plain)
 
 
 def _of_single_file(model: Model) -> Blueprint:
@@ -111,7 +129,8 @@ def _of_single_file(model: Model) -> Blueprint:
         UsageError: the file's denoiser has another number of parameters than the configuration's.
     """
     file = Path(locate(model))
-    stored, others = parameters(stored_shapes(file))
+    shapes = stored_shapes(file)
+    stored, others = parameters(shapes)
     name = model.config or default_configuration(file)
     local = name.startswith(EMBEDDED) or Path(name).expanduser().exists() or _cached(name, model.revision) is not None
     known = next(((p, f) for p, f in _published() if any(part in name for part in p.names)), None)
@@ -124,7 +143,9 @@ def _of_single_file(model: Model) -> Blueprint:
         family = family_class(str(read_json(folder / "model_index.json", what).get("_class_name")))
         config = read_json(folder / family.denoiser_name / "config.json", what)
         scale = _vae_scale(read_json(folder / "vae" / "config.json", what))
-        found = _on_paper(family, config, scale, others, model, _NOTHING)
+        plain = {name: load_plain(part, what) for name, part in configuration_parts(folder, what).items()}
+        found = _on_paper(family, config, scale, others, model, _NOTHING, plain)
+        declare(found.family.pipeline, file, shapes)
     if found.parameters != stored:
         raise UsageError(
             f"model.pretrained = {model.pretrained!r} holds a {family.denoiser_class} of {stored:,} parameters but its "
@@ -134,8 +155,15 @@ def _of_single_file(model: Model) -> Blueprint:
 
 
 def _on_paper(
-    family: type[Family], denoiser: Any, vae_scale: int, others: int, model: Model, download: str
+    family: type[Family],
+    denoiser: Any,
+    vae_scale: int,
+    others: int,
+    model: Model,
+    download: str,
+    plain_parts: Mapping[str, Any] | None = None,
 ) -> Blueprint:
+    """`plain_parts` are its scheduler and tokenizers by name, where they were read."""
     import diffusers
 
     plain = {key: value for key, value in dict(denoiser).items() if not key.startswith("_")}
@@ -143,9 +171,10 @@ def _on_paper(
     with reading(f"model.pretrained = {model.pretrained!r}", "its configuration"), torch.device("meta"):
         network = getattr(diffusers, name).from_config(plain)
     pipeline = SimpleNamespace(
-        **{family.denoiser_name: network}, vae_scale_factor=vae_scale, default_sample_size=128, components={}
-    )
-    return Blueprint(family(pipeline, model), others, download)
+        **{family.denoiser_name: network}, **(plain_parts or {}), vae_scale_factor=vae_scale, default_sample_size=128,
+        components={},
+    )  # fmt: skip
+    return Blueprint(family(pipeline, model), others, download, plain_parts is not None)
 
 
 def _published() -> list[tuple[Published, type[Family]]]:

@@ -90,7 +90,7 @@ def inspect(path: Path, what: str, variant: str | None = None, t5: bool = True) 
     require_pipeline(path, what)
     index = read_json(path / INDEX, what)
     name, families = index.get("_class_name"), known_families()
-    if name not in families:
+    if not isinstance(name, str) or name not in families:
         raise UsageError(f"{what}: {path / INDEX} is of a {name}; supported are {', '.join(sorted(families))}.")
     optional = family_class(str(name)).optional_parts
     if not t5 and not optional:
@@ -106,9 +106,14 @@ def _parts(
     path: Path, index: Mapping[str, Any], what: str, variant: str | None, left_out: tuple[str, ...]
 ) -> Iterator[Part]:
     for name, entry in index.items():
-        if name.startswith("_") or name in (*_UNUSED, *left_out) or not isinstance(entry, list) or entry[0] is None:
+        if name.startswith("_") or name in (*_UNUSED, *left_out) or not isinstance(entry, list) or entry[:1] == [None]:
             continue
-        library, class_name = str(entry[0]), str(entry[-1])
+        if len(entry) != 2 or not all(isinstance(word, str) for word in entry):
+            raise UsageError(
+                f"{what}: {path / INDEX} says {entry!r} of {name}, where a library and a class should be named. "
+                "Download it again."
+            )
+        library, class_name = entry
         folder = path / name
         if not folder.is_dir():
             raise UsageError(f"{what}: {path} has no folder {name}/, which its {INDEX} names. Download it again.")
@@ -129,6 +134,21 @@ def _parts(
                 if file.is_file() and not file.name.startswith("."):
                     read_json(file, what) if file.suffix == ".json" else require_whole(file, what)
             yield Part(name, library, class_name, folder, config, (), None)
+
+
+def configuration_parts(path: Path, what: str) -> dict[str, Part]:
+    """The scheduler and the tokenizers of a folder, whose weights are not looked at.
+
+    Raises:
+        UsageError: the index or a configuration is absent or damaged.
+    """
+    index = read_json(path / INDEX, what)
+    plain = {
+        name: entry
+        for name, entry in index.items()
+        if name.startswith(("tokenizer", "scheduler")) and isinstance(entry, list)
+    }
+    return {part.name: part for part in _parts(path, plain, what, None, ())}
 
 
 def network_part(folder: Path, what: str) -> Part:

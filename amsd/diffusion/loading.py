@@ -80,7 +80,7 @@ def _require_fit(pipeline: Any, what: str) -> None:
     configs = {name: part.config for name, part in pipeline.components.items() if hasattr(part, "config")}
     plain = {name: config.to_dict() if hasattr(config, "to_dict") else config for name, config in configs.items()}
     tokenizers = {
-        name: len(part) for name, part in pipeline.components.items() if name.startswith("tokenizer") and part
+        name: part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None
     }
     require_fit(type(pipeline).__name__, plain, tokenizers, what)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 from amsd.diffusion.families import family_class
-from amsd.diffusion.families.fit import require_parts, require_vocabularies
+from amsd.diffusion.families.fit import require_lengths, require_parts, require_scaling, require_vocabularies
 from amsd.diffusion.families.single_file import stored_shapes
 from amsd.diffusion.folder import Folder, Part
 from amsd.errors import UsageError
 from amsd.reading import audit, reading
 
+_LOG = logging.getLogger(__name__)
 _HARMLESS = (".position_ids", "logit_scale")
 """Ends of names that older files store beside their weights: buffers that are computed, CLIP's training temperature."""
 _OTHER_HALF = ("vision_model.", "visual_projection.", "text_projection.")
@@ -29,6 +31,7 @@ def load_pipeline(folder: Folder, what: str) -> Any:
 
     import amsd.diffusion.scheduler  # noqa: F401  # diffusers takes classes from modules that are imported already
 
+    require_classes(folder, what)
     networks = {part.name: load_network(part, what) for part in folder.parts.values() if part.weights}
     pipeline_class = getattr(diffusers, folder.pipeline_class)
     with reading(what, folder.path):
@@ -52,21 +55,43 @@ def absent(pipeline_class: Any, index: Mapping[str, Any]) -> dict[str, Any]:
     return left_out
 
 
+def require_classes(folder: Folder, what: str) -> None:
+    """Check that text encoders are of the class that the pipeline's own call asks, and say where files disagree.
+
+    Raises:
+        UsageError: one is of another class.
+    """
+    import inspect
+
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, folder.pipeline_class).__init__, eval_str=True).parameters
+    for part in folder.parts.values():
+        if not part.weights:
+            continue
+        expected, found = parameters[part.name].annotation, _class_of(part, what)
+        if part.name.startswith("text_encoder") and isinstance(expected, type) and not issubclass(found, expected):
+            raise UsageError(
+                f"{what}: its {part.name} is a {part.class_name}, but a {folder.pipeline_class} asks a "
+                f"{expected.__name__}. Name that class in model_index.json if the files hold it."
+            )
+        said = part.config.get("_class_name", part.class_name)
+        if part.library == "diffusers" and said != part.class_name:
+            _LOG.warning(
+                "%s: %s is of a %s, but model_index.json names a %s, which is used.",
+                what, part.folder / "config.json", said, part.class_name,
+            )  # fmt: skip
+
+
 def load_network(part: Part, what: str) -> Any:
     """One network, on the CPU in float32.
 
     Raises:
         UsageError: its file and its configuration disagree, or the library cannot read it.
     """
-    from importlib import import_module
-
     import torch
 
-    found = getattr(import_module(part.library), part.class_name, None)
-    if found is None:
-        raise UsageError(
-            f"{what}: {part.library} has no class {part.class_name} ({part.folder}); a newer version may have it."
-        )
+    found = _class_of(part, what)
     place = part.weights[0] if len(part.weights) == 1 else part.folder
     # diffusers raises for other shapes, transformers reports them where it is allowed to.
     lenient = {"ignore_mismatched_sizes": True} if part.library == "transformers" else {}
@@ -76,11 +101,25 @@ def load_network(part: Part, what: str) -> Any:
             output_loading_info=True, **lenient,
         )  # fmt: skip
     left_over = [key for key in report["unexpected_keys"] if not _harmless(key, part.class_name)]
+    if any(key.startswith("vision_model.") for key in report["unexpected_keys"]):
+        _LOG.warning("%s: %s holds a whole CLIP; its text half is used.", what, place)
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     audit(
         {"missing": report["missing_keys"], "left over": left_over, "of another shape": mismatched}, f"{what}: {place}"
     )
+    _require_finite(network, f"{what}: {place}")
     return network
+
+
+def _require_finite(network: Any, what: str) -> None:
+    """Check that no weight is NaN or infinite.
+
+    Raises:
+        UsageError: one is; it is named.
+    """
+    for name, value in network.named_parameters():
+        if not value.sum().isfinite():
+            raise UsageError(f"{what}: the weights of {name} are not finite. The file is damaged; download it again.")
 
 
 def require_sound(folder: Folder, what: str) -> None:
@@ -89,18 +128,32 @@ def require_sound(folder: Folder, what: str) -> None:
     Raises:
         UsageError: a configuration describes another number of parameters than its file holds, or parts do not fit.
     """
+    require_classes(folder, what)
     for part in folder.parts.values():
-        if part.weights and part.library == "diffusers" and all(file.suffix == ".safetensors" for file in part.weights):
-            described = sum(value.numel() for value in on_meta(part, what).state_dict().values())
+        if part.weights:
+            described = sum(value.numel() for value in _values(part, what))
             stored = sum(math.prod(shape) for file in part.weights for shape in stored_shapes(file, what).values())
-            if stored != described:
+            # Files of transformers may hold more than is read, such as the picture's half of a CLIP.
+            if stored < described or (part.library == "diffusers" and stored != described):
                 raise UsageError(
                     f"{what}: {part.folder} holds {stored:,} parameters; its configuration describes {described:,}. "
                     "The file is incomplete, or belongs to another configuration."
                 )
     configs = {part.name: part.config for part in folder.parts.values() if part.config}
     tokenizers = [part for part in folder.parts.values() if "Tokenizer" in part.class_name]
-    require_fit(folder.pipeline_class, configs, {part.name: _vocabulary(part, what) for part in tokenizers}, what)
+    require_fit(folder.pipeline_class, configs, {part.name: load_plain(part, what) for part in tokenizers}, what)
+
+
+def _values(part: Part, what: str) -> Iterable[Any]:
+    """What the file of a part has to hold, without storage."""
+    import torch
+
+    if part.library == "diffusers":
+        return cast("Iterable[Any]", on_meta(part, what).state_dict().values())
+    network_class = _class_of(part, what)
+    with reading(what, part.folder / "config.json"), torch.device("meta"):
+        config = network_class.config_class.from_pretrained(str(part.folder))
+        return cast("Iterable[Any]", network_class(config).parameters())
 
 
 def on_meta(part: Part, what: str) -> Any:
@@ -116,12 +169,26 @@ def on_meta(part: Part, what: str) -> Any:
         return getattr(diffusers, part.class_name).from_config(dict(part.config))
 
 
-def _vocabulary(part: Part, what: str) -> int:
-    """Number of tokens of a tokenizer."""
+def load_plain(part: Part, what: str) -> Any:
+    """A part without weights: a tokenizer or a scheduler.
+
+    Raises:
+        UsageError: the library has no such class, or cannot read its files.
+    """
+    found = _class_of(part, what)
+    with reading(what, part.folder):
+        return found.from_pretrained(str(part.folder))
+
+
+def _class_of(part: Part, what: str) -> Any:
     from importlib import import_module
 
-    with reading(what, part.folder):
-        return len(getattr(import_module(part.library), part.class_name).from_pretrained(str(part.folder)))
+    found = getattr(import_module(part.library), part.class_name, None)
+    if found is None:
+        raise UsageError(
+            f"{what}: {part.library} has no class {part.class_name} ({part.folder}); a newer version may have it."
+        )
+    return found
 
 
 def _harmless(key: str, class_name: str) -> bool:
@@ -131,20 +198,24 @@ def _harmless(key: str, class_name: str) -> bool:
 
 
 def require_fit(
-    pipeline_class: str, configs: Mapping[str, Mapping[str, Any]], vocabularies: Mapping[str, int], what: str
+    pipeline_class: str, configs: Mapping[str, Mapping[str, Any]], tokenizers: Mapping[str, Any], what: str
 ) -> None:
     """Check that the parts of a pipeline were made for each other.
 
     Args:
         pipeline_class: class of the pipeline.
         configs: configuration of each network and of the scheduler by its name in the pipeline.
-        vocabularies: number of tokens of each tokenizer by its name in the pipeline.
+        tokenizers: each tokenizer by its name in the pipeline.
         what: whose parts they are, for messages.
 
     Raises:
         UsageError: channels, widths or vocabularies disagree.
     """
     family = family_class(pipeline_class)
-    require_parts(configs, (family.denoiser_name, "vae", "scheduler"), what)
-    require_vocabularies(configs, vocabularies, what)
+    encoders = [name for name in family.text_encoder_names if name not in family.optional_parts]
+    require_parts(configs, (family.denoiser_name, "vae", "scheduler", *encoders), what)
+    require_parts(tokenizers, [name.replace("text_encoder", "tokenizer") for name in encoders], what)
+    require_vocabularies(configs, {name: len(each) for name, each in tokenizers.items()}, what)
+    require_lengths(configs, {name: int(each.model_max_length) for name, each in tokenizers.items()}, what)
+    require_scaling(configs, what)
     family.require_fit(configs, what)

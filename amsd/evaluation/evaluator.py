@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from amsd.evaluation.identity import identity, library_versions
 from amsd.evaluation.result import EvaluationResult, base_weights, is_distance, pairable, result_key
 from amsd.evaluation.scorers import Images, Scorers
 from amsd.evaluation.statistics import summarize
+from amsd.prompts.cut import cut_by_scorers, cut_prompts
 from amsd.recipe import EvaluationSetting, Recipe
 from amsd.rewards.combination import is_groupwise
 from amsd.rewards.eight_bit import as_original
@@ -144,11 +145,18 @@ class Evaluator:
             UsageError: a setting cannot be sampled as its name says, or `base` was made under other conditions.
         """
         family = family_for(pipeline, self._recipe.model)
+        for text in self._cut(family):
+            self._say("truncated", text)
         known = {result.name: result for result in base or ()}
         return [
             self._under(setting, family, weights, known.get(setting.name))
             for setting in self._recipe.evaluation_settings
         ]
+
+    def _cut(self, family: Family) -> Iterator[str]:
+        """Which prompts are not read to their end."""
+        yield from cut_prompts(family, self._recipe, {"evaluation": self._prompts})
+        yield from cut_by_scorers("evaluation", self._scorers.truncated(self._prompts))
 
     def _under(
         self, setting: EvaluationSetting, family: Family, weights: str, base: EvaluationResult | None

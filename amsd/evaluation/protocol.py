@@ -47,13 +47,15 @@ def sampler_for(setting: EvaluationSetting, family: Family, schedule: Schedule) 
     An own scheduler without noise cannot sample with eta > 0: another takes its place, and `fallback` says so.
 
     Raises:
-        UsageError: the guidance scale lies below 1 and is not 1, which diffusers' pipelines sample without guidance.
+        UsageError: the guidance scale lies below 1 and is not 1, which diffusers' pipelines sample without guidance; or
+            there are more steps than the model has.
     """
     if setting.guidance_scale < 1:
         raise UsageError(
             f"evaluation.guidance_scale = {setting.guidance_scale:g}: diffusers' pipelines ignore scales below 1, so "
             "the result would carry a wrong label. Use 1 (no guidance) or more."
         )
+    family.check_step_count(setting.num_inference_steps)
     if setting.scheduler == "fine-tuning":
         return Sampler(setting, family.training_sampler(schedule))
     scheduler, reason = family.own_sampler(setting.eta)

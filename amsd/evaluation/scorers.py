@@ -87,6 +87,10 @@ class Scorers:
         distances = {KID + name: self._embedders[name].version for name in self._distances}
         return {**self.versions(None), **distances}
 
+    def truncated(self, prompts: Sequence[str]) -> dict[str, int]:
+        """How many prompts each reward does not read to their end."""
+        return {name: reward.truncated(prompts) for name, reward in self._rewards.items()}
+
     def versions(self, base: EvaluationResult | None) -> dict[str, str]:
         """Version of every metric by name, in the order of the result; distances exist against a base only."""
         found = {name: reward.version for name, reward in self._rewards.items()}

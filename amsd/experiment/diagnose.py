@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,11 +14,13 @@ from amsd.diffusion.steps import AffineSteps
 from amsd.experiment.probe import GuidanceScales, Probe, method_of, modes, probe
 from amsd.experiment.setup import build_accelerator, build_problem, load_policy
 from amsd.prompts import load_prompts
+from amsd.prompts.cut import cut_prompts
 from amsd.recipe import Recipe
 from amsd.training.experience import Sample
 from amsd.training.methods.adjoint_matching import MEMORY_LIMIT, unit_variance_correlation
 from amsd.training.problem import ControlProblem
 
+_LOG = logging.getLogger(__name__)
 DOCS = "docs/diagnostics.md"
 GROWTH_LIMIT = 30.0
 """Growth of the adjoint's norm from the last step to the first above which its target drowns in outliers."""
@@ -54,7 +57,10 @@ def diagnose(recipe: Recipe, pairs: int = 16) -> list[Finding]:
     accelerator = build_accelerator(recipe)
     prompts = load_prompts(recipe.prompts.train, "train", recipe.prompts.column).texts
     problem = build_problem(recipe, accelerator, load_policy(recipe, accelerator.device), prompts)
-    return findings(problem, [prompts[0], prompts[len(prompts) // 2]], pairs)
+    used = [prompts[0], prompts[len(prompts) // 2]]
+    for remark in cut_prompts(problem.family, recipe, {"training": used}):
+        _LOG.warning("%s", remark)
+    return findings(problem, used, pairs)
 
 
 def findings(problem: ControlProblem, prompts: Sequence[str], pairs: int) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +42,7 @@ def export(recipe: Recipe, checkpoint: Path, to: Path, style: Format = "diffuser
         )
     pipeline = policy.pipeline
     pipeline.scheduler = policy.family.exported_sampler(recipe.schedule)
-    departures = list(policy.family.departures(recipe.schedule))
+    departures = [*policy.family.departures(recipe.schedule), *_cut_elsewhere(recipe)]
     for sentence in departures:
         _LOG.warning("%s", sentence)
     if isinstance(policy, LoraPolicy):
@@ -56,6 +57,16 @@ def export(recipe: Recipe, checkpoint: Path, to: Path, style: Format = "diffuser
 
     write_folder(to, fill)
     return to
+
+
+def _cut_elsewhere(recipe: Recipe) -> Iterator[str]:
+    """Diffusers' own call reads one window of a prompt."""
+    windows = recipe.model.prompt_windows
+    if windows > 1:
+        yield (
+            f"Fine-tuning read prompts in {windows} windows of tokens (model.prompt_windows); the call of a diffusers "
+            "pipeline cuts a prompt after the first. `amsd sample` reads all."
+        )
 
 
 def _export_kohya(recipe: Recipe, checkpoint: Path, to: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from amsd.diffusion.blueprint import blueprint
+from amsd.diffusion.blueprint import Blueprint, blueprint
 from amsd.diffusion.families.base import DECODED_PIXELS
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity
@@ -150,13 +150,13 @@ class Plan:
         )
 
 
-def make_plan(recipe: Recipe, processes: int) -> Plan:
+def make_plan(recipe: Recipe, processes: int, found: Blueprint | None = None) -> Plan:
     """The plan of a recipe; needs the model's configuration, not its weights.
 
     Raises:
         UsageError: the model is absent and its architecture is unknown.
     """
-    found = blueprint(recipe.model)
+    found = found or blueprint(recipe.model)
     found.family.check_recipe(recipe)
     total, lora = found.parameters, recipe.model.lora
     trained = total if recipe.model.parameterization != "lora" else found.lora_parameters(lora.rank, lora.targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from amsd.diffusion.families.base import Family
 from amsd.diffusion.finite import require_finite_images
 from amsd.experiment.models import load_model
 from amsd.experiment.setup import build_accelerator, load_policy
+from amsd.prompts.cut import cut_prompts
 from amsd.recipe import Recipe
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ def sample(
 
 
 def _write(family: Family, recipe: Recipe, request: SampleRequest, out: Path) -> list[Path]:
+    for remark in cut_prompts(family, recipe, {"given": request.prompts}):
+        _LOG.warning("%s", remark)
+    family.check_step_count(request.num_inference_steps or recipe.schedule.num_inference_steps)
     out.mkdir(parents=True, exist_ok=True)
     family.pipeline.scheduler = family.exported_sampler(recipe.schedule)
     written = []
@@ -69,9 +76,8 @@ def pictures(family: Family, recipe: Recipe, prompt: str, request: SampleRequest
     scale = recipe.guidance.guidance_scale if request.guidance_scale is None else request.guidance_scale
     negative = recipe.guidance.negative_prompt if request.negative_prompt is None else request.negative_prompt
     family.check_negative_prompt(negative, scale)
-    words = {"prompt": prompt, "num_images_per_prompt": request.count}
     images = family.draw(
-        words | ({"negative_prompt": negative} if negative else {}),
+        family.drawing_arguments(prompt, negative, request.count),
         [torch.Generator().manual_seed(request.seed + number) for number in range(request.count)],
         eta=request.eta,
         guidance_scale=scale,

@@ -22,6 +22,7 @@ from amsd.diffusion.policy import Policy
 from amsd.diffusion.rollout import rollout
 from amsd.errors import UsageError
 from amsd.evaluation.identity import pipeline_identity
+from amsd.evaluation.protocol import sampler_for
 from amsd.recipe import Recipe
 from amsd.rewards.calling import call
 from amsd.rewards.combination import WeightedReward
@@ -128,6 +129,18 @@ class Identified:
 
     policy: Policy
     base_weights: str
+
+
+def require_samplers(family: Family, recipe: Recipe, evaluates: bool) -> None:
+    """Check that the sampler of training, and those of evaluation where one is made, can be had.
+
+    Raises:
+        UsageError: the model's scheduler has no such sampler, or too few steps; the key is named.
+    """
+    family.check_recipe(recipe)
+    family.steps(recipe.schedule)
+    for setting in recipe.evaluation_settings if evaluates else ():
+        sampler_for(setting, family, recipe.schedule)
 
 
 def load_identified(recipe: Recipe, device: torch.device) -> Identified:

@@ -21,12 +21,12 @@ from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.result import EvaluationResult
 from amsd.experiment.evaluate import CheckpointEvaluation, PolicyEvaluation
 from amsd.experiment.inputs import Inputs, check_inputs, require_space
-from amsd.experiment.setup import Identified, build_accelerator, build_problem, load_identified
+from amsd.experiment.setup import Identified, build_accelerator, build_problem, load_identified, require_samplers
 from amsd.experiment.start import require_same, write_start
 from amsd.files import clear_unfinished
 from amsd.lock import locked
 from amsd.prompts import PromptSet
-from amsd.prompts.load import cut_prompts
+from amsd.prompts.cut import cut_by_scorers, cut_prompts
 from amsd.recipe import Recipe, identity
 from amsd.recipe.identity import as_started
 from amsd.recipe.load import read_run
@@ -98,6 +98,7 @@ def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
         if newest is None:
             start_from(identified.policy, recipe.model)
         require_space(output, _checkpoint_bytes(recipe, identified.policy), recipe)
+        require_samplers(identified.policy.family, recipe, recipe.evaluation.every > 0)
         problem = build_problem(recipe, accelerator, identified.policy, inputs.training.texts)
         evaluator = _evaluator(problem, inputs.held_out, tracker) if recipe.evaluation.every else None
         # Everything that a run needs is there: only now something is created.
@@ -207,9 +208,11 @@ def _remark(problem: ControlProblem, inputs: Inputs, tracker: Tracker) -> None:
     for remark in inputs.remarks(recipe):
         tracker.on_notice(Notice("prompts", remark))
     assert isinstance(problem.reward, WeightedReward)
-    for name, prompts in (("training", inputs.training), ("evaluation", inputs.held_out)):
-        if prompts is None:
-            continue
-        texts = prompts.texts[: recipe.evaluation.prompts] if name == "evaluation" else prompts.texts
-        for remark in cut_prompts(name, texts, problem.policy.pipeline.tokenizer, problem.reward.truncated(texts)):
-            tracker.on_notice(Notice("truncated", remark))
+    assert inputs.training is not None
+    texts = inputs.training.texts  # those of evaluation are the evaluator's to judge
+    cut = [
+        *cut_prompts(problem.family, recipe, {"training": texts}),
+        *cut_by_scorers("training", problem.reward.truncated(texts)),
+    ]
+    for remark in cut:
+        tracker.on_notice(Notice("truncated", remark))

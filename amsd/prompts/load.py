@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -50,24 +50,10 @@ def prompts_of(recipe: Recipe) -> tuple[PromptSet, PromptSet]:
     return load_prompts(named.train, "train", named.column), load_prompts(named.evaluation, "evaluation", named.column)
 
 
-def truncated(texts: Sequence[str], tokenizer: Any) -> int:
-    """How many of these texts are longer than `tokenizer.model_max_length` tokens, special tokens included."""
+def token_counts(texts: Sequence[str], tokenizer: Any) -> list[int]:
+    """Number of tokens of each text, special tokens included."""
     encoded = tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
-    return sum(len(tokens) > tokenizer.model_max_length for tokens in encoded)
-
-
-def cut_prompts(what: str, texts: Sequence[str], tokenizer: Any, scorers: Mapping[str, int]) -> Iterator[str]:
-    """Say how many prompts are not read to their end; `scorers` gives for each scorer how many it cuts."""
-    cut = truncated(texts, tokenizer)
-    if cut:
-        yield f"{_are(cut, what)} longer than the {tokenizer.model_max_length} tokens that the text encoder reads."
-    for name, count in scorers.items():
-        if count:
-            yield f"{_are(count, what)} longer than {name} reads."
-
-
-def _are(count: int, what: str) -> str:
-    return f"1 {what} prompt is" if count == 1 else f"{count} {what} prompts are"
+    return [len(tokens) for tokens in encoded]
 
 
 def _find(source: str) -> Path:

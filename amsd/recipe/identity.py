@@ -21,7 +21,7 @@ _NOT_IDENTITY: dict[str, tuple[str, ...]] = {
 AS_BEFORE: dict[str, dict[str, Any]] = {
     "model": {
         "start": None, "config": None, "vae_tiling": False, "size": None, "t5": True, "max_sequence_length": None,
-        "embedded_guidance": None,
+        "embedded_guidance": None, "prompt_windows": 1,
     },
     "guidance": {"negative_prompt": ""},
     "prompts": {"column": None},

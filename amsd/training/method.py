@@ -25,6 +25,8 @@ class Method(ABC, Generic[E]):
     source_class: ClassVar[type[ExperienceSource[Any]]] = OnPolicy
     only_losses = False
     """True while losses are computed a second time, for their gradient alone."""
+    masked_hint = ""
+    """What a notice advises where every item of a step has weight 0."""
 
     problem: ControlProblem
     recipe: Recipe

@@ -59,6 +59,7 @@ class SOCTrainer(Method[E]):
         self.gradients = Gradients(self, accelerator, self.updater.guard)
         self.keeper = Keeper(self, self.updater, run, self.listeners, evaluate, self._ends)
         self._validation_prompts = tuple(validation_prompts)
+        self._said_masked = False
 
     def fit(self) -> None:
         """Train up to the recipe's number of steps, from the newest whole checkpoint of the run if there is one.
@@ -117,6 +118,8 @@ class SOCTrainer(Method[E]):
             self.after_step(done.items)
         if batch.collected:
             values["collection/batch"] = float(self.collection.largest)
+        if not done.weights.any():
+            self._tell_masked()
         if self.updater.guard.in_a_row:
             values["update_skipped"] = 1.0
             self._tell_skipped(step)
@@ -137,6 +140,18 @@ class SOCTrainer(Method[E]):
             **times,
             "images_per_second": self.recipe.optimizer.prompts_per_step / max(times["seconds/total"], 1e-9),
         }
+
+    def _tell_masked(self) -> None:
+        """Say once that a step learned nothing; in the same words after a resume, so that the log has it once."""
+        if self._said_masked:
+            return
+        self._said_masked = True
+        text = (
+            f"All {self.recipe.optimizer.prompts_per_step} samples of a step were masked as outliers, so nothing was "
+            f"learned from them{self.masked_hint}. This is said once; masked_share in the metrics shows which steps."
+        )
+        for listener in self.listeners:
+            listener.on_notice(Notice("all-masked", text))
 
     def _tell_skipped(self, step: int) -> None:
         guard = self.updater.guard

@@ -12,7 +12,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from amsd.cli.app import app
 from amsd.diffusion.agreement import require_agreement
 from amsd.diffusion.blueprint import blueprint
 from amsd.diffusion.families import family_for
@@ -20,7 +22,8 @@ from amsd.diffusion.families.base import image_size
 from amsd.diffusion.loading import load_family
 from amsd.diffusion.parameterizations import build_policy
 from amsd.errors import RunError, UsageError
-from amsd.recipe import Model
+from amsd.experiment.setup import require_samplers
+from amsd.recipe import Model, from_dict
 from amsd.rewards.embedders import CLIPEmbedder
 from amsd.rewards.table import resolve_embedder, resolve_reward
 from tests import ldm, pipelines
@@ -54,6 +57,15 @@ def configuration(**change: Any) -> Callable[[Path], None]:
     return damage
 
 
+def pickled(file: Path, half: bool = False, **more: Any) -> None:
+    """The file's tensors, and more, as an older version saved them."""
+    other = file.with_name(f"{'pytorch_model' if 'text' in str(file.parent) else file.stem}.bin")
+    torch.save(load_file(file) | more, other)
+    file.unlink()
+    if half:
+        other.write_bytes(other.read_bytes()[: other.stat().st_size // 2])
+
+
 def first(state: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
     name = next(name for name, value in sorted(state.items()) if value.ndim == 1)
     return state | {name: change(state[name])}
@@ -66,7 +78,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str, bool]] = {
     "parallel vae": (VAE, tensors(lambda s: {f"module.{k}": v for k, v in s.items()}), "'module.'", False),
     "hole in unet": (UNET, tensors(lambda s: {k: v for k, v in s.items() if "mid" not in k}), "unet.*mid_block", True),
     "half a text encoder": (TEXT, tensors(lambda s: {k: v for k, v in s.items() if "layers.1" not in k}),
-                            r"text_encoder.*layers\.1", False),
+                            r"text_encoder.*layers\.1", True),
     "hole in vae": (VAE, tensors(lambda s: {k: v for k, v in s.items() if "decoder.conv_out" not in k}),
                     "vae.*conv_out", True),
     "more in unet": (UNET, tensors(lambda s: s | {"extra.weight": torch.zeros(2)}), r"left over.*extra\.weight", True),
@@ -90,6 +102,32 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str, bool]] = {
     "unknown class": ("model_index.json", configuration(unet=["diffusers", "UNet9"]), "no class UNet9|UNet9", True),
     "own code": ("model_index.json", configuration(unet=["my_unet", "MyUNet"]), "is not run", True),
     "another family": ("model_index.json", configuration(_class_name="KandinskyPipeline"), "KandinskyPipeline", True),
+    "a folder for a file": (UNET, lambda f: (f.unlink(), f.mkdir()), "does not exist", True),
+    "a link to itself": (TEXT, lambda f: (f.unlink(), f.symlink_to(f)), "does not exist", True),
+    "no tensors": (TEXT, tensors(lambda s: {}), "missing", True),
+    "weights that are no numbers": (VAE, tensors(lambda s: {k: v * torch.nan for k, v in s.items()}),
+                                    "vae.*weights of .* are not finite", False),
+    "a pickle cut off": (UNET, lambda f: pickled(f, half=True), r"unet.*\.bin cannot be read", True),
+    "a pickle of more": (TEXT, lambda f: pickled(f, more=Path("x")), r"pytorch_model\.bin cannot be read", True),
+    "an entry of nothing": ("model_index.json", configuration(unet=[]), "where a library and a class", True),
+    "an entry of numbers": ("model_index.json", configuration(unet=["diffusers", 7]), "a library and a class", True),
+    "a list as pipeline": ("model_index.json", configuration(_class_name=["pipeline", "Mine"]), "supported are", True),
+    "half an SDXL": ("model_index.json", configuration(_class_name="StableDiffusionXLPipeline"),
+                     "it has no text_encoder_2", True),
+    "no tokenizer": ("model_index.json", configuration(tokenizer=[None, None]), "tokenizer", True),
+    "a tokenizer without an end": ("tokenizer/tokenizer_config.json", lambda f: f.unlink(),
+                                   "does not say how many tokens.*model_max_length = 16", True),
+    "a tokenizer that gives more": ("tokenizer/tokenizer_config.json", configuration(model_max_length=77),
+                                    "gives up to 77 tokens.*reads 16", True),
+    "the whole of a CLIP": ("model_index.json", configuration(text_encoder=["transformers", "CLIPModel"]),
+                            "text_encoder is a CLIPModel.* asks a CLIPTextModel", True),
+    "a pooled text encoder": ("model_index.json", configuration(
+        text_encoder=["transformers", "CLIPTextModelWithProjection"]), "asks a CLIPTextModel", True),
+    "a scale of nothing": ("vae/config.json", configuration(scaling_factor=0), "scaling_factor = 0", True),
+    "no size": ("unet/config.json", configuration(sample_size=None), r"set model\.size", True),
+    "a byte order mark": ("unet/config.json", lambda f: f.write_bytes(b"\xef\xbb\xbf" + f.read_bytes()),
+                          r"config\.json begins with a byte order mark", True),
+    "too deep": ("vae/config.json", lambda f: f.write_text("[" * 100_000), r"config\.json is not valid JSON", True),
     "unknown prediction": ("scheduler/scheduler_config.json", configuration(prediction_type="noise"), "'noise'", True),
 }  # fmt: skip
 
@@ -102,10 +140,57 @@ def test_a_damaged_folder_is_refused_and_its_file_named(name: str, good: Path, t
     model = Model(pretrained=str(tmp_path / "model"))
     with pytest.raises(UsageError, match=f"(?s){words}") as caught:
         load_family(model)
-    assert str(tmp_path / "model") in str(caught.value)
+    assert str(tmp_path / "model") in str(caught.value) or "model.size" in str(caught.value)
     if planned:
         with pytest.raises(UsageError):
             blueprint(model)
+
+
+SCHEDULERS: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "of another path": ({}, "FlowMatchEulerDiscreteScheduler", "without a table of betas.*another path"),
+    "without numbers": ({"beta_end": float("nan")}, None, "no noise table: its betas .*nan"),
+    "beyond one": ({"beta_end": 2.0}, None, "are not between 0 and 1"),
+    "with fewer steps": ({"num_train_timesteps": 3}, None, "num_inference_steps = 50: .* has 3 timesteps"),
+}
+"""What a model's scheduler says, its class in the index, and words of the message."""
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_that_training_would_refuse_is_refused_everywhere(name: str, good: Path, tmp_path: Path) -> None:
+    change, other, words = SCHEDULERS[name]
+    model = tmp_path / "model"
+    shutil.copytree(good, model)
+    configuration(**change)(model / "scheduler" / "scheduler_config.json")
+    if other:
+        configuration(scheduler=["diffusers", other])(model / "model_index.json")
+    recipe = from_dict({"reward": [{"name": "brightness"}], "model": {"pretrained": str(model)}}, source="test")
+    for family in (load_family(recipe.model), blueprint(recipe.model).family):
+        with pytest.raises(UsageError, match=words):
+            require_samplers(family, recipe, evaluates=True)
+    outcome = CliRunner().invoke(app, ["recipe", "check", "shapes", "--set", f"model.pretrained={model}"])
+    assert isinstance(outcome.exception, UsageError)
+
+
+def test_a_text_encoder_in_a_whole_clip_is_read_and_said(
+    good: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(good, tmp_path / "model")
+    file = tmp_path / "model" / TEXT
+    state = {f"text_model.{name}": value for name, value in load_file(file).items()}
+    more = {"vision_model.post_layernorm.weight": torch.zeros(4), "visual_projection.weight": torch.zeros(4, 4)}
+    save_file(state | more, file, metadata={"format": "pt"})
+    found = load_family(Model(pretrained=str(tmp_path / "model"))).pipeline.text_encoder.state_dict()
+    own = load_family(Model(pretrained=str(good))).pipeline.text_encoder.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in found.items())
+    assert "holds a whole CLIP; its text half is used" in caplog.text
+    blueprint(Model(pretrained=str(tmp_path / "model")))
+
+
+def test_a_configuration_of_another_class_is_said(good: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(good, tmp_path / "model")
+    configuration(_class_name="AutoencoderKL")(tmp_path / "model" / "unet" / "config.json")
+    load_family(Model(pretrained=str(tmp_path / "model")))
+    assert "is of a AutoencoderKL, but model_index.json names a UNet2DConditionModel" in caplog.text
 
 
 def test_the_whole_folder_is_loaded_and_planned(good: Path) -> None:

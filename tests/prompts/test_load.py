@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from amsd.errors import UsageError
-from amsd.prompts import PromptError, load_prompts, truncated
+from amsd.prompts import PromptError, load_prompts
+from amsd.prompts.load import token_counts
 
 CAT, DOG = "a photo of a cat", 'a dog, "running"'
 
@@ -134,15 +135,13 @@ def test_a_silent_hub_is_noticed_without_retries(source: str, monkeypatch: pytes
 class WordTokenizer:
     """One token a word, between a start and an end token, as CLIP's tokenizer counts."""
 
-    model_max_length = 5
-
     def __call__(self, texts: list[str], **options: object) -> dict[str, list[list[int]]]:
         assert options["truncation"] is False
         return {"input_ids": [[0, *range(len(text.split())), 0] for text in texts]}
 
 
-def test_prompts_that_a_tokenizer_would_cut_are_counted() -> None:
-    assert truncated(["one two three", "one two three four", "one", "a b c d e f"], WordTokenizer()) == 2
+def test_tokens_are_counted_with_the_special_ones() -> None:
+    assert token_counts(["one two three", "one two three four", "one"], WordTokenizer()) == [5, 6, 3]
 
 
 BROKEN: dict[str, tuple[str, bytes, str]] = {

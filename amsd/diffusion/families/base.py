@@ -19,7 +19,7 @@ from amsd.recipe import Model, Recipe, Schedule
 
 DECODED_PIXELS = 2 * 512 * 512
 """Pixels that are decoded at once: two images of 512 x 512."""
-_CHOICES = ("max_sequence_length", "embedded_guidance")
+_CHOICES = ("max_sequence_length", "embedded_guidance", "prompt_windows")
 """Keys of the recipe's `[model]` that some families have."""
 
 
@@ -39,6 +39,15 @@ class Published:
     """Size of the download of the half-precision variant."""
     vae_scale: int = 8
     """Pixels per latent."""
+
+
+@dataclass(frozen=True)
+class TextLimit:
+    """What a text encoder reads of a prompt."""
+
+    tokenizer: Any
+    tokens: int
+    """At most so many, special ones included."""
 
 
 class Family(ABC):
@@ -174,6 +183,29 @@ class Family(ABC):
             return self.encode_empty(count)
         return self.encode([negative_prompt]).map(lambda value: value.expand(count, *value.shape[1:]))
 
+    @final
+    def drawing_arguments(self, prompt: str, negative_prompt: str, count: int) -> dict[str, Any]:
+        """Arguments of the pipeline's call for `count` pictures of a prompt: text, if the call reads all of it."""
+        if self.model.prompt_windows == 1:
+            negative = {"negative_prompt": negative_prompt} if negative_prompt else {}
+            return {"prompt": prompt, "num_images_per_prompt": count} | negative
+        return self.prompt_arguments(self.encode([prompt] * count), self.encode_negative(negative_prompt, count))
+
+    @property
+    @final
+    def text_limits(self) -> dict[str, TextLimit]:
+        """What each text encoder that is there reads of a prompt, by its name in the pipeline."""
+        found = {}
+        for name in self.text_encoder_names:
+            tokenizer = getattr(self.pipeline, name.replace("text_encoder", "tokenizer"), None)
+            if tokenizer is not None:
+                found[name] = TextLimit(tokenizer, self._tokens_read(name))
+        return found
+
+    def _tokens_read(self, encoder: str) -> int:
+        """Tokens of a prompt, special ones included, that a text encoder reads."""
+        return int(getattr(self.pipeline, encoder.replace("text_encoder", "tokenizer")).model_max_length)
+
     @abstractmethod
     def prompt_arguments(self, prompt: TextCondition, negative: TextCondition) -> dict[str, Any]:
         """Arguments of the pipeline's call that stand for encoded prompts and for the negative (or empty) one."""
@@ -199,8 +231,8 @@ class Family(ABC):
         for key in _CHOICES:
             if key not in self.model_keys and getattr(self.model, key) != Model.model_fields[key].default:
                 raise UsageError(
-                    f"model.{key} = {getattr(self.model, key)!r} means nothing to a {type(self.pipeline).__name__}: "
-                    "it has no such input. Remove the key."
+                    f"model.{key} = {getattr(self.model, key)!r} means nothing to {type(self).__name__}: it has no "
+                    "such input. Remove the key."
                 )
 
     @property
@@ -223,6 +255,24 @@ class Family(ABC):
         return int(self.pipeline.vae_scale_factor)
 
     # Sampling
+
+    @final
+    def check_step_count(self, num_inference_steps: int) -> None:
+        """Refuse more steps than the model's scheduler has.
+
+        Raises:
+            UsageError: there are too many.
+        """
+        most = self._most_steps()
+        if most is not None and num_inference_steps > most:
+            raise UsageError(
+                f"num_inference_steps = {num_inference_steps}: the model's noise table has {most} timesteps, and a "
+                "sampler can take no more steps."
+            )
+
+    def _most_steps(self) -> int | None:
+        """Steps that a sampler can take at most; None where there is no limit."""
+        return None
 
     @abstractmethod
     def steps(self, schedule: Schedule) -> AffineSteps:

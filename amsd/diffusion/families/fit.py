@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amsd.errors import UsageError
 
 PADDED_VOCABULARY = 128
 """Text networks may have that many embeddings more than their tokenizer has tokens."""
+_UNLIMITED = 10**9
+"""What a tokenizer without a length says is more."""
 _DIFFERENT = "The parts are of different models."
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -21,7 +23,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return half
 
 
-def require_parts(configs: Configs, names: tuple[str, ...], what: str) -> None:
+def require_parts(configs: Mapping[str, Any], names: Sequence[str], what: str) -> None:
     """Check that the parts are there.
 
     Raises:
@@ -48,6 +50,34 @@ def require_vocabularies(configs: Configs, vocabularies: Mapping[str, int], what
                 f"{what}: {name} has {tokens} tokens, but {encoder} knows {size}. A file of the tokenizer is missing, "
                 "or the two are of different models."
             )
+
+
+def require_lengths(configs: Configs, lengths: Mapping[str, int], what: str) -> None:
+    """Check that no tokenizer gives more tokens than its text encoder has positions for.
+
+    Raises:
+        UsageError: one does, or does not say how many it gives.
+    """
+    for name, tokens in lengths.items():
+        encoder = name.replace("tokenizer", "text_encoder")
+        positions = text_config(configs.get(encoder, {})).get("max_position_embeddings")
+        if positions is not None and tokens > positions:
+            given = f"gives up to {tokens} tokens" if tokens < _UNLIMITED else "does not say how many tokens it gives"
+            raise UsageError(
+                f"{what}: {name} {given}, but {encoder} reads {positions}. Set model_max_length = {positions} in "
+                f"{name}/tokenizer_config.json."
+            )
+
+
+def require_scaling(configs: Configs, what: str) -> None:
+    """Check that the autoencoder's scale is a number above 0.
+
+    Raises:
+        UsageError: it is none.
+    """
+    scale = configs["vae"].get("scaling_factor", 1.0)
+    if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 < scale < float("inf"):
+        raise UsageError(f"{what}: its vae/config.json says scaling_factor = {scale!r}, where a number above 0 is due.")
 
 
 def require_channels(takes: int, makes: int, what: str) -> None:

@@ -120,6 +120,9 @@ class Flux(FlowFamily):
             "negative_pooled_prompt_embeds": negative.added["pooled_projections"],
         }
 
+    def _tokens_read(self, encoder: str) -> int:
+        return self.text_tokens if encoder == "text_encoder_2" else super()._tokens_read(encoder)
+
     @property
     def text_tokens(self) -> int:
         """Tokens that T5 reads."""

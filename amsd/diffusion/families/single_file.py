@@ -62,7 +62,10 @@ def stored_shapes(file: Path, what: str | None = None) -> Shapes:
         else:
             shapes = {key: tuple(value.shape) for key, value in _tensors(file).items()}
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UsageError(unreadable(file, error)) from error
+        if what is None:
+            raise UsageError(unreadable(file, error)) from error
+        pickled = " It is a pickle; use the .safetensors file of the same model." if file.suffix == ".bin" else ""
+        raise UsageError(f"{what}: {file} cannot be read: {reason_of(error)}{pickled}") from error
     if what is None:
         _require_layout(file, shapes)
     return shapes
@@ -167,7 +170,7 @@ def load_single_file(file: Path, configuration: Path) -> Any:
         if empty:
             raise UsageError(_misfit(file, configuration, f"{len(empty)} weights of {name} are missing: {empty[0]}"))
     _require_everything(pipeline, shapes, file, configuration)
-    _declare(pipeline, file, shapes)
+    declare(pipeline, file, shapes)
     return pipeline
 
 
@@ -209,7 +212,7 @@ def _spare(key: str, layers: int | None) -> bool:
     return layers is not None and f".resblocks.{layers}." in key
 
 
-def _declare(pipeline: Any, file: Path, shapes: Shapes) -> None:
+def declare(pipeline: Any, file: Path, shapes: Shapes) -> None:
     """Obey what a file says of its own prediction and noise table, which its configuration cannot know.
 
     Files that predict velocity carry an empty tensor `v_pred` (and `ztsnr`), or say so in their metadata

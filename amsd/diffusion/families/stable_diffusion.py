@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from amsd.diffusion.families.base import Published
 from amsd.diffusion.families.unet import UNetFamily
 from amsd.diffusion.guidance import TextCondition
@@ -24,8 +22,7 @@ class StableDiffusion(UNetFamily):
         ),
     )
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> TextCondition:
+    def _encode_window(self, prompts: Sequence[str]) -> TextCondition:
         """Token embeddings of the prompts, (B, L, D)."""
         embeddings, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
         return TextCondition(embeddings.float())

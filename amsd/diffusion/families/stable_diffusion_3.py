@@ -104,6 +104,9 @@ class StableDiffusion3(FlowFamily):
             "negative_pooled_prompt_embeds": negative.added["pooled_projections"],
         }
 
+    def _tokens_read(self, encoder: str) -> int:
+        return self.text_tokens if encoder == "text_encoder_3" else super()._tokens_read(encoder)
+
     @property
     def text_tokens(self) -> int:
         """Tokens of the T5 encoder; without one, zero vectors that stand for its text."""

@@ -17,8 +17,7 @@ class StableDiffusionXL(UNetFamily):
     text_encoder_names = ("text_encoder", "text_encoder_2")
     scales_by_statistics = True
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> TextCondition:
+    def _encode_window(self, prompts: Sequence[str]) -> TextCondition:
         """Token embeddings (B, L, D), pooled embeddings (B, P) and time ids (B, 6)."""
         embeddings, _, pooled, _ = self.pipeline.encode_prompt(
             list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False

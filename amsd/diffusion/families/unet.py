@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from amsd.diffusion.families.fit import Configs, require_channels, require_width
 from amsd.diffusion.families.kohya import base_version
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.steps import AffineSteps
+from amsd.diffusion.windows import reading_window, tokens_read
 from amsd.errors import UsageError
 from amsd.recipe import Schedule
 
@@ -28,6 +30,7 @@ class UNetFamily(Family):
     denoiser_name = "unet"
     denoiser_class = "UNet2DConditionModel"
     output_layers = ("conv_out",)
+    model_keys = ("prompt_windows",)
     scales_by_statistics: ClassVar[bool] = False
     """Whether the pipeline obeys `latents_mean` and `latents_std` of its autoencoder."""
 
@@ -53,6 +56,25 @@ class UNetFamily(Family):
             encoders = [text_config(configs[name]) for name in cls.text_encoder_names if name in configs]
             require_width("text", expected, sum(config.get("hidden_size", 512) for config in encoders), what)
 
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Embeddings of the windows of each prompt, (B, windows x L, D); what is pooled is that of the first."""
+        tokenizers = [name.replace("text_encoder", "tokenizer") for name in self.text_encoder_names]
+        if self.model.prompt_windows == 1:
+            return self._encode_window(prompts)
+        windows = []
+        for number in range(self.model.prompt_windows):
+            with reading_window(self.pipeline, tokenizers, number):
+                windows.append(self._encode_window(prompts))
+        return TextCondition(torch.cat([each.hidden_states for each in windows], 1), windows[0].added)
+
+    @abstractmethod
+    def _encode_window(self, prompts: Sequence[str]) -> TextCondition:
+        """As `encode`, by the tokenizers that the pipeline holds now."""
+
+    def _tokens_read(self, encoder: str) -> int:
+        return tokens_read(super()._tokens_read(encoder), self.model.prompt_windows)
+
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """(in_channels, height, width) of the network's input."""
@@ -61,6 +83,8 @@ class UNetFamily(Family):
 
     def _default_size(self) -> tuple[int, int]:
         side = self.denoiser.config.sample_size
+        if side is None:
+            raise UsageError("The model's UNet does not say its size (sample_size): set model.size = [height, width].")
         height, width = (side, side) if isinstance(side, int) else side
         scale = int(self.pipeline.vae_scale_factor)
         return height * scale, width * scale
@@ -100,8 +124,17 @@ class UNetFamily(Family):
 
     def training_sampler(self, schedule: Schedule) -> SOCDDIMScheduler:
         """DDIM with the next grid point as target of every step."""
-        scheduler: SOCDDIMScheduler = SOCDDIMScheduler.for_recipe(self.pipeline.scheduler, schedule)
+        self.check_step_count(schedule.num_inference_steps)
+        _require_noise_table(self.pipeline.scheduler)
+        try:
+            scheduler: SOCDDIMScheduler = SOCDDIMScheduler.for_recipe(self.pipeline.scheduler, schedule)
+        except ValueError as error:
+            raise UsageError(f"[schedule] does not fit the model's noise table: {error}.") from error
         return scheduler
+
+    def _most_steps(self) -> int | None:
+        """The noise table has one row for each step at most."""
+        return int(self.pipeline.scheduler.config.get("num_train_timesteps", 1000))
 
     def exported_sampler(self, schedule: Schedule) -> Any:
         """Plain DDIM."""
@@ -114,6 +147,7 @@ class UNetFamily(Family):
     def own_sampler(self, eta: float) -> tuple[Any, str | None]:
         """The model's own scheduler; DDIM on its noise table where it has no eta and noise is asked for."""
         own = self.pipeline.scheduler
+        _require_noise_table(own)
         if eta == 0 or "eta" in inspect.signature(own.step).parameters:
             return type(own).from_config(own.config), None
         from diffusers import DDIMScheduler
@@ -123,9 +157,9 @@ class UNetFamily(Family):
         )
 
     def blank_condition(self, device: str) -> TextCondition:
-        """77 tokens, and size ids where the network reads them."""
+        """77 tokens a window, and size ids where the network reads them."""
         config = self.denoiser.config
-        text = torch.empty(1, 77, config.cross_attention_dim, device=device)
+        text = torch.empty(1, 77 * self.model.prompt_windows, config.cross_attention_dim, device=device)
         if config.addition_embed_type != "text_time":
             return TextCondition(text)
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
@@ -163,3 +197,25 @@ class UNetFamily(Family):
             guidance_scale=guidance_scale, eta=eta, height=height, width=width, output_type=output_type,
             callback_on_step_end=callback,
         ).images  # fmt: skip
+
+
+def _require_noise_table(scheduler: Any) -> None:
+    """Check that a scheduler means a variance-preserving path with a table of noise levels.
+
+    Raises:
+        UsageError: it means another path (flow matching, EDM), or its table is none.
+    """
+    name = type(scheduler).__name__
+    if "beta_schedule" not in inspect.signature(type(scheduler).__init__).parameters or scheduler.config.get(
+        "use_flow_sigmas"
+    ):
+        raise UsageError(
+            f"The model's scheduler is a {name} without a table of betas: its network was trained for another path "
+            "(flow matching or EDM) than Stable Diffusion's UNets, and would be read wrongly."
+        )
+    betas = scheduler.betas
+    if not bool(((betas >= 0) & (betas <= 1)).all()):
+        raise UsageError(
+            f"The model's scheduler ({name}) has no noise table: its betas ({scheduler.config.get('beta_start')} to "
+            f"{scheduler.config.get('beta_end')}) are not between 0 and 1. Correct its scheduler_config.json."
+        )

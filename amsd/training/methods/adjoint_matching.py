@@ -42,6 +42,7 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
 
     experience_class = AdjointExperience
     threshold = QuantileThreshold()
+    masked_hint = '; raise method.per_sample_threshold_quantile, or set method.outliers = "clip"'
 
     @property
     def method(self) -> AdjointMatching:
