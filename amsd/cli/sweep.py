@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from amsd.sweep.launchers import Launch
+    from amsd.sweep.plan import SweepPlan
     from amsd.sweep.study import StudyHandle
 
 app = typer.Typer(name="sweep", help="Search over recipes with Optuna or W&B.", no_args_is_help=True)
@@ -56,9 +57,10 @@ def run(
     console = Console()
     if dry_run:
         from amsd.sweep.display import outline
+        from amsd.sweep.fit import memory_lines
 
         require_inputs(plan, download=False)
-        for line in outline(plan):
+        for line in (*outline(plan), *memory_lines(plan)):
             typer.echo(line)
         if launcher == "slurm":
             from amsd.sweep.launchers.slurm import script
@@ -66,6 +68,7 @@ def run(
             typer.echo(script(plan, folder, workers))
         return
     require_inputs(plan)
+    _say_memory(plan, launcher)
     if backend == "wandb" and launcher == "local":
         from amsd.sweep.wandb_backend import run_wandb
 
@@ -77,6 +80,15 @@ def run(
     else:
         raise UsageError(f"--backend {backend} --launcher {launcher}: backends are optuna and wandb (wandb on this "
                          "machine only)")  # fmt: skip
+
+
+def _say_memory(plan: SweepPlan, launcher: str) -> None:
+    """Trials that run on the CPU of this machine need no word about a GPU's memory."""
+    from amsd.sweep.fit import gpu_bytes, memory_lines
+
+    if launcher != "local" or gpu_bytes():
+        for line in memory_lines(plan):
+            typer.echo(line, err=True)
 
 
 def _unseen(_: StudyHandle) -> AbstractContextManager[Callable[[], None]]:

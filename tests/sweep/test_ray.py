@@ -29,6 +29,7 @@ from amsd.sweep.results import load_sweep, results_of
 from amsd.sweep.study import create, locate
 from tests.sweep.conftest import FAKE_TRAINER, MakePlan
 from tests.sweep.formula import Formula
+from tests.sweep.real import QUICK, logged_steps
 from tests.sweep.waiting import until
 
 pytest.importorskip("ray")
@@ -276,3 +277,34 @@ def test_pruning_reaches_the_trials(make_plan: MakePlan, tmp_path: Path, local_r
     results = results_of(handle)
     assert [trial.state for trial in results.trials] == ["complete"] * 3 + ["pruned"]
     assert [trial.worker for trial in results.trials] == ["ray:0"] * 4
+
+
+@pytest.mark.slow
+def test_real_trainings_on_ray_end_at_ctrl_c_and_go_on(tmp_path: Path) -> None:
+    file = tmp_path / "small.toml"
+    quick = "\n".join(f'"{key}" = {value}' for key, value in QUICK.items() if not key.startswith("training."))
+    file.write_text(
+        'recipe = "shapes"\nsearch = { "schedule.eta" = { low = 0.5, high = 1.0 } }\n'
+        'objective = [{ metric = "shapes:right" }]\nbudget.trials = 2\nsampler = { name = "random", seed = 0 }\n'
+        f'[override]\n"training.steps" = 12\n"training.checkpoint_every" = 6\n"tracking.mode" = "disabled"\n{quick}\n'
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "amsd", "sweep", "run", str(file), "--output", str(out), "--launcher", "ray"]
+    environment = {**os.environ, **PATIENT}
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        until(
+            lambda: any(logged_steps(run) for run in out.glob("trials/*/seed-0/run")) or driver.poll() is not None, 300
+        )
+        driver.send_signal(signal.SIGINT)
+        output, errors = driver.communicate(timeout=120)
+    finally:
+        driver.kill()
+    assert driver.returncode == 130, output + errors
+    assert not trainings(out)
+    assert "complete" not in {trial.state for trial in load_sweep(out).trials}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [trial.state for trial in load_sweep(out).trials] == ["complete"] * 2
+    for trial in load_sweep(out).trials:  # the announced end kept what was trained
+        assert sorted(logged_steps(trial.runs[0].directory)) == list(range(1, 13))
