@@ -26,7 +26,7 @@ class MatchingLoss:
     """|eps_theta| / |eps_0|, (M,), detached; 1 where it was not measured."""
 
 
-def control(prediction: Tensor, base_prediction: Tensor, control_scale: Tensor) -> Tensor:
+def control(prediction: Tensor, base_prediction: Tensor, control_scale: Tensor | float) -> Tensor:
     """u = c (eps_theta - eps_0), (M, ...): the sqrt(dt) u of the paper; `control_scale` broadcasts over (M, ...)."""
     return control_scale * (prediction - base_prediction)
 

@@ -48,7 +48,7 @@ def reward_gradient(
             keys = [(*sample.key, "smoothing", draw) for sample in samples]
             noise = normal(keys, latents.shape[1:], latents.device, latents.dtype)
             perturbed = latents + smoothing.noise_std * noise
-        draws.append(_gradient_at(problem, perturbed, [sample.prompt for sample in samples]))
+        draws.append(plain_gradient(problem, perturbed, [sample.prompt for sample in samples]))
     return TerminalReward(
         rewards=torch.stack([draw.rewards for draw in draws]).mean(0),
         terms={name: torch.stack([draw.terms[name] for draw in draws]).mean(0) for name in draws[0].terms},
@@ -57,7 +57,8 @@ def reward_gradient(
     )
 
 
-def _gradient_at(problem: ControlProblem, latents: Tensor, prompts: Sequence[str]) -> TerminalReward:
+def plain_gradient(problem: ControlProblem, latents: Tensor, prompts: Sequence[str]) -> TerminalReward:
+    """Gradient of the reward at latents (B, ...), as many at once as the decoder has room for."""
     parts = []
     rows = max(1, DECODED_PIXELS // math.prod(image_size(problem.family)))
     for start in range(0, len(latents), rows):
@@ -65,7 +66,7 @@ def _gradient_at(problem: ControlProblem, latents: Tensor, prompts: Sequence[str
         with torch.enable_grad():
             images = problem.family.decode(x)
             values = problem.reward(images.clamp(0, 1), prompts[start : start + rows])
-        gradient = _differentiated(problem, values, x, prompts[start : start + rows])
+            gradient = _differentiated(problem, values, x, prompts[start : start + rows])
         terms = {name: value.detach().cpu() for name, value in values.terms.items()}
         parts.append(TerminalReward(values.total.detach().cpu(), terms, gradient, _outside(images).cpu()))
     return TerminalReward(

@@ -1,4 +1,4 @@
-"""Quick validation between checkpoints: the reward on a fixed batch of held-out prompts and noise."""
+"""Quick validation between checkpoints: reward and distance to the base on a fixed batch of prompts and noise."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
+from amsd.diffusion.guidance import Conditioning
 from amsd.diffusion.noise import normal
-from amsd.diffusion.rollout import rollout
+from amsd.diffusion.rollout import Trajectory, rollout
+from amsd.diffusion.steps import at
+from amsd.matching import control, norm_ratio
 from amsd.training import processes
 from amsd.training.problem import ControlProblem
 
@@ -20,7 +24,8 @@ SAMPLES = 16
 def validation_values(problem: ControlProblem, prompts: Sequence[str]) -> dict[str, float]:
     """Mean reward (and each term) of the current policy on the first prompts, sampled as in training.
 
-    The noise is the same at every call, so successive values differ by the policy alone.
+    The noise is the same at every call, so successive values differ by the policy alone. Where the sampler has noise,
+    `validation/kl` is the KL divergence of the policy's path law from the base's, whatever the method.
     """
     found: dict[str, list[float]] = {}
     for part in _batches(problem, prompts):
@@ -30,9 +35,10 @@ def validation_values(problem: ControlProblem, prompts: Sequence[str]) -> dict[s
         noise = normal(keys, shape, problem.device, torch.float32)
         predict = problem.finetuned(problem.encode(texts), problem.recipe.guidance.guidance_scale)
         with problem.policy.held():
-            terminal = rollout(predict, problem.steps, noise).terminal
-        values = problem.reward(problem.family.decode(terminal).clamp(0, 1), texts)
-        for name, scores in {"reward": values.total, **values.terms}.items():
+            trajectory = rollout(predict, problem.steps, noise)
+        values = problem.reward(problem.family.decode(trajectory.terminal).clamp(0, 1), texts)
+        distances = base_distance(problem, predict.conditioning, trajectory)
+        for name, scores in {"reward": values.total, **values.terms, **distances}.items():
             found.setdefault(name, []).extend(scores.tolist())
     parts = processes.gather([found])
     everything = {name: [value for part in parts for value in part.get(name, ())] for part in parts for name in part}
@@ -50,3 +56,25 @@ def _batches(problem: ControlProblem, prompts: Sequence[str]) -> list[list[tuple
         own = processes.shard(range(SAMPLES))
         batches = [own[start : start + size] for start in range(0, len(own), size)]
     return [[(index, prompts[index // each % len(prompts)]) for index in batch] for batch in batches]
+
+
+@torch.no_grad()
+def base_distance(problem: ControlProblem, conditioning: Conditioning, trajectory: Trajectory) -> dict[str, Tensor]:
+    """How far the policy is from the base on its own trajectories, (B,) each; empty for a sampler without noise.
+
+    `kl` is half the sum over steps of |u_k|^2, both predictions guided as the sampler is: its mean is the KL divergence
+    of the path laws. `prediction_ratio` is the norm of the prediction against the base's, averaged over steps.
+    """
+    steps = problem.steps
+    controlled = steps.controlled.tolist()
+    if not controlled:
+        return {}
+    base = problem.base(conditioning, problem.recipe.guidance.guidance_scale)
+    moved, ratios = [], []
+    with problem.policy.only_base():
+        for k in controlled:
+            x, prediction = trajectory.states[:, k], trajectory.predictions[:, k]
+            reference = base(x, k)
+            moved.append(control(prediction, reference, at(steps.control_scale, k, x)).flatten(1).square().sum(1))
+            ratios.append(norm_ratio(prediction, reference))
+    return {"kl": 0.5 * torch.stack(moved).sum(0), "prediction_ratio": torch.stack(ratios).mean(0)}

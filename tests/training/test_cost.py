@@ -11,7 +11,7 @@ import pytest
 from diffusers import UNet2DConditionModel
 
 from amsd.experiment.train import train
-from amsd.recipe import from_dict
+from amsd.recipe import from_dict, load_recipe
 from amsd.recipe.catalogue import folder
 from amsd.recipe.cost import training_cost
 from amsd.recipe.load import read_toml
@@ -25,6 +25,7 @@ BUFFER: dict[str, Any] = {
     "timesteps_per_trajectory": 2,
     "buffer": {"size": 2 * PROMPTS, "passes": 2},
 }
+DDPO: dict[str, Any] = {"name": "ddpo", "timesteps_per_trajectory": 3, "buffer": {"passes": 2}}
 
 
 class Counter:
@@ -70,6 +71,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
         {"optimizer": CHUNKS, "method": {"name": "am", "outlier_threshold": "previous"}},
         {"method": {"name": "ram", "timesteps_per_trajectory": 2}, "guidance": {"guidance_scale": 5.0}},
         {"method": {"name": "eam", "timesteps_per_trajectory": 2}},
+        {"method": {"name": "draft"}, "guidance": {"guidance_scale": 5.0}},
+        {"method": {"name": "draft", "backpropagated_steps": "all"}},
+        {"method": {"name": "refl", "late_share": 0.25}, "guidance": {"guidance_scale": 5.0}},
+        {"method": DDPO, "guidance": {"guidance_scale": 5.0}},
+        {"method": {**DDPO, "kl_weight": 0.1}},
         {"method": BUFFER},
         {"method": {**BUFFER, "buffer": {**BUFFER["buffer"], "min_ess": 0.1}}},
         {"method": {**BUFFER, "buffer": {**BUFFER["buffer"], "min_ess": 0.1}}, "guidance": {"guidance_scale": 5.0}},
@@ -80,8 +86,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
         {"model": {"pretrained": "embedded:shapes", "parameterization": "lora"}},
     ],
     ids=["unguided", "CFG trajectories", "full CFG", "adjoint only", "control only", "current", "chunks", "one pass",
-         "ram", "eam", "buffer", "ESS", "ESS, CFG trajectories", "ESS, full CFG", "weighted", "full CFG buffer",
-         "lora"],
+         "ram", "eam", "draft", "draft, all steps", "refl", "ddpo", "ddpo with KL", "buffer", "ESS",
+         "ESS, CFG trajectories", "ESS, full CFG", "weighted", "full CFG buffer", "lora"],
 )  # fmt: skip
 def test_real_steps_cost_what_the_model_says(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +120,18 @@ def test_random_indices_cost_what_the_model_expects(tmp_path: Path, monkeypatch:
     # 32 trajectories; the smallest of 2 out of 6 has a standard deviation of 1.25 and costs two each.
     error = 2 * 1.25 * 32**0.5
     assert abs(counter.forward + counter.backward - training_cost(recipe)) < 4 * error
+
+
+def test_refl_samples_each_trajectory_only_as_far_as_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps 6 to 9 of 10, each drawn with probability 1/4: a standard deviation of 1.12 per trajectory."""
+    settings = [
+        "method.name=refl", "method.late_share=0.4", "training.steps=2", "evaluation.every=0", "tracking.trackers=none",
+    ]  # fmt: skip
+    recipe = load_recipe("shapes", settings)
+    with counted(monkeypatch) as counter:
+        train(recipe, tmp_path / "run", resume=False)
+    assert training_cost(recipe) == 32 * (7.5 + 3)
+    assert abs(counter.forward + counter.backward - training_cost(recipe)) < 4 * 1.12 * 32**0.5
 
 
 @pytest.mark.parametrize(

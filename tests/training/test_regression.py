@@ -11,8 +11,8 @@ import torch
 
 from amsd.experiment.train import train
 from amsd.recipe import load_recipe
+from amsd.training.groups import leave_one_out
 from amsd.training.methods.eam import renoised
-from amsd.training.methods.ram import leave_one_out
 from tests.training.test_closed_form import steps_of
 
 COMMON = [

@@ -16,6 +16,9 @@ METHODS: dict[str, str] = {
     "buffer-am": "amsd.recipe.methods.adjoint_matching:BufferedAdjointMatching",
     "eam": "amsd.recipe.methods.regression:EAM",
     "ram": "amsd.recipe.methods.regression:RAM",
+    "draft": "amsd.recipe.methods.backpropagation:DRaFT",
+    "refl": "amsd.recipe.methods.backpropagation:ReFL",
+    "ddpo": "amsd.recipe.methods.policy_gradient:DDPO",
 }
 """Name to `module:class`, the class derived from `MethodSection`."""
 GROUP = "amsd.methods"

@@ -150,6 +150,52 @@ class BufferedSection(MethodSection):
         yield from self.buffer.problems(recipe)
 
 
+class GroupedSection(MethodSection):
+    """A method that compares samples of one prompt with each other."""
+
+    group_size: int | None = Field(default=None, ge=2)
+    """Samples of one prompt that are compared; divides `optimizer.prompts_per_step`. Unset: its divisor next to 8."""
+
+    @property
+    def samples_per_prompt(self) -> int:
+        """The group."""
+        return self.group_size or 1
+
+    def fitted(self, recipe: Recipe) -> Self:
+        """With the group's size."""
+        found = super().fitted(recipe)
+        if self.group_size is not None:
+            return found
+        total = recipe.optimizer.prompts_per_step
+        divisors = [number for number in range(2, total + 1) if total % number == 0]
+        nearest = min(divisors, key=lambda number: abs(number - 8), default=None)
+        return found.model_copy(update={"group_size": nearest})
+
+    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+        """A batch that is not a whole number of groups."""
+        yield from super().problems(recipe)
+        total = recipe.optimizer.prompts_per_step
+        if total < 2:
+            yield Problem("optimizer.prompts_per_step", "a sample has none of its prompt to be compared with", total,
+                          "Use 2 or more.")  # fmt: skip
+        elif self.group_size is not None and total % self.group_size:
+            yield Problem("method.group_size", f"must divide optimizer.prompts_per_step = {total}", self.group_size)
+
+
+def unguided_roles(recipe: Recipe, reason: str) -> Iterator[Problem]:
+    """Guidance in the adjoint or in the control, for a method that has neither."""
+    for key in ("guidance_in_adjoint_computation", "guidance_in_control_computation"):
+        if getattr(recipe.guidance, key):
+            yield Problem(f"guidance.{key}", reason, True, "Remove it.")
+
+
+def without_dropout(recipe: Recipe) -> Iterator[Problem]:
+    """Prompt dropout, for a method whose loss belongs to the sampler's own prompts."""
+    if recipe.prompts.dropout:
+        yield Problem("prompts.dropout", f"has no effect with method.name = {recipe.method.name!r}, whose gradient is "
+                      "that of the samples as they were drawn", recipe.prompts.dropout)  # fmt: skip
+
+
 def sampled_rows(recipe: Recipe) -> int:
     """Rows of the network for one sample of the sampler: two with guidance."""
     return 2 if recipe.guidance.guidance_scale != 1 else 1

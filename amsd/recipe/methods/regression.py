@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from amsd.recipe.errors import Problem
-from amsd.recipe.methods.base import Cost, MethodSection, sampled_rows
+from amsd.recipe.methods.base import Cost, GroupedSection, MethodSection, sampled_rows
 from amsd.recipe.section import Positive
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class RegressionSection(MethodSection):
         }
 
 
-class RAM(RegressionSection):
+class RAM(GroupedSection, RegressionSection):
     """RAM (arXiv 2605.10759): advantages within groups of samples of one prompt; no gradient of the reward."""
 
     label: ClassVar[str] = "RAM"
@@ -64,32 +64,6 @@ class RAM(RegressionSection):
     scores_groups: ClassVar[bool] = True
 
     name: Literal["ram"] = "ram"
-    group_size: int | None = Field(default=None, ge=2)
-    """Samples of one prompt that are compared; divides `optimizer.prompts_per_step`. Unset: its divisor next to 8."""
-
-    @property
-    def samples_per_prompt(self) -> int:
-        """The group."""
-        return self.group_size or 1
-
-    def fitted(self, recipe: Recipe) -> Self:
-        """With the group's size."""
-        if self.group_size is not None:
-            return self
-        total = recipe.optimizer.prompts_per_step
-        divisors = [number for number in range(2, total + 1) if total % number == 0]
-        nearest = min(divisors, key=lambda number: abs(number - 8), default=None)
-        return self.model_copy(update={"group_size": nearest})
-
-    def problems(self, recipe: Recipe) -> Iterator[Problem]:
-        """A batch that is not a whole number of groups."""
-        yield from super().problems(recipe)
-        total = recipe.optimizer.prompts_per_step
-        if total < 2:
-            yield Problem("optimizer.prompts_per_step", "a sample has none of its prompt to be compared with", total,
-                          "Use 2 or more.")  # fmt: skip
-        elif self.group_size is not None and total % self.group_size:
-            yield Problem("method.group_size", f"must divide optimizer.prompts_per_step = {total}", self.group_size)
 
     def cost(self, recipe: Recipe, processes: int) -> Cost:
         """Sampling; the base's and the old policy's prediction and the loss at each path point."""

@@ -7,18 +7,15 @@ It drops the cost of the path: for base N(0, 1) and reward -k x^2/2 the fixed po
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from amsd.training import processes
 from amsd.training.experience import Sample
+from amsd.training.groups import group_numbers, judged, leave_one_out
 from amsd.training.methods.regression import PathPoints, RegressionTrainer
-from amsd.training.problem import require_finite
-from amsd.training.rewards import Scores, group_scores, scores
 
 
 class RAMTrainer(RegressionTrainer):
@@ -38,15 +35,13 @@ class RAMTrainer(RegressionTrainer):
             wanted = torch.stack([steps.target(end, noises[:, j]) for j in columns], 1)
         with self.clock.phase("rollout"):
             base = self.predictions("base", used, states, indices)
-        known = (
-            None if self.problem.groupwise else self._scores(lambda: scores(self.problem, end, prompts), prompts, step)
-        )
+        known = None if self.problem.groupwise else judged(self.problem, self.clock, end, prompts, step)
         unknown = torch.full((len(samples),), torch.nan)
         return PathPoints(
             prompts=tuple(prompts), conditioning=conditioning, rewards=known.rewards if known else unknown,
             terms=known.terms if known else {}, indices=indices, states=states, base_predictions=base,
             targets=wanted - old, dropped=dropped, clamped_share=known.clamped_share if known else unknown,
-            groups=_groups(samples, self.method.samples_per_prompt), endpoints=None if known else end,
+            groups=group_numbers(samples, self.method.samples_per_prompt), endpoints=None if known else end,
         )  # fmt: skip
 
     def complete(self, experience: PathPoints) -> PathPoints:
@@ -61,31 +56,6 @@ class RAMTrainer(RegressionTrainer):
     def _judged(self, experience: PathPoints, end: Tensor) -> PathPoints:
         """The rewards of whole groups, over all processes."""
         prompts, groups = experience.prompts, experience.groups
-        found = self._scores(lambda: group_scores(self.problem, end, prompts, groups), prompts, self.step + 1)
+        found = judged(self.problem, self.clock, end, prompts, self.step + 1, groups)
         return replace(experience, rewards=found.rewards, terms=found.terms, clamped_share=found.clamped_share,
                        endpoints=None)  # fmt: skip
-
-    def _scores(self, judge: Callable[[], Scores], prompts: Sequence[str], step: int) -> Scores:
-        with self.clock.phase("reward gradient"):
-            found = judge()
-            for name, values in {**found.terms, "weighted": found.rewards}.items():
-                require_finite(values, f"reward {name!r}", step, "reward", prompts)
-        return found
-
-
-def leave_one_out(groups: Tensor, rewards: Tensor) -> Tensor:
-    """Reward minus the mean of the other samples of its group (b,); groups may be spread over processes.
-
-    A mean that includes the sample would scale lambda by 1 - 1/G.
-    """
-    own = list(zip(groups.tolist(), rewards.double().tolist(), strict=True))
-    members: dict[int, list[float]] = defaultdict(list)
-    for group, reward in processes.gather(own):
-        members[group].append(reward)
-    sums = {group: (sum(values), len(values)) for group, values in members.items()}
-    return torch.tensor([reward - (sums[group][0] - reward) / (sums[group][1] - 1) for group, reward in own])
-
-
-def _groups(samples: Sequence[Sample], size: int) -> Tensor:
-    """Number of each sample's group in its collection: consecutive samples share a prompt."""
-    return torch.tensor([int(sample.key[-1]) // size for sample in samples])

@@ -1,0 +1,81 @@
+"""Every method from the command line on both embedded models, and what all of them share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from amsd.cli.app import app
+from amsd.recipe import load_recipe
+from amsd.recipe.catalogue import names
+from amsd.recipe.cost import cost_per_trajectory
+from amsd.recipe.methods import METHODS
+from amsd.recipe.rules import warnings
+from amsd.run_directory import RunDirectory
+
+SETTINGS = (
+    "schedule.num_inference_steps=4", "optimizer.prompts_per_step=4", "optimizer.micro_batch=2", "training.steps=3",
+    "training.checkpoint_every=1", "evaluation.every=0", "tracking.trackers=none", "method.timesteps_per_trajectory=2",
+)  # fmt: skip
+TIMES = ("seconds/", "share/", "collection/", "images_per_second", "time")
+NO_FLOW = {"eam"}
+"""Methods that predict noise alone."""
+
+
+def trained(recipe: str, method: str, run: Path, *options: str) -> None:
+    settings = [part for each in (*SETTINGS, f"method.name={method}") for part in ("--set", each)]
+    outcome = CliRunner().invoke(app, ["train", recipe, *settings, "--output", str(run), *options])
+    assert outcome.exit_code == 0, outcome.output
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without times."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in found]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "method"),
+    [("shapes", method) for method in METHODS]
+    + [pytest.param("flow", method, marks=pytest.mark.slow) for method in METHODS if method not in NO_FLOW],
+)
+def test_a_run_that_was_killed_goes_on_bit_by_bit(recipe: str, method: str, tmp_path: Path) -> None:
+    """Killed while it wrote the second checkpoint: its parts lie aside, and lines that came later are logged."""
+    whole, killed = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "killed")
+    trained(recipe, method, whole.path)
+    shutil.copytree(whole.path, killed.path)
+    killed.checkpoint(2).rename(killed.checkpoints / ".step-000002.123.tmp")
+    shutil.rmtree(killed.checkpoint(3), ignore_errors=True)
+    trained(recipe, method, killed.path, "--resume")
+    assert lines(killed.path) == lines(whole.path)
+    steps = [line for line in lines(whole.path) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    assert all(line["gradient_norm"] > 0 for line in steps)
+    files = sorted(file for file in whole.checkpoint(3).rglob("*.safetensors"))
+    assert files
+    for file in files:
+        ours = load_file(killed.checkpoint(3) / file.relative_to(whole.checkpoint(3)))
+        theirs = load_file(file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), file.name
+
+
+@pytest.mark.parametrize("recipe", names("recipes"))
+@pytest.mark.parametrize("method", METHODS)
+def test_changing_the_method_of_a_shipped_recipe_starts(recipe: str, method: str) -> None:
+    found = load_recipe(recipe, [f"method.name={method}"])
+    assert found.method.name == method
+    assert cost_per_trajectory(found).total > 0
+    assert all(problem.key.startswith("method.") for problem in warnings(found))  # keys of the other method
+
+
+def test_no_two_methods_share_a_folder_or_a_label() -> None:
+    found = [load_recipe("shapes", [f"method.name={method}"]).method for method in METHODS]
+    assert len({each.label for each in found}) == len(found)
