@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+from amsd.quiet import drop_remarks
+
 __version__ = "0.1.0"
 
 #: What a notebook needs, by the module that it is imported from when it is used: importing amsd itself costs nothing.
@@ -26,6 +28,8 @@ _FACE = {
     "sample": "amsd.experiment.sample",
     "train": "amsd.experiment.train",
 }
+
+drop_remarks()
 
 
 def __getattr__(name: str) -> Any:

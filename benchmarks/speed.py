@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each interleaved measurement")
     found = parser.parse_args(arguments)
     found.out.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("diffusers").setLevel(logging.ERROR)  # it remarks on every cast of a network
 
     import torch
 

@@ -28,10 +28,10 @@ def diagnose(
     from rich.text import Text
 
     from amsd.experiment.diagnose import diagnose as run
-    from amsd.tracking.progress import working
+    from amsd.tracking.progress import progress
 
-    with working("Drawing from the base model and measuring"):
-        findings = run(resolved, pairs)
+    with progress() as report:
+        findings = run(resolved, pairs, report)
     if as_json:
         typer.echo(json.dumps([finding.to_json() for finding in findings]))
         return
@@ -43,5 +43,6 @@ def diagnose(
     for finding in findings:
         said = Text.assemble((finding.name, "bold"), "\n", finding.verdict)
         mark = Text("ok", "green") if finding.passed else Text("warning", "yellow")
-        table.add_row(said, f"{finding.value:.3g}", f"{finding.limit:g}", mark)
+        limit = f"{finding.least:g} to {finding.limit:g}" if finding.least is not None else f"{finding.limit:g}"
+        table.add_row(said, f"{finding.value:.3g}", limit, mark)
     Console().print(table)

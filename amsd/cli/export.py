@@ -41,10 +41,10 @@ def export(
     if source.checkpoint is None:
         raise UsageError("The base model needs no export; give a checkpoint or a run directory.")
     from amsd.experiment.export import export as write
-    from amsd.tracking.progress import working
+    from amsd.tracking.progress import progress
 
-    with working(f"Writing {source.checkpoint.name}"):
-        written = write(source.recipe, source.checkpoint, to, style.value)
+    with progress() as report:
+        written = write(source.recipe, source.checkpoint, to, style.value, report)
     typer.echo(written)
     if push is not None:
         from amsd import hub

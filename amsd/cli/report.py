@@ -11,6 +11,7 @@ from amsd.errors import UsageError
 
 if TYPE_CHECKING:
     from amsd.report.story import Story
+    from amsd.tracking.progress import Report
 
 
 def report(
@@ -38,21 +39,26 @@ def report(
         require_key()
     if html is not None and html.is_dir():
         raise UsageError(f"--output {html} is a folder; give a file, such as {html / 'report.html'}")
-    from amsd.tracking.progress import working
+    from amsd.tracking.progress import progress
 
-    with working(f"Reading {source}"):
-        story = _story(source)
-    if html is not None or not wandb:
-        from amsd.report.page import write_page
+    written: list[str] = []
+    with progress() as report:
+        story = _story(source, report)
+        if html is not None or not wandb:
+            from amsd.report.page import write_page
 
-        typer.echo(write_page(story, html or story.path / "report.html"))
-    if wandb:
-        from amsd.report.wandb_report import publish
+            report("drawing the page", 0, 0)
+            written.append(str(write_page(story, html or story.path / "report.html")))
+        if wandb:
+            from amsd.report.wandb_report import publish
 
-        typer.echo(publish(story))
+            report("sending the report to W&B", 0, 0)
+            written.append(publish(story))
+    for place in written:
+        typer.echo(place)
 
 
-def _story(source: str) -> Story:
+def _story(source: str, report: Report) -> Story:
     from amsd.report.data import is_run
 
     path = Path(source)
@@ -61,7 +67,8 @@ def _story(source: str) -> Story:
     if is_run(path):
         from amsd.report.story import run_story
 
+        report(f"reading {source}", 0, 0)
         return run_story(path)
     from amsd.report.sweep_story import sweep_story
 
-    return sweep_story(source)
+    return sweep_story(source, report)

@@ -39,7 +39,11 @@ def sample(
     if source.model is not None and own.model.pretrained == source.model:
         _require_base(source.model)
     request = SampleRequest(tuple(prompt), count, seed, eta, guidance_scale, steps, negative_prompt)
-    for path in draw(own, source.checkpoint, request, out, source.model):
+    from amsd.tracking.progress import progress
+
+    with progress() as report:
+        written = draw(own, source.checkpoint, request, out, source.model, report)
+    for path in written:
         typer.echo(path)
 
 

@@ -16,6 +16,7 @@ from amsd.experiment.setup import build_accelerator, build_problem, load_policy
 from amsd.prompts import load_prompts
 from amsd.prompts.cut import cut_prompts
 from amsd.recipe import Recipe
+from amsd.tracking.progress import Report, silent
 from amsd.training.experience import Sample
 from amsd.training.methods.adjoint_matching import MEMORY_LIMIT, unit_variance_correlation
 from amsd.training.problem import ControlProblem
@@ -27,6 +28,9 @@ GROWTH_LIMIT = 30.0
 SPREAD_LIMIT = 20.0
 """Ratio of the largest to the median reward-gradient norm above which a few samples decide every step."""
 RECONSTRUCTION_LIMIT = 1e-6
+WEAK, STRONG = 1.0, 300.0
+"""Reward multiplier times the reward's standard deviation: below, nothing is seen; above, the reward is exploited.
+Published settings are 10 to 100 (docs/faq.md)."""
 CONTROL_LIMIT = 0.1
 """Control of an unchanged policy, against its target, above which rounding is part of what is learned."""
 
@@ -41,40 +45,45 @@ class Finding:
     """Above this the verdict is a warning."""
     verdict: str
     details: dict[str, Any]
+    least: float | None = None
+    """Below this it is a warning too; None: no figure is too small."""
 
     @property
     def passed(self) -> bool:
-        """Whether the figure is finite and within its limit."""
-        return math.isfinite(self.value) and self.value <= self.limit
+        """Whether the figure is finite and within its limits."""
+        above = self.least is None or self.value >= self.least
+        return math.isfinite(self.value) and above and self.value <= self.limit
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, with the page of the docs that explains it."""
         return asdict(self) | {"passed": self.passed, "docs": f"{DOCS}#{self.name}"}
 
 
-def diagnose(recipe: Recipe, pairs: int = 16) -> list[Finding]:
+def diagnose(recipe: Recipe, pairs: int = 16, report: Report = silent) -> list[Finding]:
     """All findings for the unchanged model of a recipe; `pairs` rollouts of each of two prompts share their start."""
+    report("loading the model and the rewards", 0, 0)
     accelerator = build_accelerator(recipe)
     prompts = load_prompts(recipe.prompts.train, "train", recipe.prompts.column).texts
     problem = build_problem(recipe, accelerator, load_policy(recipe, accelerator.device), prompts)
     used = [prompts[0], prompts[len(prompts) // 2]]
     for remark in cut_prompts(problem.family, recipe, {"training": used}):
         _LOG.warning("%s", remark)
-    return findings(problem, used, pairs)
+    return findings(problem, used, pairs, report)
 
 
-def findings(problem: ControlProblem, prompts: Sequence[str], pairs: int) -> list[Finding]:
+def findings(problem: ControlProblem, prompts: Sequence[str], pairs: int, report: Report = silent) -> list[Finding]:
     """All findings for a problem whose policy is unchanged."""
     seed, scale = problem.recipe.training.seed, problem.recipe.guidance.guidance_scale
     samples = [Sample(p, (seed, "diagnose", i)) for i, p in enumerate(p for p in prompts for _ in range(pairs))]
     three = modes(scale)
     used = next((m for m in three if (m.sampler, m.adjoint) == (scale, problem.adjoint_guidance)), None)
     own = used or three[0]
-    found = probe(problem, samples, own)
+    found = probe(problem, samples, own, report)
     targets = _targets(problem, found.adjoint_norms[own.name])
     return [
         _memorylessness(found, problem.steps, len(prompts)),
         *(_growth(mode, found.adjoint_norms[mode.name], mode == used) for mode in three),
+        _reward_spread(found.rewards, len(prompts), method_of(problem).reward_multiplier),
         _gradient_spread(found.gradient_norm),
         _target_spread(targets),
         _reconstruction(found),
@@ -152,6 +161,27 @@ def _control_to_target(found: Probe, targets: Tensor) -> Finding:
         "Rounding in the two predictions is not small against the target: train in fp32, or raise reward_multiplier."
     )  # fmt: skip
     return Finding("control-to-target", ratio, CONTROL_LIMIT, fine, {"target": target**0.5})
+
+
+def _reward_spread(rewards: Tensor, prompts: int, multiplier: float) -> Finding:
+    """The reward multiplier in units of the reward: times its standard deviation over samples of one prompt."""
+    deviation = float(rewards.double().unflatten(0, (prompts, -1)).var(1).mean().sqrt())
+    value = multiplier * deviation
+    if deviation == 0:
+        verdict = "The reward is the same for every sample of a prompt, so there is nothing to learn from it."
+    elif value < WEAK:
+        verdict = (
+            f"The reward is weak: its spread over samples is {deviation:.2g}. Set method.reward_multiplier to about "
+            f"{10 / deviation:.1g}, or normalize = true for the reward."
+        )
+    elif value > STRONG:
+        verdict = (
+            f"The reward is very strong: its spread over samples is {deviation:.2g}. Expect that it is exploited, and "
+            f"lower method.reward_multiplier (about {100 / deviation:.1g})."
+        )
+    else:
+        verdict = f"Lambda fits the reward, whose spread over samples is {deviation:.2g}."
+    return Finding("reward-spread", value, STRONG, verdict, {"standard_deviation": deviation}, WEAK)
 
 
 def _gradient_spread(norms: Tensor) -> Finding:

@@ -18,13 +18,14 @@ from amsd.experiment.card import write_card
 from amsd.experiment.setup import load_policy
 from amsd.files import require_vacant, write_folder
 from amsd.recipe import Recipe
+from amsd.tracking.progress import Report, silent
 
 _LOG = logging.getLogger(__name__)
 
 Format = Literal["diffusers", "kohya"]
 
 
-def export(recipe: Recipe, checkpoint: Path, to: Path, style: Format = "diffusers") -> Path:
+def export(recipe: Recipe, checkpoint: Path, to: Path, style: Format = "diffusers", report: Report = silent) -> Path:
     """Write the folder `to` (which must not exist or be empty): a merged pipeline, or a LoRA file in kohya's format.
 
     Raises:
@@ -33,7 +34,8 @@ def export(recipe: Recipe, checkpoint: Path, to: Path, style: Format = "diffuser
     """
     require_vacant(to)
     if style == "kohya":
-        return _export_kohya(recipe, checkpoint, to)
+        return _export_kohya(recipe, checkpoint, to, report)
+    report(f"step 1 of 3: loading {checkpoint.name}", 0, 0)
     policy = load_policy(recipe, torch.device("cpu"), checkpoint)
     if isinstance(policy, OffsetPolicy):
         raise UsageError(
@@ -49,10 +51,12 @@ def export(recipe: Recipe, checkpoint: Path, to: Path, style: Format = "diffuser
         policy.family.merge_lora()
 
     def fill(folder: Path) -> None:
+        report("step 2 of 3: writing the pipeline", 0, 0)
         pipeline.save_pretrained(folder)
         if isinstance(policy, LoraPolicy):
             write_diffusers(checkpoint / ADAPTER_FILE, folder / LORA_FILE)
         shutil.copyfile(checkpoint / "recipe.toml", folder / "recipe.toml")
+        report("step 3 of 3: writing the model card and its pictures", 0, 0)
         write_card(folder, recipe, checkpoint, departures)
 
     write_folder(to, fill)
@@ -69,18 +73,21 @@ def _cut_elsewhere(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _export_kohya(recipe: Recipe, checkpoint: Path, to: Path) -> Path:
+def _export_kohya(recipe: Recipe, checkpoint: Path, to: Path, report: Report) -> Path:
     """The folder `to` with `<its name>.safetensors`, the card and the recipe; the base model is only looked at."""
     if recipe.model.parameterization != "lora":
         raise UsageError(
             f"--format kohya writes a LoRA file, but model.parameterization = {recipe.model.parameterization!r}; "
             "export without --format, or train with 'lora'."
         )
+    report("step 1 of 3: reading the base model", 0, 0)
     version = load_policy(recipe, torch.device("cpu"), checkpoint).family.kohya_base()
 
     def fill(folder: Path) -> None:
+        report("step 2 of 3: writing the LoRA file", 0, 0)
         write_kohya(checkpoint / ADAPTER_FILE, folder / f"{to.resolve().name}.safetensors", version)
         shutil.copyfile(checkpoint / "recipe.toml", folder / "recipe.toml")
+        report("step 3 of 3: writing the model card and its pictures", 0, 0)
         write_card(folder, recipe, checkpoint)
 
     write_folder(to, fill)

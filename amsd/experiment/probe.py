@@ -15,6 +15,7 @@ from amsd.errors import UsageError
 from amsd.matching import lean_adjoint
 from amsd.recipe import AdjointMatching, Guidance
 from amsd.recipe.guidance_modes import FULL, TRAJECTORIES, UNGUIDED, GuidanceMode
+from amsd.tracking.progress import Report, silent
 from amsd.training.chunks import chunk_size, in_chunks
 from amsd.training.experience import Sample
 from amsd.training.problem import ControlProblem
@@ -45,6 +46,8 @@ class Probe:
     """Terminal latents as the recipe samples them, (B, ...)."""
     second: Tensor
     """The same from the same initial states with other noise afterwards, (B, ...)."""
+    rewards: Tensor
+    """Rewards of `first`, (B,)."""
     gradient_norm: Tensor
     """|d r / d x_N| at `first`, (B,)."""
     adjoint_norms: dict[str, Tensor]
@@ -82,7 +85,7 @@ def modes(guidance_scale: float) -> tuple[GuidanceScales, GuidanceScales, Guidan
     )
 
 
-def probe(problem: ControlProblem, samples: Sequence[Sample], own: GuidanceScales) -> Probe:
+def probe(problem: ControlProblem, samples: Sequence[Sample], own: GuidanceScales, report: Report = silent) -> Probe:
     """Measure all modes; `own` is the one whose trajectories the control is evaluated on.
 
     Raises:
@@ -91,9 +94,17 @@ def probe(problem: ControlProblem, samples: Sequence[Sample], own: GuidanceScale
     # Full guidance has two rows in the network per sample, whatever the recipe trains with.
     guided = problem.recipe.guidance.model_copy(update={"guidance_in_adjoint_computation": True})
     recipe = problem.recipe.model_copy(update={"guidance": guided})
-    parts = in_chunks(
-        samples, chunk_size(recipe, problem.device.type != "cpu"), lambda part: _probe(problem, part, own)
-    )
+    measured = 0
+
+    def work(part: Sequence[Sample]) -> Probe:
+        nonlocal measured
+        found = _probe(problem, part, own)
+        measured += len(part)
+        report("trajectories measured", measured, len(samples))
+        return found
+
+    report("trajectories measured", 0, len(samples))
+    parts = in_chunks(samples, chunk_size(recipe, problem.device.type != "cpu"), work)
 
     def joined(values: Sequence[Tensor]) -> Tensor:
         return torch.cat([value.cpu() for value in values])
@@ -101,6 +112,7 @@ def probe(problem: ControlProblem, samples: Sequence[Sample], own: GuidanceScale
     return Probe(
         first=joined([part.first for part in parts]),
         second=joined([part.second for part in parts]),
+        rewards=joined([part.rewards for part in parts]),
         gradient_norm=joined([part.gradient_norm for part in parts]),
         adjoint_norms={
             name: joined([part.adjoint_norms[name] for part in parts]) for name in parts[0].adjoint_norms
@@ -120,14 +132,14 @@ def _probe(problem: ControlProblem, samples: Sequence[Sample], own: GuidanceScal
         for sampler in {scale, *(mode.sampler for mode in chosen)}
     }
     smoothing = method_of(problem).smoothing
-    gradients = {
-        sampler: reward_gradient(problem, path.terminal, samples, smoothing).gradient for sampler, path in paths.items()
-    }
+    rewarded = {sampler: reward_gradient(problem, path.terminal, samples, smoothing) for sampler, path in paths.items()}
+    gradients = {sampler: found.gradient for sampler, found in rewarded.items()}
     first = paths[scale]
     deviation, magnitude = _reconstruction(problem, conditioning, first)
     return Probe(
         first=first.terminal,
         second=_rollout(problem, conditioning, samples, 1, scale).terminal,
+        rewards=rewarded[scale].rewards,
         gradient_norm=gradients[scale].flatten(1).norm(dim=1),
         adjoint_norms={
             mode.name: _adjoint_norms(

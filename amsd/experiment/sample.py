@@ -15,6 +15,7 @@ from amsd.experiment.models import load_model
 from amsd.experiment.setup import build_accelerator, load_policy
 from amsd.prompts.cut import cut_prompts
 from amsd.recipe import Recipe
+from amsd.tracking.progress import Report, silent
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,24 +36,30 @@ class SampleRequest:
 
 
 def sample(
-    recipe: Recipe, checkpoint: Path | None, request: SampleRequest, out: Path, model: str | None = None
+    recipe: Recipe,
+    checkpoint: Path | None,
+    request: SampleRequest,
+    out: Path,
+    model: str | None = None,
+    report: Report = silent,
 ) -> list[Path]:
     """Write `pPPP-sS.png` for every prompt and image.
 
     Drawn with a checkpoint, with anybody's `model`, or with the base model where both are None.
     """
+    report("loading the model", 0, 0)
     device = build_accelerator(recipe).device
     if model is not None:
         loaded = load_model(model, recipe.model, device)
         loaded.family.check_schedule(recipe.schedule)
         with loaded.drawing():
-            return _write(loaded.family, recipe, request, out)
+            return _write(loaded.family, recipe, request, out, report)
     policy = load_policy(recipe, device, checkpoint)
     with policy.sampling(base=checkpoint is None):
-        return _write(policy.family, recipe, request, out)
+        return _write(policy.family, recipe, request, out, report)
 
 
-def _write(family: Family, recipe: Recipe, request: SampleRequest, out: Path) -> list[Path]:
+def _write(family: Family, recipe: Recipe, request: SampleRequest, out: Path, report: Report) -> list[Path]:
     for remark in cut_prompts(family, recipe, {"given": request.prompts}):
         _LOG.warning("%s", remark)
     family.check_step_count(request.num_inference_steps or recipe.schedule.num_inference_steps)
@@ -64,6 +71,7 @@ def _write(family: Family, recipe: Recipe, request: SampleRequest, out: Path) ->
             path = out / f"p{index:03d}-s{number}.png"
             image.save(path)
             written.append(path)
+        report("pictures", len(written), len(request.prompts) * request.count)
     return written
 
 

@@ -93,8 +93,8 @@ def _together(words: str) -> str:
 
 
 def _breakable(words: str) -> Markup:
-    """A key or a metric's name that may be broken after a dot, a slash, an underscore or a colon."""
-    return Markup(re.sub(r"([./_:])", r"\1<wbr>", str(escape(words))))
+    """A key or a metric's name that may be broken after a dot, a slash, an underscore or a colon; numbers stay whole."""
+    return Markup(re.sub(r"([./_:])(?=[A-Za-z])", r"\1<wbr>", str(escape(words))))
 
 
 def _island(gallery: Gallery | None) -> Markup:

@@ -159,6 +159,12 @@ def run_story(path: Path) -> Story:
     return Story("run", title, path, (entry,), *chosen_metrics([run]), gaps=run.gaps)
 
 
+def reward_terms(story: Story) -> list[str]:
+    """Logged keys of the terms of a reward that has several."""
+    names = {term.name for run in story.runs if run.recipe is not None for term in run.recipe.reward}
+    return sorted(f"reward/{name}" for name in names if len(names) > 1)
+
+
 def run_state(run: Run) -> str:
     """`complete` or `stopped`: from files alone a run that goes on and one that died look the same."""
     return "complete" if run.finished else "stopped"

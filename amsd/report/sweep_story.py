@@ -12,13 +12,14 @@ from urllib.parse import quote
 from amsd.recipe.guidance_modes import mode_named
 from amsd.report.data import Run, is_run, named_together, read_run
 from amsd.report.story import Axis, Goal, ShownRun, Story, chosen_metrics, run_mode, shown_settings
+from amsd.tracking.progress import Report, silent
 
 if TYPE_CHECKING:
     from amsd.sweep.results import SeedRun, SweepResults, TrialResult
     from amsd.sweep.schema import Constraint, Dimension
 
 
-def sweep_story(source: Path | str) -> Story:
+def sweep_story(source: Path | str, report: Report = silent) -> Story:
     """The story of the sweep in a directory or behind a storage URL.
 
     Raises:
@@ -26,13 +27,17 @@ def sweep_story(source: Path | str) -> Story:
     """
     from amsd.sweep.results import load_sweep
 
-    return story_of(load_sweep(source))
+    return story_of(load_sweep(source), report)
 
 
-def story_of(results: SweepResults) -> Story:
+def story_of(results: SweepResults, report: Report = silent) -> Story:
     """The story of a sweep that was read already."""
     gaps: list[str] = []
-    entries = _named_together([entry for trial in results.trials for entry in _entries(trial, gaps)])
+    found: list[ShownRun] = []
+    for number, trial in enumerate(results.trials, 1):
+        found += _entries(trial, gaps)
+        report("reading trials", number, len(results.trials))
+    entries = _named_together(found)
     entries = [replace(entry, folder=_folder(entry, results.directory)) for entry in entries]
     runs = [entry.run for entry in entries if entry.run is not None]
     reward, diversity, setting = chosen_metrics(runs)

@@ -12,9 +12,9 @@ from typing import Any
 from amsd.errors import RunError, UsageError
 from amsd.recipe import Tracking
 from amsd.recipe.guidance_modes import FULL, MIXED, TRAJECTORIES, UNGUIDED, GuidanceMode
-from amsd.report.story import Story
+from amsd.report.story import Story, reward_terms
 from amsd.report.tables import ReportTable, tables
-from amsd.report.winner import standfirst
+from amsd.report.winner import headline, standfirst
 from amsd.report.words import facts, notices
 from amsd.tracking.names import Names
 
@@ -78,17 +78,22 @@ def build_report(story: Story) -> Any:
     ]
     if story.kind == "sweep":
         blocks += [
+            wr.H1(text="How it was searched"),
+            wr.PanelGrid(runsets=runsets, panels=_history_panels(wr, story)),
             wr.H1(text="What mattered"),
+            *([wr.MarkdownBlock(text=_importance(story))] if story.importance else []),
             wr.PanelGrid(runsets=runsets, panels=_parameter_panels(wr, story)),
         ]
     blocks += [
         wr.H1(text="How large the adjoint was"),
         wr.PanelGrid(runsets=runsets, panels=_adjoint_panels(wr)),
+        wr.H1(text="How fast it went"),
+        wr.PanelGrid(runsets=runsets, panels=_speed_panels(wr, story)),
         wr.H1(text="The numbers"),
         *(wr.MarkdownBlock(text=markdown(table)) for table in tables(story)),
     ]
     return wr.Report(
-        title=f"{story.title} · amsd", description=standfirst(story), width="fluid", blocks=blocks, **where
+        title=headline(story), description=standfirst(story), width="fluid", blocks=blocks, **where
     )
 
 
@@ -189,7 +194,8 @@ def _pictures(wr: Any, story: Story) -> list[Any]:
 
 def _curve_panels(wr: Any, story: Story) -> list[Any]:
     evaluated = [story.reward, *([story.diversity] if story.diversity else []), *story.held_out[:3], *story.distances]
-    wanted = [("reward/mean", False), ("kl", False), ("loss", True), ("gradient_norm", True)]
+    terms = [(key, False) for key in reward_terms(story)]
+    wanted = [("reward/mean", False), *terms, ("kl", False), ("loss", True), ("gradient_norm", True)]
     panels = [
         wr.LinePlot(title=f"{name} in evaluation", x="eval/step", y=[evaluation_key(name)]) for name in evaluated
     ] + [
@@ -213,9 +219,50 @@ def _parameter_panels(wr: Any, story: Story) -> list[Any]:
     columns += [wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(name)) for name in (*results, "kl", key)]
     return [
         wr.ParallelCoordinatesPlot(title="Every run as a line", columns=columns, layout=_place(wr, 0, w=24)),
-        wr.ParameterImportancePlot(with_respect_to=key, layout=_place(wr, 0, 9)),
-        wr.RunComparer(diff_only="split", layout=_place(wr, 12, 9)),
+        *_slices(wr, story, key),
+        wr.RunComparer(diff_only="split", layout=_place(wr, 0, 99, w=24)),
     ]
+
+
+def _slices(wr: Any, story: Story, key: str) -> list[Any]:
+    """The reward over each searched key, a mark for each run; below the parallel coordinates."""
+    panels = [
+        wr.ScatterPlot(title=name, x=wr.Config(name), y=wr.SummaryMetric(key), log_x=_is_log(story, name))
+        for name in _config_keys(story)
+    ]
+    for index, panel in enumerate(panels):
+        panel.layout = _place(wr, 8 * (index % 3), 9 + 7 * (index // 3), w=8, h=7)
+    return panels
+
+
+def _is_log(story: Story, key: str) -> bool:
+    return any(axis.log for axis in story.axes if axis.key == key)
+
+
+def _history_panels(wr: Any, story: Story) -> list[Any]:
+    """The reward of each run over the time of its creation, with the best so far."""
+    reward = wr.SummaryMetric(evaluation_key(story.reward))
+    created = wr.Metric("CreatedTimestamp")
+    best = not story.objectives or story.objectives[0].maximize
+    title = f"Optimization history: {story.reward}"
+    return [
+        wr.ScatterPlot(
+            title=title, x=created, y=reward, running_ymax=best, running_ymin=not best, layout=_place(wr, 0, w=24)
+        )
+    ]
+
+
+def _importance(story: Story) -> str:
+    """Share of the variation among good trials that each key explains (PED-ANOVA), with its standard error."""
+    rows = sorted(story.importance.items(), key=lambda pair: -pair[1][0])
+    lines = [f"| `{key}` | {100 * share:.0f} ± {100 * error:.0f} % |" for key, (share, error) in rows]
+    name = story.objectives[0].name
+    return "\n".join([f"| key | importance for {name}, ± standard error |", "|---|---|", *lines])
+
+
+def _speed_panels(wr: Any, story: Story) -> list[Any]:
+    logged = sorted({key for run in story.runs for key in run.curves if key.startswith("performance/")})
+    return _arranged(wr, [wr.LinePlot(title=key, y=[key]) for key in (*logged, "images_per_second", "seconds/total")])
 
 
 def _config_keys(story: Story) -> list[str]:

@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 Report = Callable[[str, int, int], None]
-"""(what, done, total): some of a work of known size is done."""
+"""(what, done, total): some of a work is done; a total of 0 is a work of unknown size."""
 INTERVAL = 10.0
 """Seconds between lines in a pipe."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Nobody wants to know."""
 
 
 class PlainProgress:
@@ -27,9 +31,36 @@ class PlainProgress:
     def __call__(self, what: str, done: int, total: int) -> None:
         """Say where a work stands, if it is time to."""
         now = self._clock()
-        if what != self._what or done == total or now - self._said >= INTERVAL:
+        if what != self._what or (total and done == total) or now - self._said >= INTERVAL:
             self._what, self._said = what, now
-            self._say(f"{what}: {done} of {total}")
+            self._say(f"{what}: {done} of {total}" if total else f"{what} ...")
+
+
+class BarProgress:
+    """One bar for each work; a work of unknown size moves until the next one begins."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, tuple[TaskID, bool]] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show where a work stands."""
+        if what not in self._tasks:
+            self._end_unknown()
+            task = self._bars.add_task(what, total=total or None, count=_count(done, total))
+            self._tasks[what] = (task, not total)
+        task, _ = self._tasks[what]
+        self._bars.update(task, completed=done, count=_count(done, total))
+
+    def _end_unknown(self) -> None:
+        for what, (task, unknown) in list(self._tasks.items()):
+            if unknown:
+                self._bars.remove_task(task)
+                del self._tasks[what]
+
+
+def _count(done: int, total: int) -> str:
+    return f"{done} of {total}" if total else ""
 
 
 @contextmanager
@@ -39,31 +70,12 @@ def progress() -> Iterator[Report]:
     if not console.is_terminal:
         yield PlainProgress(print_line)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
-        tasks = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
-        yield report
+        yield BarProgress(bars)
 
 
 def print_line(line: str) -> None:
     """A line on standard error, at once."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
-
-
-@contextmanager
-def working(what: str) -> Iterator[None]:
-    """Show what is going on where its size is unknown."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        print_line(f"{what} ...")
-        yield
-        return
-    with console.status(what):
-        yield

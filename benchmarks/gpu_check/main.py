@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import tempfile
 import time
@@ -25,7 +24,6 @@ from gpu_check.record import START, Check, Options  # noqa: E402
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the check; exits 0 whatever it finds, for findings are in its lines."""
     warnings.filterwarnings("ignore")
-    logging.getLogger("diffusers").setLevel(logging.ERROR)  # it remarks on every cast of a network
     parser = argparse.ArgumentParser(description=__doc__, prog="gpu.py")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu for the same code path without a card")
     parser.add_argument("--tiny", action="store_true", help="a tiny UNet in place of SD 1.5's, and few steps")

@@ -38,6 +38,7 @@ NOT_HERE = {
     "runs/sweep-shapes-smoke": "runs/sweep-shapes-smoke",
     "SWEEP": "SWEEP",
     "./my-model": "./my-model",
+    "./my-sd15": "./my-sd15",
     "style.safetensors": "style.safetensors",
     "OWNER/NAME": "OWNER/NAME",
 }

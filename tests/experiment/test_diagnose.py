@@ -20,7 +20,7 @@ from tests.training.test_closed_form import SPREAD, gaussian_slope, steps_of
 STEPS = 20
 NAMES = [
     "memorylessness", "adjoint-growth-cfg-trajectories", "adjoint-growth-no-guidance", "adjoint-growth-full-cfg",
-    "reward-gradient-spread", "target-spread", "base-reconstruction", "control-to-target",
+    "reward-spread", "reward-gradient-spread", "target-spread", "base-reconstruction", "control-to-target",
 ]  # fmt: skip
 
 
@@ -132,6 +132,20 @@ def test_a_reward_that_one_sample_dominates_is_called_uneven() -> None:
     even = diagnosed(problem(), pairs=8)
     assert even["reward-gradient-spread"].passed
     assert even["target-spread"].passed
+
+
+@pytest.mark.parametrize(
+    ("factor", "passed", "said"), [(1e-4, False, "weak"), (1.0, True, "fits"), (1e4, False, "strong")]
+)
+def test_lambda_is_measured_in_spreads_of_the_reward(factor: float, passed: bool, said: str) -> None:
+    def scaled(images: torch.Tensor, prompts: Any) -> Any:
+        values = quadratic(images, prompts)
+        return replace(values, total=factor * values.total)
+
+    found = diagnosed(replace(problem(), reward=scaled), pairs=40)["reward-spread"]
+    assert found.value == pytest.approx(2.0 * found.details["standard_deviation"])
+    assert found.passed == passed
+    assert said in found.verdict
 
 
 def test_every_figure_has_its_place_in_the_docs() -> None:

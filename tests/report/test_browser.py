@@ -131,7 +131,7 @@ def test_theme_button_goes_round(browser: Any, files: dict[str, Path]) -> None:
     light = visit.page.evaluate(ground)
     visit.page.locator("#theme").click()
     assert visit.page.evaluate(ground) != light
-    assert visit.page.locator("#theme").get_attribute("aria-label") == "Colour theme: dark"
+    assert visit.page.locator("#theme").get_attribute("aria-label") == "Color theme: dark"
     visit.page.locator("#theme").click()
     visit.page.locator("#theme").click()
     assert visit.page.evaluate(ground) == light

@@ -106,7 +106,7 @@ def test_the_table_has_held_out_metrics_and_leads_to_the_trials_folders(sweep: S
 
 def test_the_title_is_a_sentence_with_the_result(a_run: Story, sweep: Story) -> None:
     assert re.fullmatch(rf"Fine-tuning raised {REWARD} by 0\.\d+ ± 0\.\d+", headline(a_run))
-    assert re.fullmatch(rf"Trial \d+ of \d+ trials has the highest {REWARD}: 0\.\d+ ± 0\.\d+", headline(sweep))
+    assert re.fullmatch(rf"Of \d+ trials, trial \d+ has the highest {REWARD}: 0\.\d+ ± 0\.\d+", headline(sweep))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 7, 13, 25, 60, 1000])

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from amsd.errors import UsageError
+from amsd.recipe import RewardTerm
 from amsd.report.story import Story
 from amsd.report.tables import tables
 from amsd.report.wandb_report import markdown, publish, require_key
+from amsd.report.winner import headline
 
 interface = pytest.importorskip("wandb_workspaces.reports.v2.interface")
 
@@ -56,9 +60,11 @@ def test_sweep_report_has_run_sets_panels_media_and_tables(sent: list[dict[str, 
     assert (report["projectName"], report["entityName"], report["type"]) == ("amsd", "team", "runs/draft")
     spec = json.loads(report["spec"])
     kinds = [panel["viewType"] for panel in panels(spec)]
-    assert kinds.count("Scatter Plot") == 2
-    assert kinds.count("Run History Line Plot") == 3 + 4 + 3
-    for kind in ("Media Browser", "Parallel Coordinates Plot", "Parameter Importance", "Run Comparer"):
+    searched = [axis.key for axis in a_sweep.axes if "." in axis.key]
+    assert kinds.count("Scatter Plot") == 2 + 1 + (len(searched) or 2)  # trade-offs, history, slices
+    assert kinds.count("Run History Line Plot") == 3 + 4 + 3 + 2
+    assert "Parameter Importance" not in kinds  # W&B's own has no error: a table has it, where there are enough trials
+    for kind in ("Media Browser", "Parallel Coordinates Plot", "Run Comparer"):
         assert kinds.count(kind) == 1
     grid = next(block for block in spec["blocks"] if block["type"] == "panel-grid")
     assert [runset["name"] for runset in grid["metadata"]["runSets"]] == [mode.name for mode in a_sweep.modes]
@@ -69,6 +75,27 @@ def test_sweep_report_has_run_sets_panels_media_and_tables(sent: list[dict[str, 
     assert "adjoint_norm/first" in text
     assert "config:schedule.value.eta" in text
     assert "over 2 training seeds" in text
+    assert report["displayName"] == headline(a_sweep)
+    assert {"images_per_second", "seconds/total"} <= set(re.findall(r'"([a-z_/]+)"', text))
+    assert '"yAxisLineSmoothingWeight"' not in text or "showMaxY" in text
+    assert any(panel["config"].get("showMaxYAxisLine") for panel in panels(spec) if panel["viewType"] == "Scatter Plot")
+
+
+def test_importance_has_its_error(sent: list[dict[str, Any]], a_sweep: Story) -> None:
+    publish(replace(a_sweep, importance={"schedule.eta": (0.7, 0.12), "method.reward_multiplier": (0.3, 0.12)}))
+    text = json.dumps(json.loads(sent[0]["spec"]), ensure_ascii=False)
+    assert "70 ± 12 %" in text
+    assert text.index("schedule.eta` | 70") < text.index("method.reward_multiplier` | 30")
+
+
+def test_terms_of_a_reward_have_their_curves(sent: list[dict[str, Any]], a_run: Story) -> None:
+    entry = a_run.entries[0]
+    assert entry.run is not None
+    assert entry.run.recipe is not None
+    terms = (*entry.run.recipe.reward, RewardTerm(name="brightness"))
+    run = replace(entry.run, recipe=entry.run.recipe.model_copy(update={"reward": terms}))
+    publish(replace(a_run, entries=(replace(entry, run=run),)))
+    assert {"reward/brightness", "reward/mean"} <= set(re.findall(r'"(reward/[a-z]+)"', sent[0]["spec"]))
 
 
 @pytest.mark.filterwarnings("ignore:Filter expression contains")

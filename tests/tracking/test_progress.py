@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import io
 
-from amsd.tracking.progress import INTERVAL, PlainProgress, progress, working
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from amsd.tracking.progress import INTERVAL, BarProgress, PlainProgress, progress
 
 
 def test_a_pipe_gets_the_start_the_end_and_little_between() -> None:
@@ -22,8 +26,20 @@ def test_a_pipe_gets_the_start_the_end_and_little_between() -> None:
 
 
 def test_lines_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress() as report, working("Reading runs"):
+    with progress() as report:
+        report("reading runs", 0, 0)
         report("pictures", 2, 2)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == ["Reading runs ...", "pictures: 2 of 2"]
+    assert err.splitlines() == ["reading runs ...", "pictures: 2 of 2"]
+
+
+def test_a_terminal_gets_a_bar_with_counts_and_no_bar_of_what_is_over() -> None:
+    bars = Progress(console=Console(force_terminal=True, file=io.StringIO()))
+    report = BarProgress(bars)
+    report("loading", 0, 0)
+    assert [(task.description, task.total) for task in bars.tasks] == [("loading", None)]
+    report("pictures", 3, 8)
+    (task,) = bars.tasks
+    assert (task.description, task.completed, task.total) == ("pictures", 3, 8)
+    assert task.fields["count"] == "3 of 8"

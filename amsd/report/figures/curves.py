@@ -14,7 +14,7 @@ from amsd.report.figures.scale import Kind, Scale, number, scale_for
 from amsd.report.figures.svg import MARKS, Frame, axes, mark, path, picture, plane, tag
 from amsd.report.figures.tradeoff import mode_class
 from amsd.report.numbers import with_error
-from amsd.report.story import ShownRun, Story, evaluation, setting_of
+from amsd.report.story import reward_terms, ShownRun, Story, evaluation, setting_of
 
 #: Vertical pixels are few: more points than this per curve cannot be seen.
 _POINTS_ALONE, _POINTS_AMONG_MANY, _MANY = 400, 100, 6
@@ -76,8 +76,7 @@ def learning_panels(story: Story) -> list[Panel]:
 
 def _terms(story: Story) -> list[_Logged]:
     """A curve for each term of a reward of several."""
-    names = {term.name for run in story.runs if run.recipe is not None for term in run.recipe.reward}
-    keys = sorted(f"reward/{name}" for name in names if len(names) > 1)
+    keys = reward_terms(story)
     return [_Logged(key, f"Reward term {key.removeprefix('reward/')}", "mean over the batch") for key in keys]
 
 

@@ -4,7 +4,7 @@
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const one = (id) => document.getElementById(id);
 
-  // Colour theme: as the system, dark, light. A page opened from a file may have no storage.
+  // Color theme: as the system, dark, light. A page opened from a file may have no storage.
   const themes = { auto: "as the system", dark: "dark", light: "light" };
   const store = {
     get: () => { try { return localStorage.getItem("amsd-theme"); } catch { return null; } },
@@ -14,7 +14,7 @@
   function paint(name) {
     theme = name in themes ? name : "auto";
     if (theme === "auto") root.removeAttribute("data-theme"); else root.dataset.theme = theme;
-    one("theme").setAttribute("aria-label", `Colour theme: ${themes[theme]}`);
+    one("theme").setAttribute("aria-label", `Color theme: ${themes[theme]}`);
     one("theme").querySelector(".words").textContent = theme[0].toUpperCase() + theme.slice(1);
   }
   one("theme").addEventListener("click", () => {
