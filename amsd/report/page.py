@@ -93,7 +93,7 @@ def _together(words: str) -> str:
 
 
 def _breakable(words: str) -> Markup:
-    """A key or a metric's name that may be broken after a dot, a slash, an underscore or a colon; numbers stay whole."""
+    """A key or a metric's name that a line may break after a dot, slash, underscore or colon. Numbers stay whole."""
     return Markup(re.sub(r"([./_:])(?=[A-Za-z])", r"\1<wbr>", str(escape(words))))
 
 

@@ -92,9 +92,7 @@ def build_report(story: Story) -> Any:
         wr.H1(text="The numbers"),
         *(wr.MarkdownBlock(text=markdown(table)) for table in tables(story)),
     ]
-    return wr.Report(
-        title=headline(story), description=standfirst(story), width="fluid", blocks=blocks, **where
-    )
+    return wr.Report(title=headline(story), description=standfirst(story), width="fluid", blocks=blocks, **where)
 
 
 def publish(story: Story) -> str:
@@ -219,8 +217,8 @@ def _parameter_panels(wr: Any, story: Story) -> list[Any]:
     columns += [wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(name)) for name in (*results, "kl", key)]
     return [
         wr.ParallelCoordinatesPlot(title="Every run as a line", columns=columns, layout=_place(wr, 0, w=24)),
-        *_slices(wr, story, key),
-        wr.RunComparer(diff_only="split", layout=_place(wr, 0, 99, w=24)),
+        *(slices := _slices(wr, story, key)),
+        wr.RunComparer(diff_only="split", layout=_place(wr, 0, 9 + 7 * -(-len(slices) // 3), w=24)),
     ]
 
 

@@ -35,7 +35,9 @@ def headline(story: Story) -> str:
         return f"Nothing has been evaluated yet in this {story.kind}"
     best = ranked[0]
     if story.kind == "sweep":
-        return f"Of {_trials(story)}, trial {best.entry.trial} has the highest {story.reward}: {with_error(best.reward)}"
+        return (
+            f"Of {_trials(story)}, trial {best.entry.trial} has the highest {story.reward}: {with_error(best.reward)}"
+        )
     paired = best.reward.paired
     if paired is None:
         return f"Fine-tuning reached a mean {story.reward} of {with_error(best.reward)}"

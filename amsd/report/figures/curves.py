@@ -14,7 +14,7 @@ from amsd.report.figures.scale import Kind, Scale, number, scale_for
 from amsd.report.figures.svg import MARKS, Frame, axes, mark, path, picture, plane, tag
 from amsd.report.figures.tradeoff import mode_class
 from amsd.report.numbers import with_error
-from amsd.report.story import reward_terms, ShownRun, Story, evaluation, setting_of
+from amsd.report.story import ShownRun, Story, evaluation, reward_terms, setting_of
 
 #: Vertical pixels are few: more points than this per curve cannot be seen.
 _POINTS_ALONE, _POINTS_AMONG_MANY, _MANY = 400, 100, 6

@@ -42,7 +42,10 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
 
     experience_class = AdjointExperience
     threshold = QuantileThreshold()
-    masked_hint = '; raise method.per_sample_threshold_quantile, or set method.outliers = "clip"'
+    masked_hint = (
+        "; raise method.reward_multiplier, set normalize = true for the reward, raise "
+        'method.per_sample_threshold_quantile, or set method.outliers = "clip"'
+    )
 
     @property
     def method(self) -> AdjointMatching:
