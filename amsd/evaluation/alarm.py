@@ -41,10 +41,14 @@ class TrainingSigns:
         """From the lines of metrics.jsonl."""
         steps = [entry.values for entry in entries if entry.kind == "step"]
         ratios = [values["prediction_ratio"] for values in steps if "prediction_ratio" in values]
+        measured = [
+            values["validation/prediction_ratio"] for values in steps if "validation/prediction_ratio" in values
+        ]
         clamped = [values["clamped_share"] for values in steps if "clamped_share" in values]
         rise = math.fsum(clamped[-WINDOW:]) / WINDOW - math.fsum(clamped[:WINDOW]) / WINDOW
+        ratio = math.fsum(ratios[-WINDOW:]) / WINDOW if len(ratios) >= WINDOW else None
         return cls(
-            math.fsum(ratios[-WINDOW:]) / WINDOW if len(ratios) >= WINDOW else None,
+            measured[-1] if ratio is None and measured else ratio,  # a validation alone is an average over a batch
             rise if len(clamped) >= 2 * WINDOW else None,
         )
 

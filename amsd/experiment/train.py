@@ -19,6 +19,7 @@ from amsd.ends import AnnouncedEnd, Ends
 from amsd.errors import UsageError
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.result import EvaluationResult
+from amsd.experiment.budget import Budgets
 from amsd.experiment.evaluate import CheckpointEvaluation, PolicyEvaluation
 from amsd.experiment.inputs import Inputs, check_inputs, require_space
 from amsd.experiment.setup import Identified, build_accelerator, build_problem, load_identified, require_samplers
@@ -187,8 +188,9 @@ def _fit(
     if evaluator is not None:
         evaluate = CheckpointEvaluation(PolicyEvaluation(recipe, identified, evaluator), run, tracker)
     trainer = trainer_of(recipe.method)(
-        problem, run, training.texts, accelerator, [tracker], evaluate, held_out.texts, ends
-    )
+        problem, run, training.texts, accelerator, [tracker], evaluate, held_out.texts, ends,
+        Budgets(problem, held_out.texts),
+    )  # fmt: skip
     for notice in trainer.remarks():
         tracker.on_notice(notice)
     trainer.fit()

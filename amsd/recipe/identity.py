@@ -25,6 +25,7 @@ AS_BEFORE: dict[str, dict[str, Any]] = {
     },
     "guidance": {"negative_prompt": ""},
     "prompts": {"column": None},
+    "training": {"kl_budget": None, "diversity_budget": None},
 }  # fmt: skip
 
 

@@ -55,6 +55,17 @@ def _distance(recipe: Recipe) -> Iterator[Problem]:
                       count, "Use 3 or more, or remove evaluation.distance.")  # fmt: skip
 
 
+def _budgets(recipe: Recipe) -> Iterator[Problem]:
+    training, evaluation = recipe.training, recipe.evaluation
+    if training.kl_budget is not None and recipe.schedule.eta == 0:
+        yield Problem("training.kl_budget", "a sampler without noise (schedule.eta = 0) has no KL divergence",
+                      training.kl_budget, "Use training.diversity_budget, or an eta above 0.")  # fmt: skip
+    if training.diversity_budget is not None and not (evaluation.diversity and evaluation.every):
+        missing = "evaluation.diversity names none" if evaluation.every else "evaluation.every is 0"
+        yield Problem("training.diversity_budget", f"no diversity is measured: {missing}", training.diversity_budget,
+                      'Set evaluation.diversity = ["pixels"] and evaluation.every = 1.')  # fmt: skip
+
+
 def _reward_names(recipe: Recipe) -> Iterator[Problem]:
     seen: set[str] = set()
     for index, term in enumerate(recipe.reward):
@@ -129,6 +140,6 @@ def _warm_up(recipe: Recipe) -> Iterator[Problem]:
 
 
 _RULES = (
-    _single_file, _betas, _method, _diversity, _distance, _reward_names, _best, _options,
+    _single_file, _betas, _method, _diversity, _distance, _budgets, _reward_names, _best, _options,
 )  # fmt: skip
 _ADVICE = (_method_advice, _ignored, _negative_prompt, _warm_up)

@@ -183,6 +183,12 @@ class Training(Section):
     """Newest checkpoints that are kept, besides the best."""
     validate_every: int = Field(default=0, ge=0)
     """Steps between quick validations on a fixed batch; 0 is never."""
+    kl_budget: Positive | None = None
+    """End the run at the first checkpoint whose path law has at least this KL divergence from the base's, in nats per
+    trajectory, measured on a fixed batch of held-out prompts; unset: no budget."""
+    diversity_budget: Fraction | None = None
+    """End the run at the first checkpoint that keeps less than this share of the base model's diversity
+    (`evaluation.diversity`, any of them, under any setting); unset: no budget."""
 
 
 class EvaluationSetting(Section):

@@ -236,7 +236,15 @@ def points(story: Story, run: Run) -> list[EvaluatedPoint]:
 
 
 def kl_at(run: Run, step: int) -> Metric | None:
-    """KL to the base around a step: mean over the last `KL_WINDOW` logged steps up to it."""
+    """KL to the base around a step: mean over the last `KL_WINDOW` logged steps up to it.
+
+    Where the run measured it on a fixed batch (`training.validate_every`), it is the last such value: it means the same
+    for every method, and some log no other.
+    """
+    measured = run.curves.get("validation/kl")
+    known = [v for at, v in zip(measured.steps, measured.values, strict=True) if at <= step] if measured else []
+    if known:
+        return Metric(known[-1], None)
     curve = run.curves.get("kl")
     if curve is None:
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from amsd.evaluation.result import Metric
+from amsd.recipe.cost import forwards_per_step
 from amsd.recipe.guidance_modes import GuidanceMode
 from amsd.report.data import Checkpoint, Run
 from amsd.report.figures.scale import number
@@ -84,7 +85,8 @@ def trial_table(story: Story) -> ReportTable:
     rows = [(order, replace(row, emphasis=row.key in winners)) for order, row in rows]
     keys = tuple(axis.key for axis in _axes(story))
     measured = (story.reward, story.diversity or "diversity", "KL (nats)", *_others(story))
-    heads = ("run", "CFG mode", *measured, *keys, "step", "time", "W&B")
+    calls = ("network calls",) if _several_methods(story) else ()
+    heads = ("run", "CFG mode", *measured, *keys, "step", *calls, "time", "W&B")
     return ReportTable("Runs", heads, tuple(row for _, row in rows), story.setting or "")
 
 
@@ -124,10 +126,24 @@ def _trial_row(story: Story, entry: ShownRun) -> tuple[float, TableRow]:
         *(metric_cell(last.others.get(name) if last else None) for name in _others(story)),
         *(_parameter(entry.params.get(axis.key)) for axis in _axes(story)),
         Cell(str(last.step) if last else "–", sort=last.step if last else None),
+        *((_calls(entry, last),) if _several_methods(story) else ()),
         Cell(duration(entry.duration), sort=entry.duration),
         Cell("run", link=address) if (address := _address(entry)) else EMPTY,
     )
     return (-last.reward.mean if last else float("inf"), TableRow(entry.key, cells))
+
+
+def _several_methods(story: Story) -> bool:
+    """Whether runs differ in what an optimizer step costs them because they differ in their method."""
+    return len({run.recipe.method.name for run in story.runs if run.recipe is not None}) > 1
+
+
+def _calls(entry: ShownRun, last: EvaluatedPoint | None) -> Cell:
+    """Network forward-equivalents of the training up to the last evaluated checkpoint (docs/method.md section 7)."""
+    if last is None or entry.run is None or entry.run.recipe is None:
+        return EMPTY
+    calls = last.step * forwards_per_step(entry.run.recipe)
+    return Cell(f"{calls:,.0f}", sort=calls)
 
 
 def _others(story: Story) -> tuple[str, ...]:

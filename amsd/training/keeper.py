@@ -15,13 +15,17 @@ from amsd.recipe import dump_toml, identity
 from amsd.rewards.calling import happening
 from amsd.run_directory import RunDirectory
 from amsd.training import checkpoint as checkpoints
-from amsd.training.events import CheckpointRecord, Listener
+from amsd.training.events import CheckpointRecord, Listener, Notice
 from amsd.training.method import Method
 from amsd.training.persistence import load_training, save_training
 from amsd.training.update import Updater
 
 Evaluate = Callable[[CheckpointRecord], float | None]
 """Called on every process after a checkpoint is complete; returns the score that decides which one is best."""
+
+
+Enough = Callable[[CheckpointRecord], Notice | None]
+"""Called on every process after a checkpoint was scored; returns why the run ends here, on all of them or on none."""
 
 
 class Keeper:
@@ -54,6 +58,11 @@ class Keeper:
         """Whether the newest checkpoint is that of this step."""
         return self.run.pointer("latest") == self.run.checkpoint(step)
 
+    def record(self, step: int) -> CheckpointRecord:
+        """The checkpoint of a step, which is there."""
+        path = self.run.checkpoint(step)
+        return CheckpointRecord(step, path, checkpoints.weights_sha256(path))
+
     def write(self, step: int) -> CheckpointRecord:
         """Write the checkpoint of a step, which no signal interrupts.
 
@@ -77,8 +86,8 @@ class Keeper:
         def save_state(folder: Path) -> None:
             save_training(self._method, self._updater, step, folder)
 
-        path = checkpoints.write_checkpoint(self.run, step, save_weights, save_state, identity(recipe))
-        record = CheckpointRecord(step, path, checkpoints.weights_sha256(path))
+        checkpoints.write_checkpoint(self.run, step, save_weights, save_state, identity(recipe))
+        record = self.record(step)
         for listener in self._listeners:
             listener.on_checkpoint(record)
         return record
@@ -131,7 +140,7 @@ class Keeper:
             self.run.point("latest", step)
         self._updater.accelerator.wait_for_everyone()
         if self.is_due(step) and step not in self.scores.read():  # stopped between saving and evaluating
-            self.score(CheckpointRecord(step, path, checkpoints.weights_sha256(path)))
+            self.score(self.record(step))
         else:
             self._retain()  # stopped between scoring and deleting
         return step

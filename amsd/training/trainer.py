@@ -23,7 +23,7 @@ from amsd.training.clock import PhaseClock
 from amsd.training.events import Listener, Notice, StepRecord
 from amsd.training.experience import E, Sample
 from amsd.training.gradients import BatchLosses, Gradients
-from amsd.training.keeper import Evaluate, Keeper
+from amsd.training.keeper import Enough, Evaluate, Keeper
 from amsd.training.method import Method
 from amsd.training.problem import ControlProblem
 from amsd.training.sources import Batch, Buffered, ExperienceSource
@@ -45,6 +45,7 @@ class SOCTrainer(Method[E]):
         evaluate: Evaluate | None = None,
         validation_prompts: Sequence[str] = (),
         ends: Ends | None = None,
+        enough: Enough | None = None,
     ) -> None:
         self.problem = problem
         self.recipe: Recipe = problem.recipe
@@ -60,15 +61,20 @@ class SOCTrainer(Method[E]):
         self.keeper = Keeper(self, self.updater, run, self.listeners, evaluate, self._ends)
         self._validation_prompts = tuple(validation_prompts)
         self._said_masked = False
+        self._enough = enough
 
     def fit(self) -> None:
         """Train up to the recipe's number of steps, from the newest whole checkpoint of the run if there is one.
+
+        It ends before that, and in good order, at a checkpoint that is `enough`.
 
         Raises:
             RunError: a reward, an adjoint or a loss is not finite, or every checkpoint is damaged.
             AnnouncedEnd: a signal asked for it; the newest step has a checkpoint.
         """
         self.step = self.keeper.resume()
+        if self.step and self._ends_here():
+            return
         while self.step < self.recipe.training.steps:
             where = happening(f"Step {self.step + 1}")
             with self._dropping(), self.keeper.withdrawing(self.step), where:
@@ -77,7 +83,21 @@ class SOCTrainer(Method[E]):
                 record = self.keeper.write(self.step)
                 self._end_if_asked()
                 self.keeper.score(record)
+                if self._ends_here():
+                    return
             self._end_if_asked()
+
+    def _ends_here(self) -> bool:
+        """Whether the checkpoint of this step, if it has one, is the run's last although steps are left."""
+        if self._enough is None or self.step >= self.recipe.training.steps or not self.keeper.is_due(self.step):
+            return False
+        with self.updater.averaged():
+            notice = self._enough(self.keeper.record(self.step))
+        if notice is None:
+            return False
+        for listener in self.listeners:
+            listener.on_notice(notice)
+        return True
 
     def _end_if_asked(self) -> None:
         """End between two steps if a signal has asked any process for it; all of them agree on the step."""

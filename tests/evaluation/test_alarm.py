@@ -144,3 +144,10 @@ def test_small_signs_and_short_logs_say_nothing() -> None:
     assert TrainingSigns.of_log(entries(1.1, 0.05)).sentences() == []
     assert TrainingSigns.of_log(entries(3.0, 0.9, steps=4)).sentences() == []
     assert TrainingSigns.of_log([LogEntry("step", 1, {"loss": 1.0})] * 30).sentences() == []
+
+
+def test_the_validation_tells_the_ratio_of_methods_that_do_not_know_it() -> None:
+    log = [LogEntry("step", step, {"loss": 1.0, "validation/prediction_ratio": 1.0 + step / 10}) for step in (1, 2, 3)]
+    assert TrainingSigns.of_log(log).prediction_ratio == pytest.approx(1.3)
+    known = [LogEntry("step", step, {"prediction_ratio": 1.1}) for step in range(5)]
+    assert TrainingSigns.of_log([*known, *log]).prediction_ratio == pytest.approx(1.1)

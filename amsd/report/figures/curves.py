@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import mul
 
 from amsd.evaluation.result import Metric
@@ -37,11 +37,12 @@ class _Logged:
     kind: Kind = "linear"
 
 
+_LOSS = _Logged("loss", "Loss", "loss", "log")
 _LOGGED = (
     _Logged("reward/mean", "Reward in training", "mean over the batch"),
     _Logged("predicted_shift", "Reward above the base, predicted", "first order in the control"),
     _Logged("kl", "KL to the base model", "nats", "sqrt"),
-    _Logged("loss", "Adjoint Matching loss", "loss", "log"),
+    _LOSS,
     _Logged("control_to_target", "Control against target", "ratio of norms"),
     _Logged("gradient_norm", "Gradient norm", "before clipping", "log"),
     _Logged("ess", "Effective sample size of the buffer", "share, 1 = on-policy"),
@@ -70,7 +71,10 @@ def learning_panels(story: Story) -> list[Panel]:
         evaluated.append(_evaluated(story, story.diversity, "Diversity in evaluation", f"{name} variance in a prompt"))
     evaluated += [_evaluated(story, name, "Held-out metric", name) for name in story.held_out[:_HELD_OUT]]
     evaluated += [_evaluated(story, name, "Distance to the base model", name) for name in story.distances]
-    logged = [_logged(story, what) for what in (*_LOGGED[:1], *_terms(story), *_LOGGED[1:])]
+    labels = {run.recipe.method.label for run in story.runs if run.recipe is not None}
+    loss = replace(_LOSS, title=f"{labels.pop()} loss") if len(labels) == 1 else _LOSS
+    shown = [loss if what is _LOSS else what for what in _LOGGED]
+    logged = [_logged(story, what) for what in (*shown[:1], *_terms(story), *shown[1:])]
     return [panel for panel in (*logged[:1], *evaluated, *logged[1:]) if panel is not None]
 
 
