@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -118,7 +119,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 def _write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
+    _clear_left(path)
     aside.mkdir(parents=True)
     try:
         fill(aside)
@@ -132,6 +133,24 @@ def _write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+def _clear_left(path: Path) -> None:
+    """Delete what this process, or killed ones of this machine, have begun of the folder `path`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = left.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
+        if number.isascii() and number.isdigit() and not (int(number) != os.getpid() and _alive(int(number))):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def sha256(path: Path) -> str:

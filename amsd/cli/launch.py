@@ -9,14 +9,21 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from amsd.ends import INTERRUPTED, REQUEUE, SIGNALS
 from amsd.errors import RunError
 
+if TYPE_CHECKING:
+    from psutil import Process
+
 _CODES = "AMSD_EXIT_CODES"
+#: Seconds for which a process may be stopped while the others wait for it.
+FROZEN_AFTER = 30.0
 
 
 def launched() -> bool:
@@ -44,11 +51,11 @@ def report_code(code: int) -> None:
 def relaunch(arguments: Sequence[str], processes: int) -> int:
     """Run `amsd ARGUMENTS` in `processes` processes on this machine; returns the exit code of the command.
 
-    If one process fails the others are ended. They end as well if this process is killed. A signal that announces an
-    end is passed on to all of them.
+    If one process fails the others are ended. They end as well if this process is killed, and if one of them is
+    stopped for long. A signal that announces an end is passed on to all of them.
 
     Raises:
-        RunError: a process died without a word; it is named.
+        RunError: a process died without a word, or was stopped; it is named.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -60,13 +67,19 @@ def relaunch(arguments: Sequence[str], processes: int) -> int:
     with tempfile.TemporaryDirectory(prefix="amsd-") as codes:
         os.environ[_CODES] = codes
         options = ["--standalone", f"--nproc-per-node={processes}", "--no-python"]
-        failure, received = _launch([*options, *worker])
+        frozen = _Frozen()
+        failure, received = _launch([*options, *worker], frozen.look)
         del os.environ[_CODES]
         if failure is None:
             return 0
         if not isinstance(failure, ChildFailedError):
             raise failure
         found = {int(file.name): int(file.read_text(encoding="utf-8")) for file in Path(codes).iterdir()}
+    if frozen.rank is not None:
+        raise RunError(
+            f"Process {frozen.rank} of {processes} was stopped (SIGSTOP, or a debugger) for {FROZEN_AFTER:g} s while "
+            "the others waited for it. All were ended; --resume goes on."
+        )
     ended = {index: process.exitcode for index, process in failure.failures.items() if index not in found}
     # Without a word: the others then fail as well, or are told to end, because they cannot go on without it.
     dead = {index: code for index, code in ended.items() if code < 0 and code != -signal.SIGTERM}
@@ -83,8 +96,43 @@ def relaunch(arguments: Sequence[str], processes: int) -> int:
     return max(found.values())  # a signal came to a process alone
 
 
-def _launch(arguments: Sequence[str]) -> tuple[Exception | None, int]:
+class _Frozen:
+    """Looks for a rank that somebody stopped, and kills it once the others have waited too long for it.
+
+    Time counts only while this process runs itself: Ctrl-Z stops all of them, and harms nothing.
+    """
+
+    def __init__(self) -> None:
+        self.rank: int | None = None
+        """The rank that was found stopped for so long."""
+        self._looks: dict[int, int] = {}
+        self._next = 0.0
+
+    def look(self) -> None:
+        """Look once a second."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + 1.0
+        import psutil
+
+        stopped = {}
+        for child in _ranks():
+            with contextlib.suppress(psutil.Error):
+                if child.status() == psutil.STATUS_STOPPED:
+                    stopped[child.pid] = child
+        self._looks = {pid: self._looks.get(pid, 0) + 1 for pid in stopped}
+        for pid, looks in self._looks.items():
+            if looks >= FROZEN_AFTER and self.rank is None:
+                with contextlib.suppress(psutil.Error):
+                    self.rank = int(stopped[pid].environ()["RANK"])
+                    stopped[pid].kill()
+
+
+def _launch(arguments: Sequence[str], look: Callable[[], None]) -> tuple[Exception | None, int]:
     """Run torch's launcher to its end; what it raised, and the first signal that was passed on to its processes.
+
+    `look` is called several times a second.
 
     It runs in a thread, so that its own handlers, which know two signals and no mercy, are not installed.
     """
@@ -111,6 +159,7 @@ def _launch(arguments: Sequence[str]) -> tuple[Exception | None, int]:
         thread.start()
         while thread.is_alive():
             thread.join(0.2)
+            look()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -118,10 +167,19 @@ def _launch(arguments: Sequence[str]) -> tuple[Exception | None, int]:
 
 
 def _tell_children(number: int) -> None:
-    """Send a signal to the ranks: the processes below this one that carry a rank."""
+    """Send a signal to the ranks."""
+    import psutil
+
+    for child in _ranks():
+        with contextlib.suppress(psutil.Error):
+            child.send_signal(number)
+
+
+def _ranks() -> Iterator[Process]:
+    """The processes below this one that carry a rank."""
     import psutil
 
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if "RANK" in child.environ() and "-m" in child.cmdline() and "amsd" in child.cmdline():
-                child.send_signal(number)
+                yield child

@@ -36,6 +36,7 @@ from amsd.rewards.code import servers, targets
 from amsd.rewards.combination import WeightedReward
 from amsd.run_directory import RunDirectory
 from amsd.tracking import FINISHED, RunInfo, Tracker, Trackers, standard
+from amsd.tracking.log import lost_steps
 from amsd.training.checkpoint import newest_whole
 from amsd.training.events import Notice
 from amsd.training.methods import trainer_of
@@ -113,7 +114,10 @@ def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
                 write_start(run, recipe, prompts)
             accelerator.wait_for_everyone()
             resumed_from = None if newest is None else int(newest.name.removeprefix("step-"))
+            lost = lost_steps(run.metrics, resumed_from) if resumed_from and accelerator.is_main_process else ""
             with _told(tracker, RunInfo(recipe, run, identity(recipe), resumed_from), ends):
+                if lost:
+                    tracker.on_notice(Notice("damaged-log", lost))
                 _remark(problem, inputs, tracker)
                 return _fit(problem, identified, evaluator, run, accelerator, tracker, prompts, ends)
 

@@ -103,6 +103,23 @@ def parse(line: str) -> LogEntry | None:
     return LogEntry(kind, step, values, time, name, str(data.get("key", "")), str(data.get("text", "")))
 
 
+def lost_steps(path: Path, step: int) -> str:
+    """What a damaged log no longer tells of the first `step` optimizer steps, in a sentence; empty if nothing is lost.
+
+    A last line that is torn, because a process was killed while it wrote, is no damage: its step is made again.
+    """
+    log = read_log(path) if path.is_file() else Log()
+    told = {entry.step for entry in log.entries if entry.kind == "step" and 1 <= entry.step <= step}
+    missing = step - len(told)
+    if not missing:
+        return ""
+    count = "1 step is" if missing == 1 else f"{missing} steps are"
+    return (
+        f"{path.name} is damaged: of the first {step} steps {count} missing in it. The training goes on from its "
+        "checkpoint, which is whole; curves and reports have a gap."
+    )
+
+
 def stopped(path: Path) -> bool:
     """Whether the file's last whole line says that the run failed or was interrupted, and was not resumed since."""
     entries = read_log(path).entries if path.is_file() else ()

@@ -41,7 +41,7 @@ MOMENTS: tuple[tuple[str, str, int], ...] = (
     ("evaluation", "amsd.evaluation.evaluator:Evaluator._generate", 3),
     ("evaluation", "amsd.evaluation.result:EvaluationResult.save", 4),
     ("evaluation", "amsd.experiment.evaluate:compare_pictures", 3),
-    ("evaluation", "amsd.training.checkpoint:Scores._write", 3),
+    ("evaluation", "amsd.training.checkpoint:CheckpointScores._write", 3),
     ("retention", "amsd.training.checkpoint:_settle", 3),
     ("retention", "amsd.training.checkpoint:retire", 2),
     ("resume", "amsd.training.keeper:load_training", 1),

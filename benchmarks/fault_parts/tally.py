@@ -18,7 +18,9 @@ class Tally:
     """One row."""
 
     what: str
+    attempts: int = 0
     tried: int = 0
+    """Disturbances: an attempt may have several, or none that came."""
     lost: int = 0
     """Attempts after which something was missing or differed, or that did not go on."""
     raw: int = 0
@@ -53,11 +55,14 @@ class Table:
 
     def fill(self, what: str, count: int, seed: int, attempt: Callable[[int, random.Random], Attempt]) -> None:
         """Try until the row has `count` disturbances; the n-th attempt is the same in every session."""
+        if not count:
+            return
         row = self.rows.setdefault(what, Tally(what))
         while row.tried < count:
             began = time.monotonic()
-            number = row.tried
+            number = row.attempts
             done = attempt(number, random.Random(f"{seed}/{what}/{number}"))
+            row.attempts += 1
             row.tried += done.count
             row.lost += bool(done.fault)
             raw = next((mark for mark in RAW if mark in done.said), None)

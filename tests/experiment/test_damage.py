@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 from amsd.cli.app import app
 from amsd.errors import AmsdError, RunError, UsageError
 from amsd.experiment.train import train
-from amsd.files import DiskError, clear_unfinished, write_text, writing
+from amsd.files import DiskError, clear_unfinished, write_folder, write_text, writing
 from amsd.recipe import Recipe, dump_toml, from_dict
 from amsd.recipe.load import read_toml
 from amsd.run_directory import FORMAT, RunDirectory, damage
@@ -157,6 +159,19 @@ def test_what_killed_processes_left_is_cleared(tmp_path: Path) -> None:
     assert [name for name in left if (tmp_path / name).exists()] == []
     assert [name for name in kept if not (tmp_path / name).exists()] == []
     assert (tmp_path / "checkpoints" / "best").is_file()
+
+
+def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path) -> None:
+    """Of dead processes all goes; what living ones write, and what only looks alike, stays."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f".out.{dead.pid}.tmp", f".out.{os.getppid()}.tmp", ".out.x.tmp", f".out[1].{dead.pid}.tmp"):
+        (tmp_path / name).mkdir()
+    write_folder(tmp_path / "out", lambda folder: (folder / "file").touch())
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"out", f".out.{os.getppid()}.tmp", ".out.x.tmp", f".out[1].{dead.pid}.tmp"}
+    write_folder(tmp_path / "out[1]", lambda folder: (folder / "file").touch())
+    assert f".out[1].{dead.pid}.tmp" not in {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.slow

@@ -89,3 +89,38 @@ def test_it_is_evaluated_and_exported(run: RunDirectory, tmp_path: Path) -> None
         assert metrics[name]["paired"]["difference"] == pytest.approx(metric["paired"]["difference"], rel=0.1, abs=1e-6)
     amsd("export", run.checkpoint(STEPS), "--to", tmp_path / "lora")
     assert list((tmp_path / "lora").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("damage_done", ["truncated", "binary", "emptied", "deleted", "another format"])
+def test_a_damaged_log_is_named_once_and_the_training_goes_on(run: RunDirectory, damage_done: str) -> None:
+    lines = run.metrics.read_bytes().splitlines(keepends=True)
+    whole = logged(run)
+    content = {
+        "truncated": b"".join(lines)[: sum(map(len, lines)) // 3],
+        "binary": b"\x89PNG\r\n\x1a\n\x00" * 100,
+        "emptied": b"",
+        "deleted": b"",
+        "another format": b'{"format": 9, "records": [[1, 0.5], [2, 0.4]]}\n',
+    }[damage_done]
+    run.metrics.write_bytes(content)
+    if damage_done == "deleted":
+        run.metrics.unlink()
+    for more in (1, 2):
+        amsd("train", run.recipe, "--output", run.path, "--resume", "--set", f"training.steps={STEPS + more}")
+    notices = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines() if '"notice"' in line]
+    said = [line["text"] for line in notices if line["notice"] == "damaged-log"]
+    assert said
+    assert all("metrics.jsonl is damaged: of the first" in text for text in said)
+    kept = logged(run)
+    assert {STEPS + 1, STEPS + 2} <= kept.keys()
+    for step in kept.keys() & whole.keys():
+        assert kept[step] == whole[step]
+    assert any("damaged" in notice.text for notice in load_run(run.path).notices)
+
+
+def test_a_torn_last_line_is_no_damage(run: RunDirectory) -> None:
+    with run.metrics.open("a", encoding="utf-8") as stream:
+        stream.write('{"step": 5, "los')
+    amsd("train", run.recipe, "--output", run.path, "--resume", "--set", f"training.steps={STEPS + 1}")
+    assert "damaged-log" not in run.metrics.read_text(encoding="utf-8")
+    assert sorted(logged(run)) == list(range(1, STEPS + 2))

@@ -161,7 +161,7 @@ def run_file(example: tuple[Path, bytes], scratch: Path) -> bool:
     from amsd.tracking.background import Said
     from amsd.tracking.jsonl import trim
     from amsd.tracking.log import LogFollower, stopped
-    from amsd.training.checkpoint import Scores, newest_whole
+    from amsd.training.checkpoint import CheckpointScores, newest_whole
 
     name, content = example
     path = scratch / "run"
@@ -170,7 +170,7 @@ def run_file(example: tuple[Path, bytes], scratch: Path) -> bool:
     (path / name).write_bytes(content)
     run = RunDirectory(path)
     assert run.used
-    assert Scores(run).read().keys() <= {2, 4} or name.name == "scores.json"
+    assert CheckpointScores(run).read().keys() <= {2, 4} or name.name == "scores.json"
     Said(path / "trackers" / "wandb.json", 4).new(5, "x")
     recipe, prompts = _started()
     accepted(lambda: newest_whole(run), lambda found: None)
