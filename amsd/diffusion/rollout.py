@@ -16,7 +16,7 @@ Predictor = Callable[[Tensor, Index], Tensor]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """N steps of a batch, noisiest state first."""
+    """Steps of a batch, noisiest state first: all N, or the first of them."""
 
     states: Tensor
     """x_0 ... x_N, (B, N + 1, ...)."""
@@ -27,18 +27,18 @@ class Trajectory:
 
     @property
     def terminal(self) -> Tensor:
-        """x_N, (B, ...)."""
+        """The last state, x_N (B, ...) where all steps were taken."""
         return self.states[:, -1]
 
 
 @torch.no_grad()
 def rollout(predict: Predictor, steps: AffineSteps, noise: Tensor) -> Trajectory:
-    """Sample trajectories; `noise` (B, N + 1, ...) holds the initial state and then z_0 ... z_{N-1}."""
+    """Sample trajectories; `noise` (B, M + 1, ...) holds the initial state and then z_0 ... z_{M-1} of M <= N steps."""
     initial, noises = noise[:, 0], noise[:, 1:]
     states = torch.empty_like(noise)
     predictions = torch.empty_like(noises)
     states[:, 0] = initial
-    for k in range(len(steps)):
+    for k in range(noises.shape[1]):
         predictions[:, k] = predict(states[:, k], k)
         states[:, k + 1] = steps.step(k, states[:, k], predictions[:, k], noises[:, k])
     return Trajectory(states, noises, predictions)

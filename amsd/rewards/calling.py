@@ -76,9 +76,14 @@ def in_float32(scores: Tensor, device: torch.device, who: str) -> Tensor:
     """A float32 copy of the scores (B,) on a device.
 
     Raises:
-        WrongScores: a finite number does not fit.
+        WrongScores: a finite number does not fit, or they lie where they cannot be read.
     """
-    own = scores.to(device, torch.float32, copy=True)
+    try:
+        own = scores.to(device, torch.float32, copy=True)
+    except RuntimeError as error:
+        if is_shortage(error) or _SHORTAGE.search(str(error)):
+            raise
+        raise WrongScores(f"{who} returned scores on {scores.device}, which cannot be read: {error}") from error
     lost = scores.detach().isfinite().cpu() & ~own.detach().isfinite().cpu()
     if bool(lost.any()):
         value = float(scores.detach().cpu()[lost][0])

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from amsd.cli import main
+from amsd.cli.app import app
 from amsd.experiment.train import train
 from amsd.recipe import load_recipe
 from amsd.recipe.load import dump_toml
@@ -211,13 +213,8 @@ def test_a_received_run_sends_nothing_by_itself(
         assert not asked
         own = tmp_path / "own.toml"
         own.write_text(dump_toml(load_recipe("shapes", [*RAM, reward(url), "training.steps=3"])), encoding="utf-8")
-        monkeypatch.setattr(sys, "argv", ["amsd", "train", str(own), "-o", str(tmp_path / "third")])
-        main_code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            main_code = int(ended.code or 0)
-        assert main_code == 0
+        outcome = CliRunner().invoke(app, ["train", str(own), "-o", str(tmp_path / "third")])
+        assert outcome.exit_code == 0, outcome.output
         assert asked
 
 

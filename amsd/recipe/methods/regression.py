@@ -45,11 +45,15 @@ class RegressionSection(MethodSection):
             yield Problem("method.timesteps_per_trajectory", f"there are {steps} steps", self.timesteps_per_trajectory)
         yield from super().problems(recipe)
 
+    def sampled_steps(self, recipe: Recipe) -> int:
+        """Steps of the sampler that an endpoint takes."""
+        return recipe.schedule.num_inference_steps
+
     def _regression_cost(self, recipe: Recipe, frozen: int) -> dict[str, float]:
         """Sampling, `frozen` predictions without gradient per path point, and the loss."""
         count, in_control = self.timesteps_per_trajectory, 2 if recipe.guidance.guidance_in_control_computation else 1
         return {
-            "sampling": recipe.schedule.num_inference_steps * sampled_rows(recipe),
+            "sampling": self.sampled_steps(recipe) * sampled_rows(recipe),
             "base": frozen * count * in_control,
             "loss": 3 * count * in_control,
         }
@@ -89,8 +93,29 @@ class EAM(RegressionSection):
             yield Problem("method.timesteps_per_trajectory", f"one of the {steps} steps is the endpoint's",
                           self.timesteps_per_trajectory)  # fmt: skip
 
+    def sampled_steps(self, recipe: Recipe) -> int:
+        """Those to the endpoint's level on Stable Diffusion's own path; on others this is an estimate."""
+        levels = noise_levels(recipe)
+        nearest = min(range(len(levels)), key=lambda k: abs(levels[k] - self.endpoint_level))
+        return max(self.timesteps_per_trajectory, nearest)
+
     def cost(self, recipe: Recipe, processes: int) -> Cost:
         """Sampling, the base's score at the endpoint, its prediction (for the KL) and the loss at each path point."""
         parts = self._regression_cost(recipe, frozen=1)
         score = 2 if recipe.guidance.guidance_in_control_computation else 1
         return Cost({**parts, "base": parts["base"] + score})
+
+
+def noise_levels(recipe: Recipe) -> list[float]:
+    """s_k at each step of the trailing grid, from the betas of the recipe or of Stable Diffusion (scaled linear)."""
+    first, last = recipe.schedule.beta_start or 0.00085, recipe.schedule.beta_end or 0.012
+    signal, product = [], 1.0
+    for index in range(_TABLE):
+        product *= 1 - (first**0.5 + (last**0.5 - first**0.5) * index / (_TABLE - 1)) ** 2
+        signal.append(product)
+    count = recipe.schedule.num_inference_steps
+    grid = [round(_TABLE * (1 - k / count)) - 1 for k in range(count)]
+    return [(1 - signal[max(t, 0)]) ** 0.5 for t in grid]
+
+
+_TABLE = 1000

@@ -41,7 +41,8 @@ class RAMTrainer(RegressionTrainer):
             prompts=tuple(prompts), conditioning=conditioning, rewards=known.rewards if known else unknown,
             terms=known.terms if known else {}, indices=indices, states=states, base_predictions=base,
             targets=wanted - old, dropped=dropped, clamped_share=known.clamped_share if known else unknown,
-            groups=group_numbers(samples, self.method.samples_per_prompt), endpoints=None if known else end,
+            groups=group_numbers(samples, self.method.samples_per_prompt), noted={},
+            endpoints=None if known else end,
         )  # fmt: skip
 
     def complete(self, experience: PathPoints) -> PathPoints:

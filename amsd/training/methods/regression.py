@@ -43,6 +43,8 @@ class PathPoints(Rewarded):
     """Share of the decoded pixel values outside [0, 1], (B,), on the CPU."""
     groups: Tensor
     """Number of the group of samples that share a prompt, LongTensor (B,) on the CPU."""
+    noted: Mapping[str, Tensor]
+    """Values of each endpoint that are only logged, (B,) each, on the CPU."""
     endpoints: Tensor | None = None
     """Terminal latents (B, ...) that are scored once their groups are whole; None where they have been."""
 
@@ -67,6 +69,11 @@ class RegressionTrainer(SOCTrainer[PathPoints]):
         """How many steps, from the noisiest on, path points are drawn from."""
         return len(self.problem.steps)
 
+    @property
+    def sampled(self) -> int:
+        """How many steps of the sampler an endpoint takes."""
+        return len(self.problem.steps)
+
     def draw(self, samples: Sequence[Sample], step: int) -> tuple[Conditioning, Trajectory]:
         """Trajectories of the averaged policy, guided as the sampler is; call it inside `self.sampler.applied()`."""
         problem, prompts = self.problem, [sample.prompt for sample in samples]
@@ -74,7 +81,7 @@ class RegressionTrainer(SOCTrainer[PathPoints]):
         shape = (len(problem.steps) + 1, *problem.family.latent_shape)
         noise = normal([(*sample.key, "noise") for sample in samples], shape, problem.device, torch.float32)
         predict = problem.finetuned(conditioning, self.recipe.guidance.guidance_scale)
-        trajectory = rollout(predict, problem.steps, noise)
+        trajectory = rollout(predict, problem.steps, noise[:, : self.sampled + 1])
         require_finite(trajectory.terminal, "sample", step, "rollout", prompts, DIVERGED, Diverged)
         return conditioning, trajectory
 
@@ -132,6 +139,7 @@ class RegressionTrainer(SOCTrainer[PathPoints]):
         used = batch.experience
         values = reward_values(used.rewards[batch.rows], used.terms, batch.rows)
         values |= means({"clamped_share": used.clamped_share[batch.rows]})
+        values |= means({name: value[batch.rows] for name, value in used.noted.items()})
         index, count = items.logged["index"], self.method.timesteps_per_trajectory
         weights = inverse_probabilities(self.available, index.view(-1, count)).flatten()
         kl = 0.5 * float((items.logged["control_norm"].double() * weights).sum()) * count / len(index)
