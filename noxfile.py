@@ -107,7 +107,7 @@ def bench(session: nox.Session) -> None:
 def wandb_server(session: nox.Session) -> None:
     """Offline runs against openwandb, a W&B-compatible server.
 
-    Its licence is non-commercial (CC BY-NC 4.0), so it is no dependency of amsd: it gets an environment of its own,
+    Its license is non-commercial (CC BY-NC 4.0), so it is no dependency of amsd: it gets an environment of its own,
     from which only its program is started.
     """
     session.install(*PINNED, "-e", ".[dev]")

@@ -1,13 +1,13 @@
 """Does fine-tuning reach the distribution it aims at? `python benchmarks/importance.py OUT` on the embedded model.
 
-For a small lambda the target p(x) exp(lambda r(x)) / Z can be measured without training: self-normalised importance
+For a small lambda the target p(x) exp(lambda r(x)) / Z can be measured without training: self-normalized importance
 weights exp(lambda r) on samples of the base model give its mean reward. A model fine-tuned to convergence at that
-lambda must have the same mean reward within the standard error of that estimate, if its loss was minimised and if the
+lambda must have the same mean reward within the standard error of that estimate, if its loss was minimized and if the
 steps are short enough: a policy shifts the mean of each step, which is an exact tilt only for short steps
 (benchmarks/reach.py says how far that goes).
 
 Both models are sampled by the recipe's own sampler, on the prompts that are trained on and from the same noise. So
-neither guidance nor generalisation to new prompts enters, and most of the samples' scatter cancels in the difference
+neither guidance nor generalization to new prompts enters, and most of the samples' scatter cancels in the difference
 of the two figures, which shows shortfalls far below their own standard errors.
 
 The area of big objects varies continuously. Where small objects are (`--reward shapes:right --word small`) is a choice
@@ -60,7 +60,7 @@ class Comparison:
     base: Figure
     importance: Figure
     ess: float
-    """Effective sample size of the weights, normalised, mean over prompts."""
+    """Effective sample size of the weights, normalized, mean over prompts."""
     finetuned: Figure
     difference: Figure
     """Fine-tuned minus importance-weighted mean reward; both models start from the same noise, so much cancels."""
@@ -78,7 +78,7 @@ class Comparison:
 def compare(base: Tensor, finetuned: Tensor, multiplier: float) -> Comparison:
     """Figures from rewards (P, n) of the base model and of the fine-tuned one, sample i of both from the same noise.
 
-    The target is the self-normalised importance-sampling estimate sum_i w_i r_i of the tilted mean, with normalised
+    The target is the self-normalized importance-sampling estimate sum_i w_i r_i of the tilted mean, with normalized
     w_i proportional to exp(lambda r_i). All errors are of the delta method, from each sample's influence.
     """
     logarithms = multiplier * base

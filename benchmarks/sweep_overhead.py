@@ -4,7 +4,7 @@
         [--launcher local|ray]
 
 Trials cost nothing (a closed form instead of training), so all time is overhead: claiming a trial, sampling, resolving
-the recipe, recognising copies, reporting two intermediate values, and writing the outcome. Wall time depends on what
+the recipe, recognizing copies, reporting two intermediate values, and writing the outcome. Wall time depends on what
 else the machine does; processor time of the worker does not, so growth is judged by it.
 """
 
@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from amsd.recipe.catalogue import folder
+from amsd.recipe.catalog import folder
 from amsd.recipe.load import read_toml
 from amsd.sweep.executor import Ended, Job, Monitor, RunLog
 from amsd.sweep.load import plan_from

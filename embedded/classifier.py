@@ -42,7 +42,7 @@ def measure(classifier: AttributeClassifier, seed: int, count: int = 2000) -> di
     """Accuracy per attribute on clean fresh renders of all combinations."""
     scenes = sample_scenes(all_combinations(), count, torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        return accuracy(classifier(render(scenes)), scenes.colour, scenes.shape, scenes.form)
+        return accuracy(classifier(render(scenes)), scenes.color, scenes.shape, scenes.form)
 
 
 def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -65,7 +65,7 @@ def _loss(classifier: AttributeClassifier, images: Tensor, scenes: Scenes) -> Te
     losses = [
         functional.cross_entropy(logits, target.to(images.device), label_smoothing=0.02)
         for logits, target in (
-            (readings.colour, scenes.colour),
+            (readings.color, scenes.color),
             (readings.shape, scenes.shape),
             (readings.form, scenes.form),
         )

@@ -29,7 +29,7 @@ TRAINING_SHIFT = 3.0
 def draw_times(count: int, generator: torch.Generator) -> Tensor:
     """Noise levels s (B,) in (0, 1), most of them high.
 
-    The first steps decide where an object is; a velocity that is not learnt well there jumps. 35% are uniform, 35%
+    The first steps decide where an object is; a velocity that is not learned well there jumps. 35% are uniform, 35%
     uniform on the grid of shift 3, 30% logit-normal.
     """
     uniform = torch.rand(count, generator=generator)

@@ -18,7 +18,7 @@ from embedded.quality import Quality, read_accuracy
 from embedded.smoothness import measure as measure_smoothness
 
 GUIDANCE, STEPS = 3.0, 20
-AT_LEAST = {"heldout_colour": 0.93, "heldout_form": 0.95, "heldout_shape": 0.7}
+AT_LEAST = {"heldout_color": 0.93, "heldout_form": 0.95, "heldout_shape": 0.7}
 AT_MOST = {"memoryless_correlation": 0.1, "zero_tokens_change": 0.02}
 
 

@@ -65,7 +65,7 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def _learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair encoding learnt until every word is one token; the order of merges is the one CLIP applies."""
+    """Byte-pair encoding learned until every word is one token; the order of merges is the one CLIP applies."""
     split = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges: list[tuple[str, str]] = []
     while any(len(pieces) > 1 for pieces in split):

@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from amsd.shapes import prompts_path
-from amsd.shapes.captions import COLOURS, FORMS, SHAPES, parse_caption
+from amsd.shapes.captions import COLORS, FORMS, SHAPES, parse_caption
 from amsd.shapes.classifier import AttributeClassifier, accuracy
 from amsd.shapes.rewards import objectness
 from embedded.classifier import measure as classifier_accuracy
@@ -26,7 +26,7 @@ STEPS = 50
 AT_LEAST = {
     "vae_psnr": 36.0,
     "classifier_all": 0.98,
-    "heldout_colour": 0.93,
+    "heldout_color": 0.93,
     "heldout_form": 0.95,
     "heldout_shape": 0.70,
 }
@@ -84,7 +84,7 @@ def caption_accuracy(
     pipeline: StableDiffusionPipeline, classifier: AttributeClassifier, prompts: Sequence[str], samples: int,
     seed: int, eta: float = 0.0,
 ) -> dict[str, float]:  # fmt: skip
-    """Share of samples whose colour, shape, form and all three the classifier reads as the caption says."""
+    """Share of samples whose color, shape, form and all three the classifier reads as the caption says."""
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     return read_accuracy(classifier, generate(pipeline, repeated, seed=seed, eta=eta), repeated)
 
@@ -92,11 +92,11 @@ def caption_accuracy(
 def read_accuracy(classifier: AttributeClassifier, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
     """The same for images that were drawn already, one per prompt."""
     wanted = [parse_caption(prompt) for prompt in prompts]
-    colour = torch.tensor([list(COLOURS).index(attributes.colour or "") for attributes in wanted])
+    color = torch.tensor([list(COLORS).index(attributes.color or "") for attributes in wanted])
     shape = torch.tensor([SHAPES.index(attributes.shape or "") for attributes in wanted])
     form = torch.tensor([FORMS.index(attributes.form or "") for attributes in wanted])
     with torch.no_grad():
-        return accuracy(classifier(images), colour, shape, form)
+        return accuracy(classifier(images), color, shape, form)
 
 
 def objects_in(images: Tensor) -> list[int]:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amsd.shapes.captions import COLOURS, FORMS, NOTHING, SHAPES, Attributes
+from amsd.shapes.captions import COLORS, FORMS, NOTHING, SHAPES, Attributes
 
 log = logging.getLogger(__name__)
 
 CAPTION_DROPOUT = 0.15
 WORD_DROPOUT = (0.15, 0.1, 0.15)
-"""Chance that a caption leaves colour, shape or size open: words learnt on their own combine in new ways."""
+"""Chance that a caption leaves color, shape or size open: words learned on their own combine in new ways."""
 EMA_DECAY = 0.999
 
 Curve = list[tuple[int, float]]
@@ -27,20 +27,20 @@ class CaptionTable:
     """Every caption, complete or with words left out; the last one is empty."""
 
     def __init__(self) -> None:
-        colours, shapes = [*COLOURS, None], [*SHAPES, None]
+        colors, shapes = [*COLORS, None], [*SHAPES, None]
         forms = [*((form,) for form in FORMS), FORMS[:2]]
-        rows = [Attributes(colour, shape, form) for colour in colours for shape in shapes for form in forms]
+        rows = [Attributes(color, shape, form) for color in colors for shape in shapes for form in forms]
         self.captions = [attributes.caption() for attributes in [*rows, NOTHING]]
 
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Rows (B,) of captions for labels (B, 3), words and whole captions left out at random."""
         chance = torch.rand(labels.shape[0], 4, generator=generator)
-        colour, shape, form = labels.unbind(1)
-        colour = torch.where(chance[:, 0] < WORD_DROPOUT[0], len(COLOURS), colour)
+        color, shape, form = labels.unbind(1)
+        color = torch.where(chance[:, 0] < WORD_DROPOUT[0], len(COLORS), color)
         shape = torch.where(chance[:, 1] < WORD_DROPOUT[1], len(SHAPES), shape)
         single = form != FORMS.index("two")
         form = torch.where((chance[:, 2] < WORD_DROPOUT[2]) & single, len(FORMS), form)
-        rows = (colour * (len(SHAPES) + 1) + shape) * (len(FORMS) + 1) + form
+        rows = (color * (len(SHAPES) + 1) + shape) * (len(FORMS) + 1) + form
         return torch.where(chance[:, 3] < CAPTION_DROPOUT, len(self.captions) - 1, rows)
 
 

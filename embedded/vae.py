@@ -1,4 +1,4 @@
-"""Training stage 2: the autoencoder, its standardised latents, and the cache of latents that the UNet learns from."""
+"""Training stage 2: the autoencoder, its standardized latents, and the cache of latents that the UNet learns from."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ LATENT_NOISE = 0.02
 
 
 def train_vae(path: Path, *, steps: int, batch: int, seed: int, device: str) -> dict[str, Any]:
-    """Train, standardise the latents, write the state to `path`, return what was measured."""
+    """Train, standardize the latents, write the state to `path`, return what was measured."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     vae = build_vae().to(device)
@@ -41,7 +41,7 @@ def train_vae(path: Path, *, steps: int, batch: int, seed: int, device: str) -> 
             psnr = -10 * math.log10(error.item())
             curve.append((step, round(psnr, 2)))
             log.info("vae step %d/%d loss %.5f psnr %.2f dB", step, steps, loss.item(), psnr)
-    standardise(vae, encode(vae, render(sample_scenes(train_combinations(), 4096, generator)), device))
+    standardize(vae, encode(vae, render(sample_scenes(train_combinations(), 4096, generator)), device))
     save_file({name: value.cpu().contiguous() for name, value in vae.state_dict().items()}, path)
     return {"curve": curve, "psnr": psnr_of(vae, seed + 1, device=device)}
 
@@ -53,7 +53,7 @@ def _loss(vae: AutoencoderKL, scenes: Scenes, device: str) -> tuple[Tensor, Tens
     latent = vae.encode(images).latent_dist.mean
     decoded = vae.decode(latent + LATENT_NOISE * torch.randn_like(latent)).sample
     squared = (decoded - images).square()
-    # Three latent channels are pulled towards the mean colour of their patch: without it colour is learnt last.
+    # Three latent channels are pulled towards the mean color of their patch: without it color is learned last.
     pull = functional.mse_loss(latent[:, :3], functional.avg_pool2d(images, 4))
     small = latent.square().mean()
     weighted = (squared * (1 + 3 * near_object)).mean()
@@ -61,7 +61,7 @@ def _loss(vae: AutoencoderKL, scenes: Scenes, device: str) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def standardise(vae: AutoencoderKL, latents: Tensor) -> None:
+def standardize(vae: AutoencoderKL, latents: Tensor) -> None:
     """Fold mean and sd of the raw latents (B, 4, 8, 8) into the two 1x1 convolutions, leaving images unchanged.
 
     z' = (z - m)/s leaves quant_conv, and post_quant_conv undoes it. The encoder's variance becomes the constant noise
@@ -102,6 +102,6 @@ def cache_latents(vae: AutoencoderKL, path: Path, *, count: int, seed: int, devi
     for start in range(0, count, 2048):
         scenes = sample_scenes(train_combinations(), min(2048, count - start), generator)
         latents.append(encode(vae, render(scenes), device).half().cpu())
-        labels.append(torch.stack([scenes.colour, scenes.shape, scenes.form], dim=1))
+        labels.append(torch.stack([scenes.color, scenes.shape, scenes.form], dim=1))
         log.info("latents %d/%d", start + len(scenes), count)
     save_file({"latents": torch.cat(latents), "labels": torch.cat(labels)}, path)

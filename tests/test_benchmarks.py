@@ -18,14 +18,14 @@ from amsd.recipe import Recipe, RewardTerm
 from amsd.training.problem import ControlProblem
 from tests import pipelines
 from tests.training.gaussian import GaussianFamily, quadratic
-from tests.training.test_closed_form import CENTRE, base_step, steps_of, uncontrolled
+from tests.training.test_closed_form import CENTER, base_step, steps_of, uncontrolled
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """A script of the folder as a module, imported as a script imports its neighbours."""
+    """A script of the folder as a module, imported as a script imports its neighbors."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
 
@@ -65,10 +65,10 @@ def test_reach_on_a_gaussian(benchmark: Callable[[str], Any]) -> None:
     for k in range(len(steps)):
         after = float(slope[k + 1 :].prod())
         seen = (float(steps.sigma[k]) * after) ** 2
-        linear += seen * ((mean - CENTRE) ** 2 + (float(slope[k]) * after) ** 2 * state)
-        moment += seen * ((mean - CENTRE) ** 2 + spread**2)
+        linear += seen * ((mean - CENTER) ** 2 + (float(slope[k]) * after) ** 2 * state)
+        moment += seen * ((mean - CENTER) ** 2 + spread**2)
         state = float(slope[k]) ** 2 * state + float(steps.sigma[k]) ** 2
-    variance = spread**4 / 2 + spread**2 * (mean - CENTRE) ** 2
+    variance = spread**4 / 2 + spread**2 * (mean - CENTER) ** 2
 
     found = module.pathwise(problem, ["one", "other"], 4096, seed=0)
     assert found.variance == pytest.approx(3 * variance, rel=0.1)

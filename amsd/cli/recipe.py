@@ -18,7 +18,7 @@ def list_recipes() -> None:
     from rich.table import Table
 
     from amsd.recipe import load_recipe
-    from amsd.recipe.catalogue import names
+    from amsd.recipe.catalog import names
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("recipe", "model", "method", "reward", "cfg"):

@@ -129,7 +129,7 @@ def _run(name: str, request: Launch, console: Console) -> None:
 @app.command("list")
 def list_sweeps() -> None:
     """Sweeps that ship with amsd, by name, with what they ask."""
-    from amsd.recipe.catalogue import find, names
+    from amsd.recipe.catalog import find, names
     from amsd.recipe.load import read_toml
 
     shipped = names("sweeps")

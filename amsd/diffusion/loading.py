@@ -88,7 +88,7 @@ def _require_fit(pipeline: Any, what: str) -> None:
 def _tile(family: Family) -> None:
     """Decode in tiles of about half an image's side: diffusers' own are a whole image, so it would never tile."""
     pipeline = family.pipeline
-    # A multiple of 4: neighbours share a quarter of a tile, which must be whole latents, or the image loses its size.
+    # A multiple of 4: neighbors share a quarter of a tile, which must be whole latents, or the image loses its size.
     side = 4 * math.ceil(max(family.size) / pipeline.vae_scale_factor / 8)
     pipeline.vae.enable_tiling()
     pipeline.vae.tile_latent_min_size = side

@@ -60,8 +60,8 @@ def fid(images: Tensor, base: Tensor) -> Tensor:
         ValueError: the shapes differ, or there are fewer than `MIN_PROMPTS` prompts.
     """
     _check(images, base)
-    centre = base.double().mean((0, 1))  # no distance depends on it, and sums of squares stay accurate
-    x, y = images.double() - centre, base.double() - centre
+    center = base.double().mean((0, 1))  # no distance depends on it, and sums of squares stay accurate
+    x, y = images.double() - center, base.double() - center
     all_x, all_y = _Sums.of(x.flatten(0, 1)), _Sums.of(y.flatten(0, 1))
 
     def apart_from(prompt: int | None) -> float:

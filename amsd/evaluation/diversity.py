@@ -1,4 +1,4 @@
-"""Diversity of a prompt's samples: variance of normalised embeddings."""
+"""Diversity of a prompt's samples: variance of normalized embeddings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from amsd.errors import UsageError
 
 
 def embedding_variance(embeddings: Tensor) -> Tensor:
-    """Variance per prompt (P,), float64, of embeddings (P, S, D), which are L2-normalised here.
+    """Variance per prompt (P,), float64, of embeddings (P, S, D), which are L2-normalized here.
 
     sum_ij |e_i - e_j|^2 / (2 S (S - 1)), which is the unbiased variance summed over dimensions (docs/method.md
     section 6).

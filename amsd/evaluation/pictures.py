@@ -13,7 +13,7 @@ from amsd.files import write_folder
 
 _GAP = 2
 _CELL = 128
-"""Smallest side of an image in a labelled comparison: small images are enlarged by whole factors."""
+"""Smallest side of an image in a labeled comparison: small images are enlarged by whole factors."""
 _CAPTION_LINES = 4
 """Lines of a prompt above its column."""
 

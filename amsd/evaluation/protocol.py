@@ -74,7 +74,7 @@ def noise_generator(seed: int, index: Index) -> torch.Generator:
 
 
 class PromptEncoder:
-    """Encodes each prompt once, alone, so that its embedding does not depend on its neighbours in a batch."""
+    """Encodes each prompt once, alone, so that its embedding does not depend on its neighbors in a batch."""
 
     def __init__(self, family: Family, prompts: Sequence[str], negative_prompt: str = "") -> None:
         self._family = family

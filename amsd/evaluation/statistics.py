@@ -33,8 +33,8 @@ def standard_error(values: Sequence[float]) -> float | None:
     count = len(values)
     if count < 2:
         return None
-    centre = mean(values)
-    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (count - 1) / count)
+    center = mean(values)
+    return math.sqrt(math.fsum((value - center) ** 2 for value in values) / (count - 1) / count)
 
 
 def measured(value: float, error: float | None, sign: str = "") -> str:

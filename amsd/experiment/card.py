@@ -24,7 +24,7 @@ _GALLERY = 6
 _LICENSES = {
     "imagereward": "Apache-2.0", "clip-score": "MIT", "pickscore": "MIT", "hps-v2.1": "Apache-2.0",
     "laion-aesthetic": "Apache-2.0", "shapes": "MIT, part of amsd", "brightness": "MIT, part of amsd",
-    "colourfulness": "MIT, part of amsd",
+    "colorfulness": "MIT, part of amsd",
     "pyiqa": "pyiqa is PolyForm-Noncommercial: no commercial use; its metrics' weights have licenses of their own",
 }  # fmt: skip
 #: The hub's names of base models' licenses, by the beginning of their hub id.

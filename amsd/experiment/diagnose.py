@@ -107,11 +107,11 @@ def _memorylessness(found: Probe, steps: AffineSteps, prompts: int) -> Finding:
 
 def terminal_correlation(first: Tensor, second: Tensor, prompts: int) -> float:
     """Correlation over all latent dimensions of two batches (B, ...), each prompt's mean removed."""
-    centred = []
+    centered = []
     for batch in (first, second):
         grouped = batch.double().flatten(1).unflatten(0, (prompts, -1))
-        centred.append(grouped - grouped.mean(1, keepdim=True))
-    a, b = centred
+        centered.append(grouped - grouped.mean(1, keepdim=True))
+    a, b = centered
     return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt())
 
 

@@ -30,7 +30,7 @@ from amsd.training.problem import ControlProblem
 
 _LOG = logging.getLogger(__name__)
 
-#: Samples of the base model that the standard deviation of a normalised reward is measured on.
+#: Samples of the base model that the standard deviation of a normalized reward is measured on.
 SCALE_SAMPLES = 64
 
 
@@ -154,7 +154,7 @@ def load_identified(recipe: Recipe, device: torch.device) -> Identified:
 
 
 def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prompts: Sequence[str]) -> ControlProblem:
-    """Everything that a method computes with; `prompts` are those a normalised reward is measured on."""
+    """Everything that a method computes with; `prompts` are those a normalized reward is measured on."""
     device = accelerator.device
     steps = policy.family.steps(recipe.schedule)
     with policy.sampling(base=True):
@@ -170,7 +170,7 @@ def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prom
     if not reward.unmeasured:
         return problem
     scales = _base_standard_deviations(problem, reward, prompts)
-    _LOG.info("base standard deviations of normalised rewards: %s", scales)
+    _LOG.info("base standard deviations of normalized rewards: %s", scales)
     return replace(problem, reward=reward.scaled(scales))
 
 

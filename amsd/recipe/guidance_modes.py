@@ -12,7 +12,7 @@ class GuidanceMode:
     """A way to use guidance in its three roles."""
 
     index: int
-    """Place in `MODES`; reports choose colour and shape of a mark by it."""
+    """Place in `MODES`; reports choose color and shape of a mark by it."""
     slug: str
     """Name in file names and keys."""
     name: str

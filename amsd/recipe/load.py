@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amsd.errors import UsageError
-from amsd.recipe.catalogue import find
+from amsd.recipe.catalog import find
 from amsd.recipe.errors import Problem, RecipeError, validated
 from amsd.recipe.identity import AS_BEFORE
 from amsd.recipe.methods import DEFAULT, read_method, rows, section_of

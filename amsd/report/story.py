@@ -74,7 +74,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a sweep optimises."""
+    """What a sweep optimizes."""
 
     name: str
     maximize: bool

@@ -37,12 +37,12 @@ class Term:
         """What the raw score is multiplied by.
 
         Raises:
-            RunError: the term is normalised and its scale is not measured yet.
+            RunError: the term is normalized and its scale is not measured yet.
         """
         if not self.normalize:
             return self.weight
         if self.scale is None:
-            raise RunError(f"reward {self.reward.name!r} is normalised, but its base s.d. was not measured yet")
+            raise RunError(f"reward {self.reward.name!r} is normalized, but its base s.d. was not measured yet")
         return self.weight / self.scale
 
 
@@ -51,7 +51,7 @@ class RewardValues:
     """Scores of a batch."""
 
     total: Tensor
-    """(B,), float32: sum over terms of weight * score (/ base s.d. where normalised)."""
+    """(B,), float32: sum over terms of weight * score (/ base s.d. where normalized)."""
     terms: dict[str, Tensor]
     """(B,) each, float32: raw scores by name, without weight and scale."""
 
@@ -111,11 +111,11 @@ class WeightedReward:
 
     @property
     def unmeasured(self) -> tuple[str, ...]:
-        """Names of normalised terms that still need `scaled`."""
+        """Names of normalized terms that still need `scaled`."""
         return tuple(t.reward.name for t in self.terms if t.normalize and t.scale is None)
 
     def scaled(self, scales: Mapping[str, float]) -> WeightedReward:
-        """The same sum with the base s.d. of its normalised terms filled in; other names are ignored.
+        """The same sum with the base s.d. of its normalized terms filled in; other names are ignored.
 
         Raises:
             RunError: a s.d. is zero or not finite: this reward does not tell the base model's samples apart.
@@ -184,5 +184,5 @@ def _with_scale(term: Term, scales: Mapping[str, float]) -> Term:
         return term
     scale = float(scales[name])
     if not 0 < scale < float("inf"):
-        raise RunError(f"reward {name!r} has s.d. {scale} over the base model's samples; it cannot be normalised by it")
+        raise RunError(f"reward {name!r} has s.d. {scale} over the base model's samples; it cannot be normalized by it")
     return replace(term, scale=scale)

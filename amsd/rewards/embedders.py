@@ -70,7 +70,7 @@ class CLIPEmbedder:
 
 
 class DreamSimEmbedder:
-    """DreamSim embeddings (Fu et al. 2023): cosine distances follow human similarity; centred and of unit length.
+    """DreamSim embeddings (Fu et al. 2023): cosine distances follow human similarity; centered and of unit length.
 
     The package fetches its release files, and for DINO backbones that network's code, on first use.
 

@@ -20,7 +20,7 @@ IMAGE_SIZE = 224
 TOKENS = 35
 """Tokens of a prompt that are read, start and end included."""
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""Of raw scores over the authors' data; scores are standardised by them."""
+"""Of raw scores over the authors' data; scores are standardized by them."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ImageReward(EightBitPath):
         self._fingerprint = fingerprint(self._network, self._tokenizer.vocabulary)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Standardised scores (B,) of images (B, 3, H, W) in [0, 1]."""
+        """Standardized scores (B,) of images (B, 3, H, W) in [0, 1]."""
         check_pairs(images, prompts)
         device = device_of(self._network)
         tokens = self._tokenizer(prompts, device)
@@ -126,7 +126,7 @@ class Network(nn.Module):
         self.head = ScoreHead(sizes.text_width)
 
     def forward(self, pixels: Tensor, tokens: Tokens) -> Tensor:
-        """Raw scores (B,) of normalised pixels (B, 3, 224, 224) under tokens (B, 35)."""
+        """Raw scores (B,) of normalized pixels (B, 3, 224, 224) under tokens (B, 35)."""
         # `pooler_output` would be normed twice.
         patches = self.vision(pixel_values=pixels).last_hidden_state
         states: Any = self.text(

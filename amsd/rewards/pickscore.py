@@ -1,4 +1,4 @@
-"""PickScore: human preference between images of one prompt, learnt from Pick-a-Pic."""
+"""PickScore: human preference between images of one prompt, learned from Pick-a-Pic."""
 
 from __future__ import annotations
 

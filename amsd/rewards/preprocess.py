@@ -1,4 +1,4 @@
-"""Images as the scorers' networks read them: resized, cropped to a square, normalised; with gradient.
+"""Images as the scorers' networks read them: resized, cropped to a square, normalized; with gradient.
 
 Two paths. The float path is differentiable and used for training. The 8-bit path computes what the original scorers do
 with pictures on disk: 8-bit intensities, resized by Pillow, which rounds to 8 bits after each of its two passes.
@@ -24,7 +24,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class ClipPixels:
     """The input transform of CLIP and of every scorer built on it (Radford et al. 2021; torchvision's geometry).
 
-    The shorter side becomes `size` (bicubic, antialiased), the middle square is cut out, channels are normalised.
+    The shorter side becomes `size` (bicubic, antialiased), the middle square is cut out, channels are normalized.
     """
 
     size: int = 224

@@ -49,7 +49,7 @@ class Embedder(Protocol):
         ...
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Embed images (B, 3, H, W), float in [0, 1]; returns (B, D), not necessarily normalised."""
+        """Embed images (B, 3, H, W), float in [0, 1]; returns (B, D), not necessarily normalized."""
         ...
 
     def to(self, device: torch.device | str) -> Self:

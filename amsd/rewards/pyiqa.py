@@ -1,4 +1,4 @@
-"""Any no-reference metric of pyiqa as a reward. pyiqa's licence is PolyForm-Noncommercial."""
+"""Any no-reference metric of pyiqa as a reward. pyiqa's license is PolyForm-Noncommercial."""
 
 from __future__ import annotations
 

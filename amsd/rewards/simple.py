@@ -1,4 +1,4 @@
-"""Rewards without a network: smooth statistics of colour, for smoke tests and for seeing what a reward does."""
+"""Rewards without a network: smooth statistics of color, for smoke tests and for seeing what a reward does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _SMOOTHING = 1e-4
-"""Added under square roots, so that a grey image has a finite gradient; values in squared intensities."""
+"""Added under square roots, so that a gray image has a finite gradient; values in squared intensities."""
 
 
 class _Statistic:
@@ -39,13 +39,13 @@ class Brightness(_Statistic):
         return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
-class Colourfulness(_Statistic):
-    """Colourfulness of Hasler and Süsstrunk (2003), eq. M^(3), in units of full intensity; 0 for grey images.
+class Colorfulness(_Statistic):
+    """Colorfulness of Hasler and Süsstrunk (2003), eq. M^(3), in units of full intensity; 0 for gray images.
 
     With rg = R - G and yb = (R + G)/2 - B: |(sd rg, sd yb)| + 0.3 |(mean rg, mean yb)|, both lengths smoothed at 0.
     """
 
-    name = "colourfulness"
+    name = "colorfulness"
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,), 0 or more, of images (B, 3, H, W)."""
@@ -55,6 +55,12 @@ class Colourfulness(_Statistic):
         spread = opponents.var((2, 3), unbiased=False).sum(1)
         shift = opponents.mean((2, 3)).square().sum(1)
         return _root(spread) + 0.3 * _root(shift)
+
+
+class FormerColorfulness(Colorfulness):
+    """The same under its name of before, which older recipes have."""
+
+    name = "colourfulness"
 
 
 def _root(squared: Tensor) -> Tensor:

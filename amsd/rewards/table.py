@@ -42,17 +42,22 @@ REWARDS: dict[str, Row] = {
     "hps-v2.1": Row("amsd.rewards.hps:HPSv21", "CLIP"),
     "laion-aesthetic": Row("amsd.rewards.aesthetic:LaionAesthetic", "CLIP"),
     "brightness": Row("amsd.rewards.simple:Brightness", "pixels"),
-    "colourfulness": Row("amsd.rewards.simple:Colourfulness", "pixels"),
+    "colorfulness": Row("amsd.rewards.simple:Colorfulness", "pixels"),
     "shapes:right": Row("amsd.shapes.rewards:RightReward", "pixels"),
     "shapes:area": Row("amsd.shapes.rewards:AreaReward", "pixels"),
     "shapes:roundness": Row("amsd.shapes.rewards:RoundnessReward", "pixels"),
     "shapes:alignment": Row("amsd.shapes.rewards:AlignmentReward", "shapes classifier"),
-    "shapes:colour": Row("amsd.shapes.rewards:colour_accuracy", "shapes classifier", gradient=False),
+    "shapes:color": Row("amsd.shapes.rewards:color_accuracy", "shapes classifier", gradient=False),
     "shapes:shape": Row("amsd.shapes.rewards:shape_accuracy", "shapes classifier", gradient=False),
     "shapes:form": Row("amsd.shapes.rewards:form_accuracy", "shapes classifier", gradient=False),
     "shapes:accuracy": Row("amsd.shapes.rewards:whole_accuracy", "shapes classifier", gradient=False),
+    "colourfulness": Row("amsd.rewards.simple:FormerColorfulness", "pixels"),
+    "shapes:colour": Row("amsd.shapes.rewards:former_color_accuracy", "shapes classifier", gradient=False),
 }
 """The rewards that ship with amsd, by name."""
+
+FORMER = frozenset({"colourfulness", "shapes:colour"})
+"""Names of before, so that older recipes still load; no list shows them."""
 
 DOWNLOADED_GIGABYTES: dict[str, float] = {
     "imagereward": 1.8, "clip-score": 1.7, "pickscore": 3.9, "hps-v2.1": 2.0, "laion-aesthetic": 1.7, "clip": 1.7,
@@ -174,7 +179,7 @@ def _require_embedder(name: str) -> None:
 def reward_names() -> list[str]:
     """Every name that `resolve_reward` knows, sorted; of a family only its pattern, such as `pyiqa:METRIC`."""
     patterns = [row.example for row in FAMILIES.values()]
-    return sorted({*REWARDS, *plugins(_ENTRY_POINTS)}) + patterns
+    return sorted({*REWARDS, *plugins(_ENTRY_POINTS)} - FORMER) + patterns
 
 
 def embedder_names() -> list[str]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-# Corners of a cube around the mid-grey background: every colour is equally far from the background, and none
+# Corners of a cube around the mid-gray background: every color is equally far from the background, and none
 # touches the limits 0 and 1, where clamping a decoded image would have no gradient.
-COLOURS: dict[str, tuple[float, float, float]] = {
+COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.9, 0.1, 0.1),
     "green": (0.1, 0.9, 0.1),
     "blue": (0.1, 0.1, 0.9),
@@ -22,10 +22,10 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle")
 FORMS: tuple[str, ...] = ("small", "big", "two")
 BACKGROUND = 0.5
-"""Grey level of the one background: a varying background would be remembered by the memoryless sampler."""
+"""Gray level of the one background: a varying background would be remembered by the memoryless sampler."""
 
 ANY_SHAPE = "shape"
-GRAMMAR = f"'a [small|big] [colour] noun' or 'two [colour] nouns', noun = {' | '.join((*SHAPES, ANY_SHAPE))}"
+GRAMMAR = f"'a [small|big] [color] noun' or 'two [color] nouns', noun = {' | '.join((*SHAPES, ANY_SHAPE))}"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Attributes:
     `forms` lists the forms that satisfy the caption: ("small", "big") for a single object of unnamed size.
     """
 
-    colour: str | None
+    color: str | None
     shape: str | None
     forms: tuple[str, ...]
 
@@ -47,26 +47,26 @@ class Attributes:
     def caption(self) -> str:
         """The caption that names these attributes, such as "two blue triangles"; "" if nothing is named."""
         if self.forms == FORMS:
-            if self.colour is not None or self.shape is not None:
+            if self.color is not None or self.shape is not None:
                 raise ValueError(f"no caption names {self}: a caption says 'a' or 'two'")
             return ""
         noun = self.shape or ANY_SHAPE
         words = ["two"] if self.form == "two" else ["a", *([self.form] if self.form else [])]
-        words += [self.colour] if self.colour else []
+        words += [self.color] if self.color else []
         return " ".join([*words, noun + "s" if self.form == "two" else noun])
 
 
-NOTHING = Attributes(colour=None, shape=None, forms=FORMS)
+NOTHING = Attributes(color=None, shape=None, forms=FORMS)
 """The attributes of the empty caption."""
 
 Combination = tuple[int, int, int]
-"""Indices of colour, shape and form."""
+"""Indices of color, shape and form."""
 
 
 def attributes_of(combination: Combination) -> Attributes:
     """The fully named attributes of a combination of indices."""
-    colour, shape, form = combination
-    return Attributes(tuple(COLOURS)[colour], SHAPES[shape], (FORMS[form],))
+    color, shape, form = combination
+    return Attributes(tuple(COLORS)[color], SHAPES[shape], (FORMS[form],))
 
 
 def parse_caption(caption: str) -> Attributes:
@@ -83,37 +83,37 @@ def parse_caption(caption: str) -> Attributes:
     forms: tuple[str, ...] = ("two",) if article == "two" else ("small", "big")
     if article == "a" and rest[0] in forms:
         forms, rest = (rest[0],), rest[1:]
-    colour = rest.pop(0) if rest and rest[0] in COLOURS else None
+    color = rest.pop(0) if rest and rest[0] in COLORS else None
     if len(rest) != 1:
         raise _unreadable(caption)
     noun = rest[0].removesuffix("s") if article == "two" else rest[0]
     if noun not in (*SHAPES, ANY_SHAPE):
         raise _unreadable(caption)
-    return Attributes(colour, None if noun == ANY_SHAPE else noun, forms)
+    return Attributes(color, None if noun == ANY_SHAPE else noun, forms)
 
 
 def _unreadable(caption: str) -> ValueError:
     return ValueError(
-        f"caption {caption!r} is not of the form {GRAMMAR}; colours: {', '.join(COLOURS)} "
+        f"caption {caption!r} is not of the form {GRAMMAR}; colors: {', '.join(COLORS)} "
         "(the shapes: rewards read captions of the embedded model only)"
     )
 
 
 def all_combinations() -> list[Combination]:
-    """All 72 combinations (colour, shape, form) as indices."""
-    return list(product(range(len(COLOURS)), range(len(SHAPES)), range(len(FORMS))))
+    """All 72 combinations (color, shape, form) as indices."""
+    return list(product(range(len(COLORS)), range(len(SHAPES)), range(len(FORMS))))
 
 
 def evaluation_combinations() -> list[Combination]:
-    """The 16 combinations that no training image shows, two per colour.
+    """The 16 combinations that no training image shows, two per color.
 
     Chosen as a Latin pattern: each pair of attributes still occurs in training, so that a held-out caption asks for
     a new combination, never for a new pair.
     """
     held_out: list[Combination] = []
-    for colour in range(len(COLOURS)):
+    for color in range(len(COLORS)):
         for turn in range(2):
-            held_out.append((colour, (colour + turn) % 3, (colour // 3 + 2 * turn + colour) % 3))
+            held_out.append((color, (color + turn) % 3, (color // 3 + 2 * turn + color) % 3))
     return sorted(held_out)
 
 
@@ -131,4 +131,4 @@ def captions(combinations: Sequence[Combination]) -> list[str]:
 def vocabulary() -> list[str]:
     """Every word that a caption can contain, sorted."""
     nouns = [*SHAPES, ANY_SHAPE]
-    return sorted({"a", *FORMS, *COLOURS, *nouns, *(noun + "s" for noun in nouns)})
+    return sorted({"a", *FORMS, *COLORS, *nouns, *(noun + "s" for noun in nouns)})

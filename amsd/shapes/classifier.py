@@ -1,4 +1,4 @@
-"""The attribute classifier: reads colour, shape and form off an image; its features measure diversity."""
+"""The attribute classifier: reads color, shape and form off an image; its features measure diversity."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from amsd.shapes.captions import COLOURS, FORMS, SHAPES
+from amsd.shapes.captions import COLORS, FORMS, SHAPES
 
 FEATURES = 64
 """Width of the penultimate layer."""
@@ -21,15 +21,15 @@ GEOMETRY = 3
 class Readings:
     """What the classifier reads off B images: logits (B, 8), (B, 3), (B, 3), geometry (B, 3), features (B, 64)."""
 
-    colour: Tensor
+    color: Tensor
     shape: Tensor
     form: Tensor
     geometry: Tensor
     features: Tensor
 
     def probabilities(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Probabilities of colour (B, 8), shape (B, 3) and form (B, 3)."""
-        return self.colour.softmax(-1), self.shape.softmax(-1), self.form.softmax(-1)
+        """Probabilities of color (B, 8), shape (B, 3) and form (B, 3)."""
+        return self.color.softmax(-1), self.shape.softmax(-1), self.form.softmax(-1)
 
 
 class AttributeClassifier(nn.Module):
@@ -51,7 +51,7 @@ class AttributeClassifier(nn.Module):
             nn.Flatten(),
             nn.Linear(2 * width * 16, FEATURES), nn.SiLU(),
         )  # fmt: skip
-        self.colour = nn.Linear(FEATURES, len(COLOURS))
+        self.color = nn.Linear(FEATURES, len(COLORS))
         self.shape = nn.Linear(FEATURES, len(SHAPES))
         self.form = nn.Linear(FEATURES, len(FORMS))
         self.geometry = nn.Linear(FEATURES, GEOMETRY)
@@ -62,7 +62,7 @@ class AttributeClassifier(nn.Module):
             images = nn.functional.interpolate(images, size=(32, 32), mode="bilinear", antialias=True)
         features: Tensor = self.body(2 * images - 1)
         return Readings(
-            self.colour(features), self.shape(features), self.form(features), self.geometry(features), features
+            self.color(features), self.shape(features), self.form(features), self.geometry(features), features
         )
 
     @classmethod
@@ -82,11 +82,11 @@ def weights_version(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def accuracy(readings: Readings, colour: Tensor, shape: Tensor, form: Tensor) -> dict[str, float]:
+def accuracy(readings: Readings, color: Tensor, shape: Tensor, form: Tensor) -> dict[str, float]:
     """Share of right readings per attribute and of all three at once ("all")."""
     right = torch.stack(
-        [readings.colour.argmax(-1) == colour, readings.shape.argmax(-1) == shape, readings.form.argmax(-1) == form]
+        [readings.color.argmax(-1) == color, readings.shape.argmax(-1) == shape, readings.form.argmax(-1) == form]
     )
-    names = ("colour", "shape", "form")
+    names = ("color", "shape", "form")
     shares = {name: float(right[i].float().mean()) for i, name in enumerate(names)}
     return {**shares, "all": float(right.all(0).float().mean())}

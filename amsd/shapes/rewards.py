@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from amsd.shapes import pipeline_path
-from amsd.shapes.captions import BACKGROUND, COLOURS, FORMS, SHAPES, parse_caption
+from amsd.shapes.captions import BACKGROUND, COLORS, FORMS, SHAPES, parse_caption
 from amsd.shapes.classifier import AttributeClassifier, Readings, weights_version
 
 _FARTHEST = 3 * BACKGROUND**2
-"""Squared distance of the corners of the colour cube from the background."""
+"""Squared distance of the corners of the color cube from the background."""
 _SOFTNESS = 0.3**2
 """Squared distance from the background at which a pixel half counts as object."""
 
 
 def objectness(images: Tensor) -> Tensor:
-    """How far each pixel belongs to an object, (B, H, W) in [0, 1]; 0 on the grey background, .94 in drawn objects.
+    """How far each pixel belongs to an object, (B, H, W) in [0, 1]; 0 on the gray background, .94 in drawn objects.
 
     d²/(d² + s²) of the distance d to the background, scaled to 1 at the corners of the cube: smooth, and unlike a
     threshold it has a gradient at every pixel that is not exactly background.
@@ -33,7 +33,7 @@ def objectness(images: Tensor) -> Tensor:
 
 
 def _grid(size: int, like: Tensor) -> Tensor:
-    """Pixel centres from -1 (left, top) to 1, (size,)."""
+    """Pixel centers from -1 (left, top) to 1, (size,)."""
     return (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) * (2 / size) - 1
 
 
@@ -108,11 +108,11 @@ class RoundnessReward(_Geometric):
         pixel = (2 / images.shape[-1]) * (2 / images.shape[-2])
         area = weight.sum((1, 2)) * pixel
         total = (area + 1e-3).view(-1, 1, 1)
-        centre_x = (weight * x).sum((1, 2), keepdim=True) * pixel / total
-        centre_y = (weight * y).sum((1, 2), keepdim=True) * pixel / total
+        center_x = (weight * x).sum((1, 2), keepdim=True) * pixel / total
+        center_y = (weight * y).sum((1, 2), keepdim=True) * pixel / total
         # A pixel is a square with inertia of its own, not a point: without it one lit pixel would be infinitely round.
         own = ((2 / images.shape[-1]) ** 2 + (2 / images.shape[-2]) ** 2) / 12
-        spread = (x - centre_x).square() + (y - centre_y).square() + own
+        spread = (x - center_x).square() + (y - center_y).square() + own
         inertia = (weight * spread).sum((1, 2)) * pixel
         return area.square() / (2 * math.pi * inertia + 1e-4)
 
@@ -143,13 +143,13 @@ def _wanted(prompts: Sequence[str], device: torch.device) -> tuple[tuple[Tensor,
     """What satisfies the prompts: masks (B, 8), (B, 3), (B, 3), and which attributes they name, (B, 3); all float."""
     parsed = [parse_caption(prompt) for prompt in prompts]
     masks = (
-        torch.tensor([[p.colour in (None, colour) for colour in COLOURS] for p in parsed], device=device),
+        torch.tensor([[p.color in (None, color) for color in COLORS] for p in parsed], device=device),
         torch.tensor([[p.shape in (None, shape) for shape in SHAPES] for p in parsed], device=device),
         torch.tensor([[form in p.forms for form in FORMS] for p in parsed], device=device),
     )
     named = torch.stack([~mask.all(1) for mask in masks], dim=1)
-    colour, shape, form = (mask.float() for mask in masks)
-    return (colour, shape, form), named.float()
+    color, shape, form = (mask.float() for mask in masks)
+    return (color, shape, form), named.float()
 
 
 class AlignmentReward(_Reading):
@@ -176,7 +176,7 @@ class AttributeAccuracy(_Reading):
     def __init__(self, name: str, attributes: Sequence[str], weights: str | Path | None = None) -> None:
         super().__init__(weights)
         self.name = name
-        self.columns = [("colour", "shape", "form").index(attribute) for attribute in attributes]
+        self.columns = [("color", "shape", "form").index(attribute) for attribute in attributes]
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -184,18 +184,18 @@ class AttributeAccuracy(_Reading):
         _check(images, prompts)
         masks, _ = _wanted(prompts, images.device)
         readings: Readings = self.classifier(images.float())
-        logits = (readings.colour, readings.shape, readings.form)
+        logits = (readings.color, readings.shape, readings.form)
         right = [masks[i].gather(1, logits[i].argmax(1, keepdim=True)).squeeze(1) for i in self.columns]
         return torch.stack(right).amin(0)
 
 
 class ShapesEmbedder(_Reading):
-    """Features of the classifier, for diversity; they know colour, shape, form, position and size."""
+    """Features of the classifier, for diversity; they know color, shape, form, position and size."""
 
     name = "shapes:classifier"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Embeddings (B, 64) of images (B, 3, H, W) in [0, 1], not normalised."""
+        """Embeddings (B, 64) of images (B, 3, H, W) in [0, 1], not normalized."""
         features: Tensor = self.classifier(images.float()).features
         return features
 
@@ -207,7 +207,8 @@ def _accuracy(name: str, *attributes: str) -> Callable[..., AttributeAccuracy]:
     return build
 
 
-colour_accuracy = _accuracy("shapes:colour", "colour")
+color_accuracy = _accuracy("shapes:color", "color")
+former_color_accuracy = _accuracy("shapes:colour", "color")
 shape_accuracy = _accuracy("shapes:shape", "shape")
 form_accuracy = _accuracy("shapes:form", "form")
-whole_accuracy = _accuracy("shapes:accuracy", "colour", "shape", "form")
+whole_accuracy = _accuracy("shapes:accuracy", "color", "shape", "form")

@@ -1,4 +1,4 @@
-"""Procedural scenes: one or two objects of one colour on a mid-grey background, drawn in batches and antialiased."""
+"""Procedural scenes: one or two objects of one color on a mid-gray background, drawn in batches and antialiased."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amsd.shapes.captions import BACKGROUND, COLOURS, FORMS, Combination
+from amsd.shapes.captions import BACKGROUND, COLORS, FORMS, Combination
 
 SIZE = 32
 """Height and width of an image in pixels."""
@@ -25,24 +25,24 @@ _CANDIDATES = 32
 class Scenes:
     """A batch of B scenes with at most two objects each.
 
-    colour, shape, form: (B,) int64 indices into COLOURS, SHAPES and FORMS.
-    centre: (B, 2, 2) pixels, [scene, object, (x, y)], x to the right and y downwards.
+    color, shape, form: (B,) int64 indices into COLORS, SHAPES and FORMS.
+    center: (B, 2, 2) pixels, [scene, object, (x, y)], x to the right and y downwards.
     radius: (B, 2) pixels; 0 for an object that is not there.
     """
 
-    colour: Tensor
+    color: Tensor
     shape: Tensor
     form: Tensor
-    centre: Tensor
+    center: Tensor
     radius: Tensor
 
     def __len__(self) -> int:
-        return self.colour.shape[0]
+        return self.color.shape[0]
 
     def position(self) -> Tensor:
-        """Centre of the objects of a scene, (B, 2) in [-1, 1] of the image, weighted by object."""
+        """Center of the objects of a scene, (B, 2) in [-1, 1] of the image, weighted by object."""
         present = (self.radius > 0).unsqueeze(-1)
-        mean = (self.centre * present).sum(1) / present.sum(1)
+        mean = (self.center * present).sum(1) / present.sum(1)
         return mean / (SIZE / 2) - 1
 
 
@@ -53,9 +53,9 @@ def sample_scenes(combinations: Sequence[Combination], count: int, generator: to
     return scenes_of(chosen[:, 0], chosen[:, 1], chosen[:, 2], generator)
 
 
-def scenes_of(colour: Tensor, shape: Tensor, form: Tensor, generator: torch.Generator) -> Scenes:
+def scenes_of(color: Tensor, shape: Tensor, form: Tensor, generator: torch.Generator) -> Scenes:
     """Draw sizes and positions for scenes of given attributes, each (B,) int64."""
-    count = colour.shape[0]
+    count = color.shape[0]
     spread = torch.rand(count, generator=generator)
     small = SMALL_RADIUS[0] + (SMALL_RADIUS[1] - SMALL_RADIUS[0]) * spread
     big = BIG_RADIUS[0] + (BIG_RADIUS[1] - BIG_RADIUS[0]) * spread
@@ -67,23 +67,23 @@ def scenes_of(colour: Tensor, shape: Tensor, form: Tensor, generator: torch.Gene
     # Squares need the larger distance, at their corners; one rule for all keeps positions independent of the shape.
     apart = distance >= (2 * radius + GAP).unsqueeze(1) * 1.15
     first = apart.to(torch.int64).argmax(dim=1)
-    centre = placed[torch.arange(count), first]
+    center = placed[torch.arange(count), first]
     is_pair = form == FORMS.index("two")
-    return Scenes(colour, shape, form, centre, torch.stack([radius, radius * is_pair], dim=1))
+    return Scenes(color, shape, form, center, torch.stack([radius, radius * is_pair], dim=1))
 
 
 def render(scenes: Scenes, device: torch.device | str = "cpu") -> Tensor:
     """Draw scenes as images, (B, 3, 32, 32) float32 in [0, 1]; edges are one pixel wide."""
     coverage = object_coverage(scenes).to(device).unsqueeze(1)
-    colours = torch.tensor(list(COLOURS.values()), device=device)[scenes.colour.to(device)]
-    return BACKGROUND + coverage * (colours.view(-1, 3, 1, 1) - BACKGROUND)
+    colors = torch.tensor(list(COLORS.values()), device=device)[scenes.color.to(device)]
+    return BACKGROUND + coverage * (colors.view(-1, 3, 1, 1) - BACKGROUND)
 
 
 def object_coverage(scenes: Scenes) -> Tensor:
     """Share of each pixel that objects cover, (B, 32, 32) in [0, 1]."""
     pixel = torch.arange(SIZE) + 0.5
-    dx = pixel.view(1, 1, 1, -1) - scenes.centre[..., 0].view(-1, 2, 1, 1)
-    dy = pixel.view(1, 1, -1, 1) - scenes.centre[..., 1].view(-1, 2, 1, 1)
+    dx = pixel.view(1, 1, 1, -1) - scenes.center[..., 0].view(-1, 2, 1, 1)
+    dy = pixel.view(1, 1, -1, 1) - scenes.center[..., 1].view(-1, 2, 1, 1)
     radius = scenes.radius.view(-1, 2, 1, 1)
     distances = torch.stack([_circle(dx, dy, radius), _square(dx, dy, radius), _triangle(dx, dy, radius)])
     own = distances[scenes.shape, torch.arange(len(scenes))]

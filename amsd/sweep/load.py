@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from amsd.errors import UsageError
 from amsd.recipe import RecipeError, parse_assignment
-from amsd.recipe.catalogue import find
+from amsd.recipe.catalog import find
 from amsd.recipe.errors import problems_from
 from amsd.recipe.load import assign, read_toml
 from amsd.recipe.paths import anchor

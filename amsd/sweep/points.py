@@ -1,4 +1,4 @@
-"""A point of the search as training runs: recipes, directories, and the key by which equal points are recognised."""
+"""A point of the search as training runs: recipes, directories, and the key by which equal points are recognized."""
 
 from __future__ import annotations
 

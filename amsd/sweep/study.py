@@ -62,7 +62,7 @@ def create(plan: SweepPlan, directory: Path, url: str | None = None) -> StudyHan
     url = url or default_url(directory)
     storage = open_storage(url)
     sweep = plan.sweep
-    # A study that goes on must not draw its first points again: they would only be recognised as copies.
+    # A study that goes on must not draw its first points again: they would only be recognized as copies.
     started = names.started(storage, sweep.name)
     directions = [objective.direction for objective in sweep.objective]
     optuna.logging.set_verbosity(optuna.logging.WARNING)

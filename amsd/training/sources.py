@@ -51,7 +51,7 @@ class ExperienceSource(ABC, Generic[E]):
 
     @abstractmethod
     def feedback(self, ess: float) -> None:
-        """Told by a method that measures it: the normalised effective sample size of the step's batch."""
+        """Told by a method that measures it: the normalized effective sample size of the step's batch."""
 
     @abstractmethod
     def values(self, batch: Batch[E]) -> dict[str, float]:

@@ -12,7 +12,7 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 from results import PIXELS, REWARD, Estimate, Setting
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe and Ito: told apart with any colour vision
+COLORS = ("#0072B2", "#D55E00", "#009E73")  # Okabe and Ito: told apart with any color vision
 mpl.rcParams.update(
     {
         "svg.hashsalt": "amsd", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9,
@@ -28,7 +28,7 @@ def reward_and_diversity(file: Path, values: Sequence[float], found: Sequence[Se
     for axis, metric, label in zip(
         axes, (REWARD, PIXELS), ("gain in reward", "change in pixel diversity"), strict=True
     ):
-        _line(axis, values, [setting.gain(metric) for setting in found], COLOURS[0])
+        _line(axis, values, [setting.gain(metric) for setting in found], COLORS[0])
         axis.set(xscale="log", xlabel="reward multiplier λ", ylabel=label)
         axis.set_xticks(values, [f"{value:g}" for value in values])
         axis.minorticks_off()
@@ -38,9 +38,9 @@ def reward_and_diversity(file: Path, values: Sequence[float], found: Sequence[Se
 def modes_by_eta(file: Path, found: Mapping[tuple[str, float], Setting]) -> None:
     """Gain of the three guidance modes against the eta of fine-tuning."""
     figure, axis = plt.subplots(figsize=(5.2, 3))
-    for colour, mode in zip(COLOURS, dict.fromkeys(mode for mode, _ in found), strict=False):
+    for color, mode in zip(COLORS, dict.fromkeys(mode for mode, _ in found), strict=False):
         points = sorted((eta, setting.gain(REWARD)) for (name, eta), setting in found.items() if name == mode)
-        _line(axis, [eta for eta, _ in points], [gain for _, gain in points], colour, mode)
+        _line(axis, [eta for eta, _ in points], [gain for _, gain in points], color, mode)
     axis.set(xlabel="η of fine-tuning", ylabel="gain in reward", xticks=sorted({eta for _, eta in found}))
     axis.legend()
     _save(figure, file)
@@ -50,7 +50,7 @@ def adjoints(file: Path, counts: Sequence[int], pairs: Sequence[tuple[Setting, .
     """Gain with either adjoint by number of steps."""
     figure, axis = plt.subplots(figsize=(5.2, 3))
     for index, label in enumerate(("$a_k$ (reference)", "$a_{k+1}$")):
-        _line(axis, counts, [pair[index].gain(REWARD) for pair in pairs], COLOURS[1 - index], label)
+        _line(axis, counts, [pair[index].gain(REWARD) for pair in pairs], COLORS[1 - index], label)
     axis.set(xscale="log", xlabel="inference steps N", ylabel="gain in reward")
     axis.set_xticks(counts, [str(count) for count in counts])
     axis.minorticks_off()
@@ -61,8 +61,8 @@ def adjoints(file: Path, counts: Sequence[int], pairs: Sequence[tuple[Setting, .
 def gain_against_time(file: Path, curves: Sequence[tuple[str, Sequence[tuple[float, Setting]]]]) -> None:
     """Gain at every evaluated step against seconds of training."""
     figure, axis = plt.subplots(figsize=(5.2, 3))
-    for colour, (name, curve) in zip(COLOURS, curves, strict=False):
-        _line(axis, [at for at, _ in curve], [setting.gain(REWARD) for _, setting in curve], colour, name)
+    for color, (name, curve) in zip(COLORS, curves, strict=False):
+        _line(axis, [at for at, _ in curve], [setting.gain(REWARD) for _, setting in curve], color, name)
     axis.set(xscale="log", xlabel="seconds of training", ylabel="gain in reward")
     seconds = [at for _, curve in curves for at, _ in curve]
     ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if min(seconds) <= tick <= max(seconds)]
@@ -72,11 +72,11 @@ def gain_against_time(file: Path, curves: Sequence[tuple[str, Sequence[tuple[flo
     _save(figure, file)
 
 
-def _line(axis: Any, x: Sequence[float], y: Sequence[Estimate], colour: str, label: str | None = None) -> None:
+def _line(axis: Any, x: Sequence[float], y: Sequence[Estimate], color: str, label: str | None = None) -> None:
     axis.axhline(0, color="#999999", linewidth=0.8, zorder=0)
     axis.errorbar(
         x, [point.value for point in y], yerr=[point.error for point in y], marker="o", markersize=4, capsize=3,
-        color=colour, label=label,
+        color=color, label=label,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ name = "brightness"
 [prompts]
 evaluation = ["a blue square", "a tree"]
 """
-SMALL = ("--set", "evaluation.metrics=['colourfulness']", "--set", "evaluation.diversity=['pixels']",
+SMALL = ("--set", "evaluation.metrics=['colorfulness']", "--set", "evaluation.diversity=['pixels']",
          "--set", "evaluation.samples_per_prompt=2")  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_the_table_is_one_command(tmp_path: Path) -> None:
     assert outcome.stdout.split() == [str(folder / f"benchmark.{kind}") for kind in ("json", "csv", "md")]
     rows = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))["rows"]
     assert len(rows) == 4 * 3
-    assert {row["metric"] for row in rows} == {"brightness", "colourfulness", "diversity/pixels"}
+    assert {row["metric"] for row in rows} == {"brightness", "colorfulness", "diversity/pixels"}
     assert all(row["published"] is None for row in rows)
     assert len(list((folder / "base").glob("*.json"))) == 4
     assert list((folder / "wandb").glob("offline-run-*"))

@@ -52,7 +52,7 @@ def assert_close(one: Path, other: Path) -> None:
     for a, b in zip(first, second, strict=True):
         for key, value in a.items():
             if isinstance(value, float) and not key.endswith("p_value"):
-                # evaluation scores 8-bit pictures, where the last bit of a float may turn a grey level
+                # evaluation scores 8-bit pictures, where the last bit of a float may turn a gray level
                 allowed = 2e-4 if key.startswith("eval/") else 1e-5
                 if key == "control_to_target":  # of an unchanged policy: the root of what rounding leaves
                     allowed = 1e-3

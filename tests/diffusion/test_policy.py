@@ -69,7 +69,7 @@ def steps_of(pipeline: Any, count: int = 4, eta: float = 1.0) -> Any:
 def test_an_unchanged_policy_has_no_control(parameterization: str, mode: str, precision: str) -> None:
     pipeline = pipelines.stable_diffusion()
     with torch.no_grad():
-        for value in pipeline.unet.parameters():  # no weight, of a normalisation either, is a round number
+        for value in pipeline.unet.parameters():  # no weight, of a normalization either, is a round number
             value.add_(0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())))
     policy = policy_of(parameterization, pipeline, precision=precision)
     steps = steps_of(policy.pipeline)

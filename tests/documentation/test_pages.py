@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from amsd.cli.app import app
 from amsd.recipe import BufferedSection, from_dict, load_recipe
-from amsd.recipe.catalogue import names
+from amsd.recipe.catalog import names
 from amsd.recipe.load import read_toml
 from amsd.recipe.methods import METHODS
 from amsd.sweep.load import plan_from

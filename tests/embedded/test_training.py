@@ -64,7 +64,7 @@ def test_dropped_words_still_describe_the_scene() -> None:
     rows = table.draw(labels, torch.Generator().manual_seed(0))
     seen = {table.captions[row] for row in rows[::2].tolist()}
     assert {"two red squares", "two squares", "two red shapes", ""} <= seen
-    assert all(parse_caption(caption).colour in (None, "red") for caption in seen)
+    assert all(parse_caption(caption).color in (None, "red") for caption in seen)
 
 
 def test_most_times_are_noisy() -> None:

@@ -25,10 +25,10 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def clustered(seed: int, prompts: int = 20, samples: int = 4, shift: float = 0.0) -> tuple[Tensor, Tensor]:
     """Two models' embeddings (P, S, 1) with s.d. 1: prompts differ, and both models draw from partly the same noise."""
-    centre = math.sqrt(0.5) * normal(prompts, 1, 1, seed=3 * seed)
+    center = math.sqrt(0.5) * normal(prompts, 1, 1, seed=3 * seed)
     common = 0.6 * normal(prompts, samples, 1, seed=3 * seed + 1)
     own = math.sqrt(0.5 - 0.36) * normal(2, prompts, samples, 1, seed=3 * seed + 2)
-    return centre + common + own[0] + shift, centre + common + own[1]
+    return center + common + own[0] + shift, center + common + own[1]
 
 
 def repeated(count: int, **options: float) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.metrics import dequantize
 from amsd.evaluation.result import EvaluationResult, comparable
 from amsd.evaluation.statistics import compare
-from amsd.rewards.simple import Brightness, Colourfulness
+from amsd.rewards.simple import Brightness, Colorfulness
 from amsd.training.events import Notice
 from tests.evaluation.scenes import PROMPTS, CountingReward, PixelsEmbedder, recipe
 from tests.pipelines import ddim, flux, stable_diffusion, stable_diffusion_xl
@@ -46,19 +46,19 @@ def values_of(result: Any, name: str = "brightness") -> tuple[float, ...]:
 def test_numbers_are_those_of_the_pictures(pipeline: Any, tmp_path: Path) -> None:
     """With every picture kept, each metric can be computed again from what is shown."""
     evaluator = Evaluator(
-        recipe({"images": 3}), PROMPTS, [Brightness(), Colourfulness()], [PixelsEmbedder()], cache=tmp_path
+        recipe({"images": 3}), PROMPTS, [Brightness(), Colorfulness()], [PixelsEmbedder()], cache=tmp_path
     )
     (result,) = evaluator.evaluate(pipeline, "w")
     assert result.pictures is not None
     assert result.pictures.shape == (3, 3, 3, 16, 16)
     images = dequantize(result.pictures)
-    for reward in (Brightness(), Colourfulness()):
+    for reward in (Brightness(), Colorfulness()):
         expected = [reward(images[p], ["", "", ""]).double().mean().item() for p in range(3)]
         assert values_of(result, reward.name) == pytest.approx(expected, abs=1e-7)
         assert result.metrics[reward.name].mean == pytest.approx(sum(expected) / 3, abs=1e-7)
     variance = embedding_variance(images.flatten(2))
     assert values_of(result, "diversity/pixels") == pytest.approx(variance.tolist(), abs=1e-7)
-    assert list(result.metrics) == ["brightness", "colourfulness", "diversity/pixels"]
+    assert list(result.metrics) == ["brightness", "colorfulness", "diversity/pixels"]
     assert result.metrics["brightness"].paired is None
 
 
@@ -192,10 +192,10 @@ def test_an_embedding_that_is_not_finite_names_embedder_and_prompt(
 
 def test_scorers_of_a_recipe_are_loaded_once_and_trained_ones_are_shared() -> None:
     trained = CountingReward("brightness")
-    chosen = recipe({"metrics": ["colourfulness", "brightness"]})
+    chosen = recipe({"metrics": ["colorfulness", "brightness"]})
     evaluator = Evaluator.for_recipe(chosen, PROMPTS, [trained])
     rewards = evaluator._scorers._rewards
-    assert list(rewards) == ["brightness", "colourfulness"]
+    assert list(rewards) == ["brightness", "colorfulness"]
     assert rewards["brightness"] is trained
 
 

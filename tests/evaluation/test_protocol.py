@@ -85,7 +85,7 @@ def test_an_image_does_not_depend_on_its_batch(pipeline: Any, scheduler: str) ->
     alone = pictures_of(pipeline, setting(scheduler=scheduler), indices, size=1)
     together = pictures_of(pipeline, setting(scheduler=scheduler), indices, size=5)
     reordered = pictures_of(pipeline, setting(scheduler=scheduler), indices[::-1], size=2).flip(0)
-    # Matrix products of another batch size round differently: at most one grey level, hardly ever.
+    # Matrix products of another batch size round differently: at most one gray level, hardly ever.
     for other in (together, reordered):
         assert (alone.int() - other.int()).abs().max() <= 1
         assert (alone != other).float().mean() < 0.01

@@ -12,7 +12,7 @@ import tomli_w
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from amsd.recipe.catalogue import folder, names
+from amsd.recipe.catalog import folder, names
 from amsd.recipe.methods import rows, section_of
 
 TEXTS = (

@@ -39,41 +39,41 @@ def case() -> tuple[AffineSteps, Net, Tensor, Tensor]:
     steps, net = steps_of(7), Net()
     random = torch.Generator().manual_seed(1)
     states = torch.randn(3, 8, 2, 3, generator=random, dtype=torch.float64)
-    centre = torch.randn(2, 3, generator=random, dtype=torch.float64)
-    return steps, net, states, centre
+    center = torch.randn(2, 3, generator=random, dtype=torch.float64)
+    return steps, net, states, center
 
 
-def chain_reward(steps: AffineSteps, net: Net, states: Tensor, centre: Tensor, start: int, x: Tensor) -> Tensor:
+def chain_reward(steps: AffineSteps, net: Net, states: Tensor, center: Tensor, start: int, x: Tensor) -> Tensor:
     """V along the base-mean chain from x_start, with the recorded deviations from it kept fixed; (B,)."""
     for k in range(start, len(steps)):
         deviation = states[:, k + 1] - steps.mean(k, states[:, k], net(states[:, k], k)).detach()
         x = steps.mean(k, x, net(x, k)) + deviation
-    return 0.5 * (x - centre).square().flatten(1).sum(1)
+    return 0.5 * (x - center).square().flatten(1).sum(1)
 
 
 def test_equals_back_propagation_through_the_base_mean_chain(case: tuple[AffineSteps, Net, Tensor, Tensor]) -> None:
-    steps, net, states, centre = case
-    found = lean_adjoint(states[:, -1] - centre, states, steps.A, steps.B, net, torch.zeros(3, dtype=torch.long))
+    steps, net, states, center = case
+    found = lean_adjoint(states[:, -1] - center, states, steps.A, steps.B, net, torch.zeros(3, dtype=torch.long))
     for start in (0, 3, 6):
         x = states[:, start].clone().requires_grad_(True)
-        (expected,) = torch.autograd.grad(chain_reward(steps, net, states, centre, start, x).sum(), x)
+        (expected,) = torch.autograd.grad(chain_reward(steps, net, states, center, start, x).sum(), x)
         assert torch.allclose(found.adjoints[:, start], expected, rtol=1e-10, atol=1e-10)
 
 
 def test_equals_central_differences(case: tuple[AffineSteps, Net, Tensor, Tensor]) -> None:
-    steps, net, states, centre = case
-    found = lean_adjoint(states[:, -1] - centre, states, steps.A, steps.B, net, torch.zeros(3, dtype=torch.long))
+    steps, net, states, center = case
+    found = lean_adjoint(states[:, -1] - center, states, steps.A, steps.B, net, torch.zeros(3, dtype=torch.long))
     direction = torch.randn(states[:, 0].shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     h = 1e-5
     with torch.no_grad():
-        ends = [chain_reward(steps, net, states, centre, 0, states[:, 0] + s * h * direction) for s in (1, -1)]
+        ends = [chain_reward(steps, net, states, center, 0, states[:, 0] + s * h * direction) for s in (1, -1)]
     slope = (found.adjoints[:, 0] * direction).flatten(1).sum(1)
     assert torch.allclose(slope, (ends[0] - ends[1]) / (2 * h), rtol=1e-7)
 
 
 def test_rows_stop_at_their_own_index_and_cost_nothing_more(case: tuple[AffineSteps, Net, Tensor, Tensor]) -> None:
-    steps, net, states, centre = case
-    terminal = states[:, -1] - centre
+    steps, net, states, center = case
+    terminal = states[:, -1] - center
     full = lean_adjoint(terminal, states, steps.A, steps.B, net, torch.zeros(3, dtype=torch.long))
     lowest = torch.tensor([7, 2, 5])
     net.rows = 0

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from amsd.cli.app import app
 from amsd.recipe import dump_toml, from_dict, load_recipe
-from amsd.recipe.catalogue import names
+from amsd.recipe.catalog import names
 from amsd.recipe.comments import with_comments
 
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from amsd.recipe import Recipe, from_dict
-from amsd.recipe.catalogue import folder
+from amsd.recipe.catalog import folder
 from amsd.recipe.cost import cost_per_trajectory, forwards_per_step, training_cost
 from amsd.recipe.load import read_toml
 from amsd.strata import expected_smallest_index, strata

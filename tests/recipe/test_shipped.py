@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from amsd.recipe import Recipe, dump_toml, from_dict, identity, load_recipe
-from amsd.recipe.catalogue import folder, names
+from amsd.recipe.catalog import folder, names
 from amsd.recipe.json_schema import schema_text
 from amsd.recipe.rules import warnings
 

@@ -18,7 +18,7 @@ from amsd.sweep.schema import Sweep
 
 PROMPTS = ("a small red circle", "two blue triangles", "a big green square", "a small yellow triangle",
            "two white circles", "a big purple circle", "a small orange square", "two cyan squares")  # fmt: skip
-COLOURS = ("#d33", "#36c", "#2a4", "#db2", "#eee", "#83b", "#e82", "#2cc")
+COLORS = ("#d33", "#36c", "#2a4", "#db2", "#eee", "#83b", "#e82", "#2cc")
 REWARD, HELD_OUT, DIVERSITY = "shapes:right", "shapes:alignment", "diversity/shapes:classifier"
 START = 1_790_000_000.0
 
@@ -219,12 +219,12 @@ def _draw_all(folder: Path, gain: float) -> None:
     from PIL import Image, ImageDraw
 
     folder.mkdir(parents=True, exist_ok=True)
-    for prompt, colour in enumerate(COLOURS):
+    for prompt, color in enumerate(COLORS):
         for sample in range(4):
             image = Image.new("RGB", (32, 32), "#808080")
             chance = random.Random(f"{prompt}/{sample}")
             x, y = chance.uniform(8, 16) + 14 * min(gain, 0.6), chance.uniform(9, 22)
             box = (x - 6, y - 6, x + 6, y + 6)
             draw = ImageDraw.Draw(image)
-            (draw.ellipse if prompt % 2 == 0 else draw.rectangle)(box, fill=colour)
+            (draw.ellipse if prompt % 2 == 0 else draw.rectangle)(box, fill=color)
             image.save(folder / f"p{prompt:03d}-s{sample}.png")

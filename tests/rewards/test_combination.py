@@ -12,7 +12,7 @@ from torch import Tensor
 from amsd.errors import RunError, UsageError
 from amsd.recipe import RewardTerm
 from amsd.rewards.combination import Term, WeightedReward
-from amsd.rewards.simple import Brightness, Colourfulness
+from amsd.rewards.simple import Brightness, Colorfulness
 
 
 class Constant:
@@ -53,7 +53,7 @@ def test_total_is_the_weighted_sum_and_terms_stay_raw(images: Tensor) -> None:
 def test_normalised_terms_wait_for_their_base_deviation(images: Tensor) -> None:
     reward = WeightedReward([Term(Constant("a", 1), 3.0, normalize=True), Term(Constant("b", 1), 1.0)])
     assert reward.unmeasured == ("a",)
-    with pytest.raises(RunError, match="'a' is normalised"):
+    with pytest.raises(RunError, match="'a' is normalized"):
         reward(images, ["x", "y"])
     ready = reward.scaled({"a": 0.1, "b": 99.0})
     assert ready.unmeasured == ()
@@ -63,7 +63,7 @@ def test_normalised_terms_wait_for_their_base_deviation(images: Tensor) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf"), -1.0])
 def test_a_useless_base_deviation_is_refused(scale: float) -> None:
-    with pytest.raises(RunError, match="cannot be normalised"):
+    with pytest.raises(RunError, match="cannot be normalized"):
         WeightedReward([Term(Constant("a", 1), normalize=True)]).scaled({"a": scale})
 
 
@@ -102,8 +102,8 @@ def test_device_and_truncation_reach_every_term() -> None:
 
 
 def test_from_a_recipe(images: Tensor) -> None:
-    terms = [RewardTerm(name="brightness", weight=2.0), RewardTerm(name="colourfulness", normalize=True)]
+    terms = [RewardTerm(name="brightness", weight=2.0), RewardTerm(name="colorfulness", normalize=True)]
     reward = WeightedReward.from_recipe(terms)
     assert isinstance(reward.terms[0].reward, Brightness)
-    assert isinstance(reward.terms[1].reward, Colourfulness)
-    assert reward.unmeasured == ("colourfulness",)
+    assert isinstance(reward.terms[1].reward, Colorfulness)
+    assert reward.unmeasured == ("colorfulness",)

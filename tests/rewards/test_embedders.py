@@ -109,7 +109,7 @@ class TestDreamSim(EmbedderContract):
     def embedder(self, dreamsim: Embedder) -> Embedder:
         return dreamsim
 
-    def test_rows_are_centred_unit_vectors(self, embedder: Embedder, images: torch.Tensor) -> None:
+    def test_rows_are_centered_unit_vectors(self, embedder: Embedder, images: torch.Tensor) -> None:
         rows = embedder(images)
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
         torch.testing.assert_close(rows.mean(1), torch.zeros(3), atol=1e-5, rtol=0)

@@ -11,7 +11,7 @@ import torch
 
 from amsd.errors import UsageError
 from amsd.recipe import load_recipe
-from amsd.recipe.catalogue import names
+from amsd.recipe.catalog import names
 from amsd.rewards import table
 from amsd.rewards.simple import Brightness
 from amsd.rewards.table import embedder_names, resolve_embedder, resolve_reward, reward_names, unchecked
@@ -94,7 +94,7 @@ def test_an_unknown_embedder_gets_the_nearest() -> None:
 
 
 def test_every_promised_name_is_there() -> None:
-    promised = {"imagereward", "clip-score", "pickscore", "hps-v2.1", "laion-aesthetic", "brightness", "colourfulness"}
+    promised = {"imagereward", "clip-score", "pickscore", "hps-v2.1", "laion-aesthetic", "brightness", "colorfulness"}
     assert promised <= set(reward_names())
     assert {"pyiqa:METRIC", "python:MODULE:FUNCTION", "shapes:right"} <= set(reward_names())
     assert embedder_names() == ["clip", "dreamsim", "pixels", "shapes:classifier"]

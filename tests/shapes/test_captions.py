@@ -5,7 +5,7 @@ import pytest
 
 from amsd.shapes import prompts_path
 from amsd.shapes.captions import (
-    COLOURS,
+    COLORS,
     FORMS,
     NOTHING,
     SHAPES,
@@ -31,9 +31,9 @@ def test_captions_read_back() -> None:
         attributes = attributes_of(combination)
         assert parse_caption(attributes.caption()) == attributes
     for forms in (*((form,) for form in FORMS), ("small", "big")):
-        for colour in (*COLOURS, None):
+        for color in (*COLORS, None):
             for shape in (*SHAPES, None):
-                attributes = Attributes(colour, shape, forms)
+                attributes = Attributes(color, shape, forms)
                 assert parse_caption(attributes.caption()) == attributes
     assert parse_caption("") == NOTHING
     assert parse_caption("A big Red square.") == Attributes("red", "square", ("big",))

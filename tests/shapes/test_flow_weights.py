@@ -13,7 +13,7 @@ from amsd.errors import UsageError
 from amsd.experiment.train import train
 from amsd.recipe import Model, load_recipe
 from amsd.shapes import MODELS, pipeline_path, prompts_path
-from amsd.shapes.rewards import colour_accuracy, form_accuracy
+from amsd.shapes.rewards import color_accuracy, form_accuracy
 from embedded.flow_quality import AT_LEAST, AT_MOST, generate_flow, load_flow
 from embedded.quality import Quality
 
@@ -44,7 +44,7 @@ def test_plain_diffusers_draws_the_captions_with_any_number_of_zero_tokens(pipel
     prompts = prompts_path("evaluation").read_text().splitlines()
     images = generate_flow(pipeline, prompts, seed=11, steps=10)
     assert images.shape == (16, 3, 32, 32)
-    assert float(colour_accuracy()(images, prompts).mean()) >= 0.85
+    assert float(color_accuracy()(images, prompts).mean()) >= 0.85
     assert float(form_accuracy()(images, prompts).mean()) >= 0.8
     padded = generate_flow(pipeline, prompts[:4], seed=11, steps=4, zero_tokens=256)
     plain = generate_flow(pipeline, prompts[:4], seed=11, steps=4)

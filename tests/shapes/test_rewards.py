@@ -34,7 +34,7 @@ def images(scenes: Scenes) -> Tensor:
 
 @pytest.fixture(scope="module")
 def prompts(scenes: Scenes) -> list[str]:
-    labels = zip(scenes.colour.tolist(), scenes.shape.tolist(), scenes.form.tolist(), strict=True)
+    labels = zip(scenes.color.tolist(), scenes.shape.tolist(), scenes.form.tolist(), strict=True)
     return captions(list(labels))
 
 
@@ -110,13 +110,13 @@ def test_alignment_and_accuracies_read_the_caption(scenes: Scenes) -> None:
     assert (REWARDS["shapes:alignment"]()(images, right) > 0.9).all()
     assert (REWARDS["shapes:accuracy"]()(images, right) == 1).all()
     other = ["a big red circle" if "blue" in caption else "two blue squares" for caption in right]
-    assert (REWARDS["shapes:colour"]()(images, other) == 0).all()
+    assert (REWARDS["shapes:color"]()(images, other) == 0).all()
     assert (REWARDS["shapes:alignment"]()(images, other) < 0.8).all()
     assert (REWARDS["shapes:alignment"]()(images, [""] * COUNT) == 1).all()
 
 
 def labels(scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
-    return scenes.colour, scenes.shape, scenes.form
+    return scenes.color, scenes.shape, scenes.form
 
 
 def test_open_attributes_are_not_judged() -> None:
@@ -148,7 +148,7 @@ def test_classifier_reads_fresh_renders() -> None:
     assert min(shares.values()) >= 0.98, shares
 
 
-def test_embedder_sees_colour_and_position(images: Tensor) -> None:
+def test_embedder_sees_color_and_position(images: Tensor) -> None:
     embedder = ShapesEmbedder()
     embeddings = embedder(images)
     assert embedder.name == "shapes:classifier"

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from amsd.shapes.captions import BACKGROUND, COLOURS, FORMS, SHAPES, all_combinations
+from amsd.shapes.captions import BACKGROUND, COLORS, FORMS, SHAPES, all_combinations
 from amsd.shapes.scenes import MARGIN, SIZE, Scenes, object_coverage, render, sample_scenes, scenes_of
 from embedded.quality import objects_in
 
@@ -12,8 +12,8 @@ def draw(count: int = 200, seed: int = 0) -> Scenes:
     return sample_scenes(all_combinations(), count, torch.Generator().manual_seed(seed))
 
 
-def one(shape: str, form: str = "big", colour: str = "red") -> Scenes:
-    label = [torch.tensor([value]) for value in (list(COLOURS).index(colour), SHAPES.index(shape), FORMS.index(form))]
+def one(shape: str, form: str = "big", color: str = "red") -> Scenes:
+    label = [torch.tensor([value]) for value in (list(COLORS).index(color), SHAPES.index(shape), FORMS.index(form))]
     return scenes_of(*label, torch.Generator().manual_seed(3))
 
 
@@ -43,15 +43,15 @@ def test_objects_lie_inside_and_apart() -> None:
     scenes = draw(3000)
     present = scenes.radius > 0
     reach = (scenes.radius + MARGIN).unsqueeze(-1)
-    inside = (scenes.centre >= reach - 1e-4) & (scenes.centre <= SIZE - reach + 1e-4)
+    inside = (scenes.center >= reach - 1e-4) & (scenes.center <= SIZE - reach + 1e-4)
     assert inside[present].all()
     pairs = present.all(1)
     assert torch.equal(pairs, scenes.form == FORMS.index("two"))
-    distance = (scenes.centre[pairs, 0] - scenes.centre[pairs, 1]).norm(dim=-1)
+    distance = (scenes.center[pairs, 0] - scenes.center[pairs, 1]).norm(dim=-1)
     assert (distance > 2 * scenes.radius[pairs, 0]).all()
 
 
-def test_position_is_the_centre_of_what_is_drawn() -> None:
+def test_position_is_the_center_of_what_is_drawn() -> None:
     scenes = draw(100)
     coverage = object_coverage(scenes)
     grid = (torch.arange(SIZE) + 0.5) / (SIZE / 2) - 1

@@ -6,7 +6,7 @@ from diffusers import StableDiffusionPipeline
 
 from amsd.shapes import pipeline_path, prompts_path
 from amsd.shapes.captions import vocabulary
-from amsd.shapes.rewards import colour_accuracy, form_accuracy
+from amsd.shapes.rewards import color_accuracy, form_accuracy
 from embedded.quality import AT_LEAST, AT_MOST, Quality, generate
 
 
@@ -61,7 +61,7 @@ def test_plain_diffusers_draws_the_captions(pipeline: StableDiffusionPipeline) -
     prompts = prompts_path("evaluation").read_text().splitlines()
     images = generate(pipeline, prompts, seed=11, steps=20)
     assert images.shape == (16, 3, 32, 32)
-    assert float(colour_accuracy()(images, prompts).mean()) >= 0.85
+    assert float(color_accuracy()(images, prompts).mean()) >= 0.85
     assert float(form_accuracy()(images, prompts).mean()) >= 0.85
     background = images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].median()
     assert float(background) == pytest.approx(0.5, abs=0.03)

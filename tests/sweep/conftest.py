@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from amsd.recipe.catalogue import folder
+from amsd.recipe.catalog import folder
 from amsd.recipe.load import read_toml
 from amsd.sweep.load import plan_from
 from amsd.sweep.plan import SweepPlan

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from amsd.recipe import RecipeError
-from amsd.recipe.catalogue import folder, names
+from amsd.recipe.catalog import folder, names
 from amsd.recipe.cost import training_cost
 from amsd.recipe.load import read_toml
 from amsd.sweep.display import outline

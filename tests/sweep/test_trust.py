@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from amsd.cli.sweep import app
 from amsd.errors import RunError, UsageError
-from amsd.recipe.catalogue import folder
+from amsd.recipe.catalog import folder
 from amsd.sweep import optuna_access as names
 from amsd.sweep.checks import require_inputs
 from amsd.sweep.executor import Stop

@@ -9,7 +9,7 @@ import pytest
 
 from amsd.errors import RunError, UsageError
 from amsd.lock import locked
-from amsd.recipe.catalogue import folder
+from amsd.recipe.catalog import folder
 from amsd.recipe.load import read_toml
 from amsd.sweep.executor import RunLog, Verdict
 from amsd.sweep.launchers.local import gpu_shares

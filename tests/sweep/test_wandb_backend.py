@@ -139,7 +139,7 @@ def test_the_file_holds_recipe_overrides_and_conditions() -> None:
 
 
 def make_named(name: str) -> SweepPlan:
-    from amsd.recipe.catalogue import folder
+    from amsd.recipe.catalog import folder
     from amsd.recipe.load import read_toml
 
     variants = {"variants": {"a": {"schedule.eta": 1.0}}}

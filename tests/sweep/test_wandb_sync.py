@@ -1,6 +1,6 @@
 """Offline runs of a sweep arrive at a W&B-compatible server through the unmodified `wandb sync`.
 
-The server is openwandb (PyPI; its licence is non-commercial, so it is no dependency of amsd). It runs in an environment
+The server is openwandb (PyPI; its license is non-commercial, so it is no dependency of amsd). It runs in an environment
 of its own: `python -m venv ENV && ENV/bin/pip install openwandb`, and `OPENWANDB=ENV/bin/openwandb` names it to
 this test; `nox -s wandb_server` does all that. It answers no `wandb.Api` and keeps no field for a run's group, so runs
 are read back over its REST interface, with the group in the run's configuration (that the client gives W&B the group

@@ -20,7 +20,7 @@ from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.steps import AffineSteps
 from amsd.recipe import Schedule
 from amsd.rewards.combination import RewardValues
-from tests.training.test_closed_form import CENTRE, MEAN, Affine, gaussian_slope, steps_of
+from tests.training.test_closed_form import CENTER, MEAN, Affine, gaussian_slope, steps_of
 
 RANGE = 64.0
 """Latents between -32 and 32 are images between 0 and 1."""
@@ -39,7 +39,7 @@ class GaussianNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         tables = {
             "number": number,
             "slope": gaussian_slope(steps).float(),
-            "centre": (steps.alpha_bar.sqrt() * MEAN).float(),
+            "center": (steps.alpha_bar.sqrt() * MEAN).float(),
             "unit": (1 / steps.control_scale).float(),
         }
         for name, value in tables.items():
@@ -48,10 +48,10 @@ class GaussianNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Noise prediction, shape of x (B, 3, 1, 1)."""
         k = self.number[timesteps]
-        slope, centre, unit, w, b = (
-            table[k].view(-1, 1, 1, 1) for table in (self.slope, self.centre, self.unit, self.w, self.b)
+        slope, center, unit, w, b = (
+            table[k].view(-1, 1, 1, 1) for table in (self.slope, self.center, self.unit, self.w, self.b)
         )
-        prediction: Tensor = slope * (x - centre) + unit * (w * x + b)
+        prediction: Tensor = slope * (x - center) + unit * (w * x + b)
         return prediction
 
     def controls(self) -> Affine:
@@ -134,5 +134,5 @@ class GaussianFamily(Family):
 def quadratic(images: Tensor, prompts: Sequence[str]) -> RewardValues:
     """-|x - c|^2 / 2 of the latents x."""
     x = (images - 0.5) * RANGE
-    total = -0.5 * (x - CENTRE).square().flatten(1).sum(1)
+    total = -0.5 * (x - CENTER).square().flatten(1).sum(1)
     return RewardValues(total, {"quadratic": total})

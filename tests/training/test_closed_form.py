@@ -15,7 +15,7 @@ from amsd.diffusion.rollout import rollout
 from amsd.diffusion.steps import AffineSteps, affine_steps
 from amsd.matching import control, lean_adjoint, matching_loss, self_normalized_weights
 
-MEAN, SPREAD, CENTRE = 0.5, 0.5, 2.0
+MEAN, SPREAD, CENTER = 0.5, 0.5, 2.0
 
 
 def steps_of(count: int, eta: float = 1.0) -> AffineSteps:
@@ -69,7 +69,7 @@ def fixed_point(steps: AffineSteps, multiplier: float) -> Affine:
     for k in reversed(range(len(steps))):
         sigma, s, t = float(steps.sigma[k]), float(slope[k]), float(offset[k])
         pull = sigma**2 * G * multiplier
-        mean_slope, mean_offset = s / (1 + pull * P), (t - pull * (Q - CENTRE)) / (1 + pull * P)
+        mean_slope, mean_offset = s / (1 + pull * P), (t - pull * (Q - CENTER)) / (1 + pull * P)
         if sigma > 0:
             w[k], b[k] = (mean_slope - s) / sigma, (mean_offset - t) / sigma
         P, Q, G = P * mean_slope, P * mean_offset + Q, G * s
@@ -80,7 +80,7 @@ def exact_tilt(steps: AffineSteps, multiplier: float) -> tuple[float, float]:
     """Mean and s.d. of the sampler's terminal law times exp(lambda r)."""
     mean, spread = uncontrolled(steps).terminal(steps)
     precision = 1 / spread**2 + multiplier
-    return (mean / spread**2 + multiplier * CENTRE) / precision, precision**-0.5
+    return (mean / spread**2 + multiplier * CENTER) / precision, precision**-0.5
 
 
 def errors(steps: AffineSteps, multiplier: float) -> tuple[float, float]:
@@ -129,7 +129,7 @@ def test_a_small_network_reaches_the_fixed_point() -> None:
     for _ in range(count):
         noise = torch.randn(batch, 11, 1, generator=random, dtype=torch.float64)
         states = rollout(finetuned, steps, noise).states
-        terminal = multiplier * (states[:, -1] - CENTRE)
+        terminal = multiplier * (states[:, -1] - CENTER)
         a = lean_adjoint(terminal, states, steps.A, steps.B, base, torch.ones(batch, dtype=torch.long)).adjoints
         x, after = states[:, steps.controlled].flatten(0, 1), a[:, steps.controlled + 1].flatten(0, 1)
         u = control(finetuned(x, k), base(x, k), scale[k, None])
@@ -145,7 +145,7 @@ def test_a_small_network_reaches_the_fixed_point() -> None:
     assert found[1] / expected[1] == pytest.approx(1, abs=0.01)
 
 
-CENTRES = torch.tensor([[-1.5, 0.0], [1.0, 1.2], [1.0, -1.2]])
+CENTERS = torch.tensor([[-1.5, 0.0], [1.0, 1.2], [1.0, -1.2]])
 SHARES, WIDTH, MULTIPLIER = torch.tensor([0.5, 0.3, 0.2]), 0.4, 3.0
 
 
@@ -163,7 +163,7 @@ class Mixture:
     def __call__(self, x: Tensor, k: int | Tensor, rows: Tensor | None = None) -> Tensor:
         signal, noise = self.signal[k].reshape(-1, 1), self.noise[k].reshape(-1, 1)
         variance = signal**2 * WIDTH**2 + noise**2
-        difference = x[:, None] - signal[..., None] * CENTRES
+        difference = x[:, None] - signal[..., None] * CENTERS
         shares = torch.softmax(SHARES.log() - 0.5 * difference.square().sum(2) / variance, 1)
         return noise * (shares[..., None] * difference).sum(1) / variance
 

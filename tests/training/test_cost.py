@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 
 from amsd.experiment.train import train
 from amsd.recipe import from_dict, load_recipe
-from amsd.recipe.catalogue import folder
+from amsd.recipe.catalog import folder
 from amsd.recipe.cost import training_cost
 from amsd.recipe.load import read_toml
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from amsd.diffusion.steps import AffineSteps
 from tests.training.test_closed_form import steps_of
 
-CENTRES, WIDTH, MULTIPLIER = (-1.5, 1.0), 0.4, 3.0
+CENTERS, WIDTH, MULTIPLIER = (-1.5, 1.0), 0.4, 3.0
 GRID = torch.linspace(-7, 7, 1401, dtype=torch.float64)
 _NODES, _WEIGHTS = (torch.from_numpy(value) for value in np.polynomial.hermite_e.hermegauss(80))
 
@@ -49,7 +49,7 @@ def base_step(steps: AffineSteps, k: int) -> tuple[Tensor, Tensor]:
     """Base mean of x_{k+1} and its derivative, on the grid."""
     signal, noise = float(steps.alpha_bar[k]) ** 0.5, float(1 - steps.alpha_bar[k]) ** 0.5
     x = GRID.clone().requires_grad_(True)
-    difference = x[:, None] - signal * torch.tensor(CENTRES, dtype=torch.float64)
+    difference = x[:, None] - signal * torch.tensor(CENTERS, dtype=torch.float64)
     variance = signal**2 * WIDTH**2 + noise**2
     shares = torch.softmax(-0.5 * difference.square() / variance, 1)
     mean = float(steps.A[k]) * x + float(steps.B[k]) * noise * (shares * difference).sum(1) / variance

@@ -18,7 +18,7 @@ from amsd.training.events import CheckpointRecord, Notice, StepRecord
 from amsd.training.methods import trainer_of
 from amsd.training.problem import ControlProblem
 from tests.training.gaussian import GaussianFamily, GaussianNetwork, quadratic
-from tests.training.test_closed_form import CENTRE, Affine, fixed_point, steps_of, uncontrolled
+from tests.training.test_closed_form import CENTER, Affine, fixed_point, steps_of, uncontrolled
 
 STEPS, MULTIPLIER = 10, 2.0
 BUFFER = {"name": "buffer-am", "buffer": {"size": 256, "passes": 2}}
@@ -93,7 +93,7 @@ def test_the_predicted_shift_is_the_shift_of_the_reward(tmp_path: Path) -> None:
     found, values = fitted({"name": "am"}, multiplier, tmp_path)
     steps = steps_of(STEPS)
     base, tuned = (
-        -1.5 * (spread**2 + (mean - CENTRE) ** 2)
+        -1.5 * (spread**2 + (mean - CENTER) ** 2)
         for mean, spread in (uncontrolled(steps).terminal(steps), found.terminal(steps))
     )
     predicted, kl = (sum(step[key] for step in values[-30:]) / 30 for key in ("predicted_shift", "kl"))

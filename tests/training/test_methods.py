@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from amsd.cli.app import app
 from amsd.recipe import load_recipe
-from amsd.recipe.catalogue import names
+from amsd.recipe.catalog import names
 from amsd.recipe.cost import cost_per_trajectory
 from amsd.recipe.methods import METHODS
 from amsd.recipe.rules import warnings

@@ -112,9 +112,9 @@ class Buffer(Section):
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the stored tensors."""
     min_ess: Fraction = 0.0
-    """Collect again once the normalised effective sample size falls below this; 0 is never."""
+    """Collect again once the normalized effective sample size falls below this; 0 is never."""
     importance_weighting: bool = False
-    """Whether self-normalised importance weights enter the loss."""
+    """Whether self-normalized importance weights enter the loss."""
 
     def trajectories(self, prompts_per_step: int) -> int:
         """Trajectories per collection."""

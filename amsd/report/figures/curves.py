@@ -105,9 +105,9 @@ def smooth(values: Sequence[float]) -> list[float]:
     reach = round(3 * width)
     window = [math.exp(-0.5 * (shift / width) ** 2) for shift in range(-reach, reach + 1)]
     averages = []
-    for centre in range(len(values)):
-        first, last = max(0, centre - reach), min(len(values), centre + reach + 1)
-        weights = window[first - centre + reach : last - centre + reach]
+    for center in range(len(values)):
+        first, last = max(0, center - reach), min(len(values), center + reach + 1)
+        weights = window[first - center + reach : last - center + reach]
         averages.append(sum(map(mul, weights, values[first:last])) / sum(weights))
     return averages
 
@@ -159,9 +159,9 @@ def _line(entry: ShownRun, curve: Curve, x: Scale, y: Scale, among: int) -> str:
     floor = [value if y.kind != "log" else max(value, y.low) for value in curve.values]
     raw = [(x(step), y(value)) for step, value in thin(curve.steps, floor, limit)]
     mean = [(x(step), y(value)) for step, value in thin(curve.steps, smooth(floor), limit)]
-    colour = mode_class(entry.mode)
-    return tag("path", d=path(raw), class_=f"raw {colour}", data_run=entry.key) + tag(
-        "path", d=path(mean), class_=f"line {colour}", data_run=entry.key, data_label=entry.label
+    color = mode_class(entry.mode)
+    return tag("path", d=path(raw), class_=f"raw {color}", data_run=entry.key) + tag(
+        "path", d=path(mean), class_=f"line {color}", data_run=entry.key, data_label=entry.label
     )
 
 
@@ -217,9 +217,9 @@ def _series(story: Story, entry: ShownRun, name: str) -> Iterator[_Evaluated]:
 
 
 def _checkpoints(own: _Evaluated, x: Scale, y: Scale, bars: bool) -> str:
-    entry, colour = own.entry, mode_class(own.entry.mode)
+    entry, color = own.entry, mode_class(own.entry.mode)
     places = [(x(step), y(metric.mean)) for step, metric in own.points]
-    kind = f"line {colour}{' beside' if own.series else ''}"
+    kind = f"line {color}{' beside' if own.series else ''}"
     parts = [tag("path", d=path(places), class_=kind, data_run=entry.key, data_label=own.label)]
     for (step, metric), (left, level) in zip(own.points, places, strict=True):
         error = metric.standard_error
@@ -229,7 +229,7 @@ def _checkpoints(own: _Evaluated, x: Scale, y: Scale, bars: bool) -> str:
         shape = MARKS[entry.mode.index if entry.mode else 0]
         spot = tag("path", **mark(shape, left, level, 3), class_="spot small")
         words = f"{own.label}, step {step}: {with_error(metric)}"
-        parts.append(tag("g", bar + spot, class_=f"dot {colour}", data_run=entry.key, aria_label=words, role="img"))
+        parts.append(tag("g", bar + spot, class_=f"dot {color}", data_run=entry.key, aria_label=words, role="img"))
     return "".join(parts)
 
 

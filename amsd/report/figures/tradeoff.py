@@ -190,5 +190,5 @@ def _base_mark(plot: _Plot, x: Scale, y: Scale) -> str:
 
 
 def mode_class(mode: GuidanceMode | None) -> str:
-    """CSS class that carries the colour of a mode."""
+    """CSS class that carries the color of a mode."""
     return f"m{mode.index}" if mode else "m9"

@@ -181,7 +181,7 @@ def _ending(code: int, verdict: Verdict, log: RunLog, said: str) -> Ended:
 
 
 def tail(output: IO[bytes], start: int) -> str:
-    """Last lines that were written after byte `start`, without terminal colours."""
+    """Last lines that were written after byte `start`, without terminal colors."""
     output.seek(start)
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", output.read().decode("utf-8", errors="replace"))
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
