@@ -12,7 +12,8 @@ from amsd.diffusion.lora_file import LORA_FILE
 from amsd.evaluation.result import EvaluationResult, saved_results
 from amsd.evaluation.statistics import measured
 from amsd.reading import read_json
-from amsd.recipe import Recipe, dump_toml, identity
+from amsd.recipe import Recipe, identity
+from amsd.recipe.load import FORMAT
 from amsd.run_directory import RunDirectory
 
 CARD = "README.md"
@@ -96,7 +97,8 @@ def _lines(folder: Path, recipe: Recipe, checkpoint: Path, pictures: bool, depar
         yield from ("", sentence)
     yield from _metrics(recipe, checkpoint)
     yield from ("", "## Licenses", "")
-    yield f"- Base model: `{recipe.model.pretrained}`. Its license, and its restrictions of use, hold for this model."
+    base = _without_places(recipe.model.pretrained)
+    yield f"- Base model: `{base}`. Its license, and its restrictions of use, hold for this model."
     for term in recipe.reward:
         yield f"- Reward `{_short(term.name)}`: {_license(term.name)}."
     for name in recipe.evaluation.metrics:
@@ -109,10 +111,29 @@ def _lines(folder: Path, recipe: Recipe, checkpoint: Path, pictures: bool, depar
         f"Identity {identity(recipe)}.",
         "",
         "```toml",
-        dump_toml(recipe).rstrip(),
+        _public(recipe).rstrip(),
         "```",
         "",
     )
+
+
+def _public(recipe: Recipe) -> str:
+    """The recipe as TOML without places on the author's machine: of an absolute path only the file's name is shown."""
+    import tomli_w
+
+    tree = recipe.model_dump(mode="json", exclude_none=True, exclude={"origin", "code"})
+    return tomli_w.dumps(_without_places({"format": FORMAT, **tree}))
+
+
+def _without_places(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {name: _without_places(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_without_places(value) for value in node]
+    if isinstance(node, str):
+        scheme, rest = ("python:", node[7:]) if node.startswith("python:") else ("", node)
+        return scheme + Path(rest).name if Path(rest).is_absolute() else node
+    return node
 
 
 def _loading(folder: Path, recipe: Recipe) -> Iterator[str]:
@@ -150,7 +171,8 @@ def _license(name: str) -> str:
     """What is known of a scorer's license."""
     kind = name.partition(":")[0]
     if kind == "python":
-        return f"the author's own code (`{name.partition(':')[2]}`), whose license the author states"
+        own = _without_places(name).partition(":")[2]
+        return f"the author's own code (`{own}`), whose license the author states"
     known = _LICENSES.get(name) or _LICENSES.get(kind)
     return "its publisher states its license" if known is None else known
 

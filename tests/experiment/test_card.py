@@ -116,7 +116,7 @@ def test_the_card_says_what_it_is_what_it_scores_and_how_to_load_it(export: Path
     assert "num_inference_steps=50, guidance_scale=7.5" in text
     assert "ends without noise" in text
     assert "Reward `imagereward`: Apache-2.0." in text
-    assert dump_toml(load_recipe("sd15-am", ["model.parameterization=lora"])) in text
+    assert dump_toml(load_recipe("sd15-am", ["model.parameterization=lora"])).removesuffix("\n[code]\n") in text
     assert "![Samples: a prompt per row](samples.png)" in text
     assert Image.open(export / "samples.png").size == (4, 4)
 
@@ -179,3 +179,20 @@ def test_a_wrong_name_and_offline_mode_are_usage_errors(export: Path, hub: Hub, 
     with pytest.raises(UsageError, match="HF_HUB_OFFLINE"):
         push(export, "someone/model")
     assert not hub.files
+
+
+def test_the_card_names_no_place_on_the_author_s_machine(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red circle\n", encoding="utf-8")
+    (tmp_path / "mine.py").write_text(
+        "def score(images, prompts):\n    return images.mean((1, 2, 3))\n", encoding="utf-8"
+    )
+    settings = [f"prompts.train={tmp_path / 'prompts.txt'}", f'reward=[{{name="python:{tmp_path / "mine.py"}:score"}}]']
+    recipe = load_recipe("shapes", settings).model_copy(update={"origin": str(tmp_path / "run")})
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000001"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "export").mkdir()
+    write_card(tmp_path / "export", recipe, checkpoint)
+    card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
+    assert str(tmp_path) not in card
+    assert 'train = "prompts.txt"' in card
+    assert 'name = "python:mine.py:score"' in card
