@@ -13,7 +13,9 @@ from amsd.cli.options import AllowCodeOption, RecipeArgument, SetOption
 def diagnose(
     recipe: RecipeArgument,
     assignments: SetOption = None,
-    pairs: Annotated[int, typer.Option(min=2, help="Rollouts per prompt that share their initial noise.")] = 16,
+    pairs: Annotated[
+        int, typer.Option(min=2, help="Pairs of samples per prompt; the two of a pair share their initial noise.")
+    ] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     allow_code: AllowCodeOption = False,
 ) -> None:

@@ -39,7 +39,9 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     table: Annotated[
         Path | None,
-        typer.Option("--table", metavar="DIR", help="Follow the reference's protocol; write its table to this folder."),
+        typer.Option(
+            "--table", metavar="DIR", help="Evaluate by the reference's protocol; write the table to this folder."
+        ),
     ] = None,
     allow_code: AllowCodeOption = False,
 ) -> None:

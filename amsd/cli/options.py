@@ -31,5 +31,5 @@ ModelArgument = Annotated[
 ]
 RecipeOption = Annotated[
     str | None,
-    typer.Option("--recipe", help="Recipe; unset: the checkpoint's (an export's) own, or `shapes` for `base`."),
+    typer.Option("--recipe", help="Recipe; unset: that of the checkpoint or export, or `shapes` for `base`."),
 ]

@@ -13,7 +13,7 @@ app = typer.Typer(help="Look at recipes and check them.", no_args_is_help=True)
 
 @app.command("list")
 def list_recipes() -> None:
-    """Recipes that ship with amsd."""
+    """List the recipes that ship with amsd."""
     from rich.console import Console
     from rich.table import Table
 
@@ -36,7 +36,7 @@ def list_recipes() -> None:
 def show(
     recipe: RecipeArgument,
     assignments: SetOption = None,
-    comments: Annotated[bool, typer.Option(help="Say above each key what it means.")] = True,
+    comments: Annotated[bool, typer.Option(help="Print above each key what it means.")] = True,
 ) -> None:
     """Print a recipe with every key, as TOML that runs again."""
     from amsd.recipe import dump_toml, load_recipe

@@ -39,11 +39,11 @@ def run(
     backend: Annotated[str, typer.Option(help="optuna or wandb.")] = "optuna",
     launcher: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
     ray_address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster: auto or HOST:PORT [default: one on this machine].")
+        str | None, typer.Option(help="Address of a Ray cluster: auto or HOST:PORT [default: one on this machine].")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the sweep and show its size; run nothing.")] = False,
 ) -> None:
-    """Start a sweep, or go on with it: the same command resumes what was interrupted."""
+    """Start a sweep. The same command continues a sweep that was interrupted."""
     from rich.console import Console
 
     from amsd.errors import UsageError
@@ -128,7 +128,7 @@ def _run(name: str, request: Launch, console: Console) -> None:
 
 @app.command("list")
 def list_sweeps() -> None:
-    """Sweeps that ship with amsd, by name, with what they ask."""
+    """List the sweeps that ship with amsd, with the question that each one answers."""
     from amsd.recipe.catalog import find, names
     from amsd.recipe.load import read_toml
 
@@ -149,15 +149,15 @@ def worker(
         str | None, typer.Option("--sweep", help="Your own sweep file, whose command and code may run.")
     ] = None,
     command: Annotated[
-        str | None, typer.Option(help="What runs a trial, before RECIPE --output DIR [--resume].")
+        str | None, typer.Option(help="Command that runs a trial; RECIPE --output DIR [--resume] is appended.")
     ] = None,
     allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let scorers and pickles that only the storage names run code.")
+        bool, typer.Option("--allow-code", help="Allow the code and pickles that only the storage names.")
     ] = False,
 ) -> None:
-    """Join a sweep from this or any machine, until nothing is left to do.
+    """Join a sweep from any machine, and work until no trial is left.
 
-    Whatever the storage names is data. Commands and code come from --directory's plan.json, --sweep or --command.
+    The storage is only data. Commands and code come from plan.json in --directory, from --sweep or from --command.
     """
     import logging
     import shlex
@@ -195,10 +195,10 @@ def point(
 def show(
     source: _Where,
     study: _Study = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay and refresh until the sweep is through.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay and refresh until the sweep has ended.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Trials, best, Pareto front and parameter importance."""
+    """Show the trials, the best one, the Pareto front and parameter importance."""
     from rich.console import Console
 
     from amsd.sweep.display import overview
@@ -234,9 +234,9 @@ def best(
     source: _Where,
     study: _Study = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the recipe there.")] = None,
-    trial: Annotated[int | None, typer.Option(help="This trial instead (say, of the Pareto front).")] = None,
+    trial: Annotated[int | None, typer.Option(help="Number of another trial, such as one of the Pareto front.")] = None,
 ) -> None:
-    """The winning recipe, ready for `amsd train`."""
+    """Print the winning recipe, ready for `amsd train`."""
     from amsd.files import write_text
     from amsd.sweep.export import winning_recipe
     from amsd.sweep.results import load_sweep
@@ -254,7 +254,7 @@ def export(
     sweep: Annotated[str, typer.Argument(help="A sweep file or shipped name (YAML), or a sweep's folder (CSV).")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File [default: standard output].")] = None,
 ) -> None:
-    """A sweep file as a W&B sweep configuration (YAML), or the trials of a sweep as a table (CSV)."""
+    """Write a sweep file as a W&B sweep configuration (YAML), or the trials of a sweep as a table (CSV)."""
     from amsd.files import write_text
     from amsd.sweep.export import as_csv, as_wandb_yaml
     from amsd.sweep.load import load_plan
