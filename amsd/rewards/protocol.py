@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 class Reward(Protocol):
-    """A differentiable score of images under their prompts; also usable as an evaluation metric."""
+    """A score of images under their prompts, as a reward or as an evaluation metric.
+
+    Most methods differentiate it with respect to the images; some need no gradient (`MethodSection`).
+    """
 
     @property
     def name(self) -> str:

@@ -29,3 +29,10 @@ def fails_at_step_5(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
 
 
 _calls = 0
+
+
+def ranks(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """Rank of each image's brightness among the samples of one prompt."""
+    assert len(set(prompts)) == 1, prompts
+    assert len(images) == 2, len(images)
+    return images.mean((1, 2, 3)).argsort().argsort()

@@ -19,6 +19,12 @@ BUFFER = (
     "--set", "method.name=buffer-am", "--set", "method.timesteps_per_trajectory=1",
     "--set", "method.buffer={size = 10, passes = 2}",
 )  # fmt: skip
+#: Three groups of two: each lies on both processes.
+GROUPS = (
+    "--set", "method.name=ram", "--set", "method.group_size=2", "--set", "optimizer.prompts_per_step=6",
+    "--set", 'reward=[{name = "python:tests.cli.rewards:ranks", options = { groupwise = true }}]',
+    "--set", "training.steps=2", "--set", "evaluation.batch_size=3", "--set", "training.validate_every=1",
+)  # fmt: skip
 LAUNCHERS = {
     "amsd": (),
     "torchrun": (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "amsd"),
@@ -59,7 +65,7 @@ def assert_close(one: Path, other: Path) -> None:
                 assert b[key] == pytest.approx(value, rel=2e-3, abs=allowed), (a["step"], key)
 
 
-@pytest.mark.parametrize("settings", [(), BUFFER], ids=["on policy", "buffer"])
+@pytest.mark.parametrize("settings", [(), BUFFER, GROUPS], ids=["on policy", "buffer", "groups"])
 def test_two_processes_with_uneven_shares_give_the_losses_of_one(
     recipe: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:

@@ -1,8 +1,8 @@
 """RAM (arXiv 2605.10759): regression weighted by advantages within a prompt's group; any reward, no gradient of it.
 
 target = base(x_t) + lambda A (path target - old(x_t)), where `old` is the slow average of the policy that also samples.
-It drops the cost of the path: for base N(0, 1) and reward -k x^2/2 the fixed point has variance W(lambda k)/(lambda k)
-(Lambert W) instead of the tilt's 1/(1 + lambda k); for linear rewards it is exact (docs/method.md section 9).
+It takes one step of the covariance of reward and noise in the place of the tilt's whole way, so it is exact for linear
+rewards only; where it rests for a quadratic one is derived and checked in docs/method.md section 9.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ class RAMTrainer(RegressionTrainer):
         if experience.endpoints is not None:
             experience = self._judged(experience, experience.endpoints)
         advantages = leave_one_out(experience.groups, experience.rewards)
+        strength = self.method.reward_multiplier * advantages
         shape = (-1, *[1] * (experience.targets.ndim - 1))
-        scale = (self.method.reward_multiplier * advantages).to(experience.targets).view(shape)
-        return replace(experience, targets=experience.base_predictions + scale * experience.targets)
+        targets = experience.base_predictions + strength.to(experience.targets).view(shape) * experience.targets
+        return replace(experience, targets=targets, noted={"repelled_share": (strength < -1).double()})
 
     def _judged(self, experience: PathPoints, end: Tensor) -> PathPoints:
         """The rewards of whole groups, over all processes."""
