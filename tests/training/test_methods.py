@@ -22,9 +22,12 @@ from amsd.run_directory import RunDirectory
 
 SETTINGS = (
     "schedule.num_inference_steps=4", "optimizer.prompts_per_step=4", "optimizer.micro_batch=2", "training.steps=3",
-    "training.checkpoint_every=1", "evaluation.every=0", "tracking.trackers=none", "method.timesteps_per_trajectory=2",
+    "training.checkpoint_every=1", "training.validate_every=3",
+    "evaluation.every=0", "tracking.trackers=none", "method.timesteps_per_trajectory=2",
 )  # fmt: skip
 TIMES = ("seconds/", "share/", "collection/", "images_per_second", "time")
+WITH_BASE = {"am", "buffer-am", "eam", "ram"}
+"""Methods whose loss needs the base's predictions."""
 NO_FLOW = {"eam"}
 """Methods that predict noise alone."""
 
@@ -58,6 +61,11 @@ def test_a_run_that_was_killed_goes_on_bit_by_bit(recipe: str, method: str, tmp_
     steps = [line for line in lines(whole.path) if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert all(line["gradient_norm"] > 0 for line in steps)
+    # What the alarm listens to, and the distance from the base that means the same for all methods.
+    assert all(0 <= line["clamped_share"] <= 1 for line in steps)
+    assert all(("prediction_ratio" in line) == (method in WITH_BASE) for line in steps)
+    assert steps[-1]["validation/prediction_ratio"] == pytest.approx(1, abs=0.2)
+    assert 0 < steps[-1]["validation/kl"] < 100
     files = sorted(file for file in whole.checkpoint(3).rglob("*.safetensors"))
     assert files
     for file in files:

@@ -15,7 +15,7 @@ from amsd.diffusion.noise import generator, normal
 from amsd.diffusion.rollout import Trajectory, rollout
 from amsd.diffusion.steps import at
 from amsd.errors import Diverged
-from amsd.matching import inverse_probabilities, stratified_indices
+from amsd.matching import inverse_probabilities, norm_ratio, stratified_indices
 from amsd.recipe.methods.regression import RegressionSection
 from amsd.training.experience import LATENT, ItemLosses, Rewarded, Sample
 from amsd.training.optimization import WeightAverage
@@ -129,8 +129,7 @@ class RegressionTrainer(SOCTrainer[PathPoints]):
                 "control_norm": moved,
                 "target_square": target.flatten(1).square().mean(1),
                 "move_square": (target - base).flatten(1).square().mean(1),
-                "prediction_square": prediction.detach().flatten(1).square().mean(1),
-                "base_square": base.flatten(1).square().mean(1),
+                "prediction_ratio": norm_ratio(prediction, base),
             },
         )
 
@@ -148,11 +147,10 @@ class RegressionTrainer(SOCTrainer[PathPoints]):
         for name, part in (("noisy_half", target[noisy]), ("clean_half", target[~noisy])):
             if len(part):
                 values[f"target_square/{name}"] = float(part.mean())
-        ratio = float(items.logged["prediction_square"].sum() / items.logged["base_square"].sum().clamp(min=1e-30))
         return values | {
             "target_square": float(target.mean()),
             "move_square": float(items.logged["move_square"].mean()),
-            "prediction_to_base": ratio**0.5,
+            "prediction_ratio": float(items.logged["prediction_ratio"].mean()),
             "kl": kl,
         }
 
