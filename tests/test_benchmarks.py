@@ -15,6 +15,8 @@ from accelerate import Accelerator
 
 from amsd.diffusion.parameterizations import build_policy
 from amsd.recipe import Recipe, RewardTerm
+from amsd.recipe.cost import training_cost
+from amsd.recipe.methods import METHODS
 from amsd.training.problem import ControlProblem
 from tests import pipelines
 from tests.training.gaussian import GaussianFamily, quadratic
@@ -112,3 +114,28 @@ def test_the_page_of_gpu_sizes_holds_what_the_plan_computes(benchmark: Callable[
     sizing = benchmark("sizing")
     text = sizing.PAGE.read_text(encoding="utf-8")
     assert sizing.page(text) == text
+
+
+def test_methods_are_compared_at_equal_work(benchmark: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run of the leaderboard costs its budget to a tenth, and the gain at a KL lies on the run's own curve."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "methods"))
+    runs, results = benchmark("runs"), benchmark("results")
+    assert {settings["method.name"] for settings in runs.METHODS.values()} == set(METHODS)
+    for name in runs.METHODS:
+        recipe = runs.recipe_of(name, 4e-4, 0)
+        assert training_cost(recipe) == pytest.approx(runs.BUDGET, rel=0.1)
+        assert recipe.training.steps == runs.CHECKPOINTS * recipe.training.validate_every
+        assert recipe.evaluation.metrics == ("shapes:alignment",)
+
+    def point(kl: float, gains: list[float]) -> Any:
+        return results.Point(100.0, 1.0, kl, {results.REWARD: gains})
+
+    first = results.Run(0, (point(2.0, [0.1, 0.3]), point(6.0, [0.4, 0.8])))
+    second = results.Run(0, (point(2.0, [0.0, 0.2]), point(6.0, [0.2, 0.4])))
+    assert first.gain_at(1.0) == pytest.approx(0.1)
+    assert first.gain_at(4.0) == pytest.approx(0.4)
+    assert first.gain_at(7.0) is None
+    found = results.against([first], [second], results.REWARD)
+    assert (found.value, found.error) == pytest.approx((0.3, 0.1))
+    both = results.change([first, second], results.REWARD)  # seeds .6 and .3, prompts .3 and .6
+    assert (both.value, both.error) == pytest.approx((0.45, math.hypot(0.15, 0.15)))

@@ -1,0 +1,94 @@
+"""`docs/methods.md` and its plots, from the runs of `benchmarks/methods`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from plots import curves
+from results import ALIGNMENT, DIVERSITY, REWARD, Run, against, change, chosen, over_seeds, runs_of
+from runs import BUDGET, METHODS, RATES, recipe_of
+from text import HEAD, KINDS, MEASURED, NOT_SWEPT, SWEPT
+
+from amsd.recipe.cost import cost_per_trajectory
+
+LEVELS = (3.0, 10.0, 30.0)
+"""KL divergences at which gains are compared."""
+
+
+def write_page(out: Path, page: Path) -> None:
+    """Write the page and its plots; what was not run is not there."""
+    images = page.parent / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    parts = [HEAD.format(kinds="\n".join(map(_kind, METHODS)))]
+    found = chosen(out)
+    if found:
+        curves(images / "methods.svg", {name: runs for name, (_, runs) in found.items()})
+        counts = sorted({len(runs) for _, runs in found.values()})
+        seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) + " for each method"
+        swept = all(runs_of(out, name, rate) for name in METHODS for rate in RATES)
+        rates = SWEPT if swept else NOT_SWEPT.format(rate=RATES[0])
+        missing = [name for name in METHODS if name not in found]
+        parts += [
+            MEASURED.format(budget=BUDGET, seeds=seeds, rates=rates),
+            f"\nNot run yet: {', '.join(missing)}.\n" if missing else "",
+            "\n## At the end\n\n", _ends(found),
+            "\n## At equal KL divergence\n\n", _levels(found),
+            *(("\n## The sweep of the learning rate\n\nGain and, in brackets, change of alignment.\n\n", _sweep(out))
+              if swept else ()),
+        ]  # fmt: skip
+    page.write_text("".join(parts), encoding="utf-8")
+
+
+def _kind(name: str) -> str:
+    recipe = recipe_of(name, RATES[0], 0)
+    target, held = KINDS[name]
+    needed = "needed" if recipe.method.needs_reward_gradient else "not needed"
+    return f"| {name} | {target} | {needed} | {cost_per_trajectory(recipe).total:.3g} | {held} |"
+
+
+def _ends(found: dict[str, tuple[float, list[Run]]]) -> str:
+    reference = found["am"][1] if "am" in found else None
+    rows = [
+        "| method | rate | seeds | steps' calls | seconds | KL | gain | alignment | pixel diversity | gain over am |"
+    ]
+    rows.append("|---|---|---|---|---|---|---|---|---|---|")
+    for name, (rate, runs) in found.items():
+        last = [run.points[-1] for run in runs]
+        versus = "" if reference is None or name == "am" else against(runs, reference, REWARD).shown()
+        seconds, kl = over_seeds([p.seconds for p in last]), over_seeds([p.kl for p in last])
+        rows.append(
+            f"| {name} | {rate:g} | {len(runs)} | {last[0].forwards:,.0f} | {seconds.value:.0f} | "
+            f"{kl.value:.1f} ± {kl.error:.1f} | {change(runs, REWARD).shown()} | {change(runs, ALIGNMENT).shown()} | "
+            f"{change(runs, DIVERSITY).shown()} | {versus} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _levels(found: dict[str, tuple[float, list[Run]]]) -> str:
+    rows = ["| method | " + " | ".join(f"gain at KL {level:g}" for level in LEVELS) + " |", "|---" * 4 + "|"]
+    for name, (_, runs) in found.items():
+        rows.append(f"| {name} | " + " | ".join(_at_level(runs, level) for level in LEVELS) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _at_level(runs: Sequence[Run], level: float) -> str:
+    """Mean over the seeds that get there, and how many they are if not all."""
+    gains = [gain for run in runs if (gain := run.gain_at(level)) is not None]
+    if not gains:
+        return "not reached"
+    shown = over_seeds(gains).shown() if len(gains) > 1 else f"{gains[0]:+.3f}"
+    return shown if len(gains) == len(runs) else f"{shown} ({len(gains)} of {len(runs)} seeds)"
+
+
+def _sweep(out: Path) -> str:
+    """Gain and change of alignment of seed 0 at every rate."""
+    rates = sorted(RATES)
+    rows = ["| method | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|"]
+    for name in METHODS:
+        cells = []
+        for rate in rates:
+            runs = [run for run in runs_of(out, name, rate) if run.seed == 0]
+            cells.append(f"{runs[0].change(REWARD):+.3f} ({runs[0].change(ALIGNMENT):+.3f})" if runs else "not run")
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"

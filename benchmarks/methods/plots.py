@@ -1,0 +1,46 @@
+"""Plots of `docs/methods.md`: SVG, the same bytes for the same numbers, readable on a light and a dark page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("svg")
+import matplotlib.pyplot as plt
+from results import REWARD, Point, Run, change, over_seeds
+
+COLORS = ("#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#999999", "#000000")  # Okabe and Ito
+mpl.rcParams.update(
+    {
+        "svg.hashsalt": "amsd", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9,
+        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "figure.facecolor": "white",
+        "figure.constrained_layout.use": True,
+    }
+)  # fmt: skip
+AXES: Mapping[str, Callable[[Point], float]] = {
+    "network forward-equivalents": lambda point: point.forwards,
+    "seconds of training": lambda point: point.seconds,
+    "KL divergence from the base": lambda point: point.kl,
+}
+
+
+def curves(file: Path, found: Mapping[str, Sequence[Run]]) -> None:
+    """Gain in reward of each method, with one standard error, against work, time and distance from the base."""
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.4), sharey=True)
+    for axis, (label, value) in zip(axes, AXES.items(), strict=True):
+        for color, (name, runs) in zip(COLORS, found.items(), strict=False):
+            steps = range(min(len(run.points) for run in runs))
+            x = [0.0, *(over_seeds([value(run.points[step]) for run in runs]).value for step in steps)]
+            gains = [change(runs, REWARD, step) for step in steps]
+            y, error = [0.0, *(gain.value for gain in gains)], [0.0, *(gain.error for gain in gains)]
+            axis.plot(x, y, marker="o", markersize=3, color=color, label=name)
+            low, high = ([a + sign * b for a, b in zip(y, error, strict=True)] for sign in (-1, 1))
+            axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        axis.set(xlabel=label)
+    axes[2].set_xscale("symlog", linthresh=1)
+    axes[0].set(ylabel="gain in reward")
+    axes[2].legend(fontsize=8)
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
