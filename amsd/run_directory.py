@@ -23,6 +23,8 @@ from amsd.recipe import Recipe, identity
 ADDED_LATER = ("evaluation", "samples", "manifest.json")
 #: Version of a checkpoint's layout. 1 had no key `format` in its manifest; it is read like 2.
 FORMAT = 2
+#: How the folder of a checkpoint begins that is being deleted.
+GONE = ".gone-"
 _STEP = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,17})")
 
 
@@ -125,6 +127,16 @@ class RunDirectory:
     def point(self, name: str, step: int) -> None:
         """Let `latest` or `best` name the checkpoint of `step`."""
         write_text(self.checkpoints / name, f"step-{step:06d}\n")
+
+
+def picture_places(picture: Path) -> tuple[Path, ...]:
+    """Where a picture of a checkpoint is, while the checkpoint is deleted, and after that, in the order of time."""
+    for place in picture.parents:
+        if _STEP.fullmatch(place.name) and place.parent.name == "checkpoints":
+            gone = place.with_name(f"{GONE}{place.name.removeprefix('step-')}")
+            left = RunDirectory(place.parent.parent).left_samples(int(place.name.removeprefix("step-")))
+            return picture, gone / picture.relative_to(place), left / picture.relative_to(place / "samples")
+    return (picture,)
 
 
 def _steps(folder: Path) -> list[int]:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amsd.run_directory import picture_places
 from amsd.tracking.values import evaluation_values
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from amsd.evaluation.result import EvaluationResult
 
 STEP = "step"
@@ -31,6 +34,18 @@ class Picture:
 
     path: Path
     caption: str
+
+    def image(self) -> Image | None:
+        """The picture (RGB), also where a deleted checkpoint has left it meanwhile; None if it is gone."""
+        from PIL import Image
+
+        for place in picture_places(self.path):
+            try:
+                with Image.open(place) as found:
+                    return found.convert("RGB")
+            except OSError:  # it is not there, or damaged
+                continue
+        return None
 
 
 Value = float | str | Table | Picture

@@ -45,11 +45,10 @@ class TensorBoardBackend(Backend):
 
     def _picture(self, name: str, picture: Picture, position: int) -> None:
         import numpy as np
-        from PIL import Image
 
-        if picture.path.is_file():
-            with Image.open(picture.path) as image:
-                self._writer.add_image(name, np.asarray(image.convert("RGB")), position, dataformats="HWC")
+        image = picture.image()
+        if image is not None:
+            self._writer.add_image(name, np.asarray(image), position, dataformats="HWC")
 
 
 def markdown(table: Table) -> str:

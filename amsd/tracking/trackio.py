@@ -48,7 +48,8 @@ class TrackioBackend(Backend):
     def _own(self, value: Value) -> Any:
         match value:
             case Picture():
-                return self._trackio.Image(value.path, caption=value.caption) if value.path.is_file() else None
+                image = value.image()
+                return None if image is None else self._trackio.Image(image, caption=value.caption)
             case Table():
                 return self._trackio.Table(columns=list(value.columns), data=[list(row) for row in value.rows])
             case _:

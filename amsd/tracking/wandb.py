@@ -172,7 +172,8 @@ def _own(value: Value) -> Any:
 
     match value:
         case Picture():
-            return wandb.Image(str(value.path), caption=value.caption) if value.path.is_file() else None
+            image = value.image()
+            return None if image is None else wandb.Image(image, caption=value.caption)
         case Table():
             return wandb.Table(list(value.columns), [list(row) for row in value.rows])
         case _:

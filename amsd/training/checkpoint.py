@@ -17,11 +17,10 @@ from amsd import __version__
 from amsd.errors import RunError
 from amsd.files import write_folder, write_json, writing
 from amsd.reading import parsed_object
-from amsd.run_directory import FORMAT, RunDirectory, damage, hashes, read_manifest
+from amsd.run_directory import FORMAT, GONE, RunDirectory, damage, hashes, read_manifest
 from amsd.training import processes
 
 _LOG = logging.getLogger(__name__)
-_GONE = ".gone-"
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy")
 
 
@@ -137,7 +136,7 @@ def retire(run: RunDirectory, step: int) -> None:
     A rename takes it out of sight first, so that nobody sees a part of it, also if this process is killed here or
     another one is still evaluating it.
     """
-    gone = run.checkpoints / f"{_GONE}{step:06d}"
+    gone = run.checkpoints / f"{GONE}{step:06d}"
     _settle(run, gone)  # of an earlier time, if there is one
     run.checkpoint(step).rename(gone)
     _settle(run, gone)
@@ -145,7 +144,7 @@ def retire(run: RunDirectory, step: int) -> None:
 
 def _settle(run: RunDirectory, gone: Path) -> None:
     """Move the results of a checkpoint that is out of sight to their place, file by file, and delete the rest."""
-    number = gone.name.removeprefix(_GONE)
+    number = gone.name.removeprefix(GONE)
     if not (number.isascii() and number.isdigit()):
         return  # nothing that amsd has put there
     step = int(number)
@@ -162,7 +161,7 @@ def _settle(run: RunDirectory, gone: Path) -> None:
 
 def discard_after(run: RunDirectory, step: int) -> None:
     """Delete what a damaged or abandoned continuation left beyond `step`, and unfinished folders."""
-    for gone in run.checkpoints.glob(f"{_GONE}[0-9]*"):
+    for gone in run.checkpoints.glob(f"{GONE}[0-9]*"):
         _settle(run, gone)
     for other in run.steps():
         if other > step:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from amsd.recipe import Tracking
+from amsd.run_directory import RunDirectory
 from amsd.tracking import BackgroundTracker
+from amsd.tracking.entries import Picture
 from amsd.tracking.names import Names
+from amsd.training import checkpoint
 from amsd.training.events import Notice
 from tests.tracking import story
 
@@ -67,3 +71,27 @@ def test_names_come_from_the_recipe_then_from_the_environment(monkeypatch: pytes
     assert Names.of(Tracking()) == Names("p", "e", "g", "n", ("a", "b"), "long", "t")
     own = Tracking(project="P", entity="E", group="G", name="N", tags=(), notes="short", job_type="T")
     assert Names.of(own) == Names("P", "E", "G", "N", (), "short", "T")
+
+
+def test_a_picture_is_found_while_its_checkpoint_is_deleted_and_after_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow backend comes to it late."""
+    run = RunDirectory(tmp_path)
+    path = story.grid(run.checkpoint(2) / "samples" / "setting")
+    picture = Picture(path, "")
+    seen = []
+    settle = checkpoint._settle
+
+    def watched(run: RunDirectory, gone: Path) -> None:
+        seen.append(picture.image())
+        settle(run, gone)
+
+    monkeypatch.setattr(checkpoint, "_settle", watched)
+    checkpoint.retire(run, 2)
+    assert not path.exists()
+    for image in (*seen, picture.image()):
+        assert image is not None
+        assert image.size == (8, 8)
+    shutil.rmtree(run.path / "samples")
+    assert picture.image() is None
