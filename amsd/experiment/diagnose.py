@@ -99,8 +99,8 @@ def _memorylessness(found: Probe, steps: AffineSteps, prompts: int) -> Finding:
         verdict = "The sampler forgets its initial noise, as the theory asks."
     else:
         verdict = (
-            f"The sampler remembers its initial noise, so about {value:.0%} of the tilt is missing along remembered "
-            "directions. Use eta = 1 or more, or more steps."
+            f"The sampler remembers its initial noise, so about {value:.0%} of the tilt is missing in the directions "
+            "that it remembers. Use eta = 1 or more, or more steps."
         )
     return Finding("memorylessness", value, MEMORY_LIMIT, verdict, {"theory_unit_variance": expected})
 
@@ -121,7 +121,7 @@ def _growth(mode: GuidanceScales, norms: Tensor, used: bool) -> Finding:
     growth = float(by_step.max() / by_step[-1])
     role = "This recipe uses this mode." if used else "This recipe does not use this mode."
     fine = "The adjoint keeps its size along the trajectory." if growth <= GROWTH_LIMIT else (
-        "The adjoint blows up along the trajectory; full guidance is known for it."
+        "The adjoint grows too much along the trajectory, as is known for full guidance."
     )  # fmt: skip
     details = {"guidance_scale": mode.sampler, "guidance_in_adjoint": mode.adjoint, "norms": by_step.tolist()}
     return Finding(f"adjoint-growth-{mode.name}", growth, GROWTH_LIMIT, f"{fine} {role}", details)
@@ -142,12 +142,14 @@ def _target_spread(targets: Tensor) -> Finding:
     median, share = float(norms.median()), float(ordered[:top].sum() / ordered.sum())
     spread = float(norms.max()) / median if median > 0 else math.inf
     if spread <= SPREAD_LIMIT:
-        verdict = f"These {len(norms)} trajectories pull alike; rare ones that do not may need more --pairs to be seen."
+        verdict = (
+            f"The targets of these {len(norms)} trajectories are of similar size. More --pairs may find large ones."
+        )
     else:
         verdict = (
-            "A few trajectories carry the target, those on the verge between two outcomes. The tilt needs them: the "
-            "quantile mask and gradient clipping leave part of it out, and without these the loss is very noisy. "
-            "Expect less than the full tilt at a small lambda."
+            "A few trajectories have almost all of the target. There a small change of the noise changes the outcome. "
+            "The quantile mask and gradient clipping keep training stable but leave out a part of these targets, so "
+            "expect a smaller change of the reward than lambda asks for."
         )
     details = {"median": median, "largest": float(norms.max()), "top_5_percent_share": share, "norms": norms.tolist()}
     return Finding("target-spread", spread, SPREAD_LIMIT, verdict, details)
@@ -157,8 +159,8 @@ def _control_to_target(found: Probe, targets: Tensor) -> Finding:
     """|u| / |sigma a| of the unchanged policy: what rounding alone puts into the control."""
     target = float(targets.sum())
     ratio = (float(found.control_norm.sum()) / target) ** 0.5 if target > 0 else math.inf
-    fine = "The control's target stands above rounding." if ratio <= CONTROL_LIMIT else (
-        "Rounding in the two predictions is not small against the target: train in fp32, or raise reward_multiplier."
+    fine = "The control's target is well above rounding errors." if ratio <= CONTROL_LIMIT else (
+        "Rounding errors are not small against the target: train in fp32, or raise method.reward_multiplier."
     )  # fmt: skip
     return Finding("control-to-target", ratio, CONTROL_LIMIT, fine, {"target": target**0.5})
 
@@ -187,7 +189,7 @@ def _reward_spread(rewards: Tensor, prompts: int, multiplier: float) -> Finding:
 def _gradient_spread(norms: Tensor) -> Finding:
     median = float(norms.median())
     spread = float(norms.max()) / median if median > 0 else math.inf
-    fine = "Samples pull alike." if spread <= SPREAD_LIMIT else (
+    fine = "The reward's gradients are of similar size." if spread <= SPREAD_LIMIT else (
         "A few samples dominate the gradient: use [method.smoothing] with clip_quantile, or the quantile mask."
     )  # fmt: skip
     details = {"median": median, "largest": float(norms.max()), "norms": norms.tolist()}
@@ -197,7 +199,7 @@ def _gradient_spread(norms: Tensor) -> Finding:
 def _reconstruction(found: Probe) -> Finding:
     """Largest difference between the unchanged policy and its base, relative to the prediction."""
     value = float(found.deviation.max() / found.magnitude.max())
-    fine = "The unchanged policy is its base: the control starts at zero." if value <= RECONSTRUCTION_LIMIT else (
-        "The unchanged policy differs from its base: the control does not start at zero."
+    fine = "Before training the policy is the base model: its control is zero." if value <= RECONSTRUCTION_LIMIT else (
+        "Before training the policy is not the base model: its control is not zero."
     )  # fmt: skip
     return Finding("base-reconstruction", value, RECONSTRUCTION_LIMIT, fine, {})

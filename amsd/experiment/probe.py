@@ -69,8 +69,8 @@ def method_of(problem: ControlProblem) -> AdjointMatching:
     method = problem.recipe.method
     if not isinstance(method, AdjointMatching):
         raise UsageError(
-            f"method.name: a diagnosis measures what Adjoint Matching rests on, and {method.label} does not "
-            f"(got {method.name!r}). Use --set method.name=am."
+            f"method.name = {method.name!r}: amsd diagnose measures the assumptions of Adjoint Matching, which "
+            f"{method.label} does not make. Use --set method.name=am."
         )
     return method
 

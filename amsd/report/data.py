@@ -278,7 +278,7 @@ def _missing(run: Run) -> list[str]:
     if run.recipe is not None and not run.finished:
         ends = [notice.kind for notice in run.notices if notice.kind in ENDINGS]
         state = f"The run {ends[-1]}" if ends[-1:] == ["failed"] else "The run was interrupted" if ends else ""
-        state = state or "The run is still going or stopped without a word"
+        state = state or "The run is still going, or it stopped without a message"
         said.append(f"{state}: step {run.last_step} of {run.recipe.training.steps}.")
     if not run.base.evaluations:
         said.append("The base model has no evaluation here: differences to it are unknown.")

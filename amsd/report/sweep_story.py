@@ -175,7 +175,7 @@ def _first_metric(results: SweepResults) -> str:
 def _sweep_gaps(results: SweepResults, runs: Sequence[Run]) -> list[str]:
     said = []
     if results.stopped:
-        said.append(f"The sweep stopped by itself: {results.stopped}")
+        said.append(f"The sweep stopped early: {results.stopped}")
     open_trials = sum(trial.state in ("queued", "running") for trial in results.trials)
     if open_trials:
         said.append(f"The sweep is not over: {open_trials} trial{'s' * (open_trials > 1)} queued or running.")

@@ -170,7 +170,7 @@ def require_consent(
             )
     for name in () if servers_of_own else servers(recipe):
         raise UsageError(
-            f"the recipe would send pictures and prompts to {name}. A received recipe may not do that by itself: "
+            f"the recipe would send pictures and prompts to {name}. A recipe that you received may not do that: "
             "add --allow-code if that server is yours."
         )
     for name, options in recipe.scorer_options.items():

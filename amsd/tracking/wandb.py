@@ -110,11 +110,12 @@ class WandbBackend(Backend):
         if self._recovered:
             raise failure
         self._recovered = True
-        before = self._how_to_sync()
+        before = self._sync()
         _end_service()
         self._axes.clear()
         self._run = _open(self._info, "offline", again=True)
-        text = f"W&B's process died ({failure}). The run goes on offline; {before}, then `{self._sync()}`."
+        how = f"Upload both parts later: `{before}`, then `{self._sync()}`."
+        text = f"W&B's process died ({failure}). The run continues offline. {how}"
         self._announce(Notice("wandb-restarted", text, self._position()))
         for entry in list(self._recent):
             self._write(entry)
@@ -160,7 +161,7 @@ class WandbBackend(Backend):
         self._announce(Notice("wandb-offline", f"W&B runs offline: {reason}. {self._how_to_sync()}", step))
 
     def _how_to_sync(self) -> str:
-        return f"upload later with `{self._sync()}`"
+        return f"Upload later with `{self._sync()}`."
 
     def _sync(self) -> str:
         return f"wandb sync {Path(self._run.settings.sync_dir)}"

@@ -193,7 +193,7 @@ def test_what_means_nothing_is_refused(tmp_path: Path) -> None:
     for change in (
         {"beta_start": 0.001, "beta_end": 0.01}, {"final_step": "midpoint"}, {"timestep_spacing": "leading"}
     ):  # fmt: skip
-        with pytest.raises(UsageError, match=f"schedule.{next(iter(change))} = .* means nothing"):
+        with pytest.raises(UsageError, match=f"schedule.{next(iter(change))} = .* has no effect"):
             family.steps(Schedule.model_validate(change))
     with pytest.raises(UsageError, match="multiples of 4 pixels"):
         family_for(family.pipeline, Model(size=(18, 16)))

@@ -86,5 +86,5 @@ def test_t5_has_a_limit_of_its_own() -> None:
     clip, t5 = cut_prompts(family, recipe(), {"evaluation": [LONG]})
     assert "16 tokens that CLIP reads" in clip
     assert t5.endswith(f"32 tokens that T5 reads; the rest is cut. model.max_sequence_length = {needed} reads all.")
-    with pytest.raises(UsageError, match="prompt_windows = 2 means nothing to StableDiffusion3"):
+    with pytest.raises(UsageError, match="prompt_windows = 2 has no effect: StableDiffusion3 "):
         family_for(pipeline, Model(prompt_windows=2))

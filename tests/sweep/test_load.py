@@ -115,7 +115,7 @@ def test_a_sweep_without_an_end_is_refused() -> None:
     tree = tomllib.loads(
         'name = "s"\nrecipe = "shapes"\n[search]\nschedule.eta = { low = 0.5, high = 1.0 }\n' + OBJECTIVE
     )
-    with pytest.raises(RecipeError, match="only a grid ends by itself"):
+    with pytest.raises(RecipeError, match="only a grid has an end"):
         plan_from(tree, BASE)
 
 

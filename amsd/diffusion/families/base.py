@@ -118,8 +118,8 @@ class Family(ABC):
         """
         if cls.guidance_is_input and negative_prompt and guidance_scale <= 1:
             raise UsageError(
-                f"guidance.negative_prompt = {negative_prompt!r}: nothing leads away from it, because this model's own "
-                "guidance (model.embedded_guidance) is an input of its network, without a second prompt. Set "
+                f"guidance.negative_prompt = {negative_prompt!r} has no effect: this model's own guidance "
+                "(model.embedded_guidance) is an input of its network and takes no second prompt. Set "
                 "guidance.guidance_scale above 1 for true guidance, or remove the negative prompt."
             )
 
@@ -231,8 +231,8 @@ class Family(ABC):
         for key in _CHOICES:
             if key not in self.model_keys and getattr(self.model, key) != Model.model_fields[key].default:
                 raise UsageError(
-                    f"model.{key} = {getattr(self.model, key)!r} means nothing to {type(self).__name__}: it has no "
-                    "such input. Remove the key."
+                    f"model.{key} = {getattr(self.model, key)!r} has no effect: {type(self).__name__} has no such "
+                    "input. Remove the key."
                 )
 
     @property

@@ -31,8 +31,8 @@ class FlowFamily(Family):
             value = getattr(schedule, key)
             if value != getattr(plain, key):
                 raise UsageError(
-                    f"schedule.{key} = {value!r} means nothing to a flow-matching model: its grid of noise levels is "
-                    "that of the model's own scheduler, and its last step ends without noise. Remove the key."
+                    f"schedule.{key} = {value!r} has no effect on a flow-matching model: its noise levels are those of "
+                    "the model's own scheduler, and its last step ends without noise. Remove the key."
                 )
 
     @abstractmethod

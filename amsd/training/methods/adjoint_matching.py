@@ -63,7 +63,10 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
         steps = self.problem.steps
         if steps.clamped:
             eta = self.recipe.schedule.eta
-            yield Notice("clamped-noise", f"eta = {eta:g} is clamped at {len(steps.clamped)} steps.")
+            yield Notice(
+                "clamped-noise",
+                f"eta = {eta:g} is too large for {len(steps.clamped)} steps; the noise is clamped there.",
+            )
         memory = unit_variance_correlation(steps)
         if memory > MEMORY_LIMIT:
             text = f"The sampler remembers its initial noise (correlation {memory:.2f} for unit-variance data)."
