@@ -1,4 +1,4 @@
-"""Does fine-tuning reach the distribution it aims at? `python benchmarks/importance.py OUT` on the embedded model.
+"""Does fine-tuning reach the distribution it aims at? `python benchmarks/importance.py OUT` on the embedded models.
 
 For a small lambda the target p(x) exp(lambda r(x)) / Z can be measured without training: self-normalized importance
 weights exp(lambda r) on samples of the base model give its mean reward. A model fine-tuned to convergence at that
@@ -9,6 +9,8 @@ steps are short enough: a policy shifts the mean of each step, which is an exact
 Both models are sampled by the recipe's own sampler, on the prompts that are trained on and from the same noise. So
 neither guidance nor generalization to new prompts enters, and most of the samples' scatter cancels in the difference
 of the two figures, which shows shortfalls far below their own standard errors.
+
+`--recipe flow` does it for the flow model.
 
 The area of big objects varies continuously. Where small objects are (`--reward shapes:right --word small`) is a choice
 between separate places, of which a lean adjoint sees little (docs/method.md, section 8).
@@ -132,6 +134,8 @@ def rewards(problem: ControlProblem, prompts: Sequence[str], count: int) -> Tens
 class Setting:
     """What is compared."""
 
+    name: str
+    """Recipe that it changes: `shapes` or `flow`."""
     reward: str
     multiplier: float
     word: str
@@ -141,13 +145,13 @@ class Setting:
     assignments: tuple[str, ...]
 
     def recipe(self, seed: int) -> Recipe:
-        """The recipe `shapes`, made to converge: every trajectory used once, no mask (it is a bias), a decaying rate.
+        """The recipe, made to converge: every trajectory used once, no mask (it is a bias), a decaying rate.
 
         The gradient is clipped at about three times its median, which holds back fewer than one batch in ten.
         """
         prompts = json.dumps(prompts_with(self.word, self.prompts), ensure_ascii=False)
         return load_recipe(
-            "shapes",
+            self.name,
             [
                 f"reward=[{{name = {json.dumps(self.reward)}}}]",
                 f"schedule.num_inference_steps={self.inference_steps}",
@@ -202,6 +206,7 @@ def rewards_of(file: Path, recipe: Recipe, checkpoint: Path | None, count: int) 
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for runs and figures.")],
+    recipe: Annotated[str, typer.Option(help="Recipe of the model: shapes or flow.")] = "shapes",
     reward: Annotated[str, typer.Option(help="Name of the reward.")] = "shapes:area",
     multiplier: Annotated[float, typer.Option(help="Lambda.")] = 10.0,
     word: Annotated[str, typer.Option(help="Word that the prompts contain; empty: any prompt.")] = "big",
@@ -214,13 +219,13 @@ def main(
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe.")] = None,
 ) -> None:
     """Measure, train, measure again, compare; what was done is not repeated."""
-    setting = Setting(reward, multiplier, word, prompts, inference_steps, steps, tuple(assignments or ()))
+    setting = Setting(recipe, reward, multiplier, word, prompts, inference_steps, steps, tuple(assignments or ()))
     base = rewards_of(out / "base.json", setting.recipe(0), None, samples)
     for seed in range(first_seed, first_seed + seeds):
-        recipe, run = setting.recipe(seed), RunDirectory(out / f"seed-{seed}")
+        seeded, run = setting.recipe(seed), RunDirectory(out / f"seed-{seed}")
         if steps not in run.steps():
-            train(recipe, run.path, resume=run.recipe.is_file())
-        rewards_of(out / f"seed-{seed}.json", recipe, run.checkpoint(steps), samples)
+            train(seeded, run.path, resume=run.recipe.is_file())
+        rewards_of(out / f"seed-{seed}.json", seeded, run.checkpoint(steps), samples)
         found = comparisons(out, base, multiplier)
         write_json(out / "importance.json", {name: asdict(one) for name, one in found.items()})
         table = _table(found)

@@ -1,4 +1,4 @@
-"""How far can fine-tuning shift the reward? `python benchmarks/reach.py` on the embedded model, without training.
+"""How far can fine-tuning shift the reward? `python benchmarks/reach.py` on the embedded models, without training.
 
 For a small lambda the tilted mean of a reward r is lambda Var(r) above the base's. The fixed point of Adjoint Matching
 moves the mean of step k by lambda g_k(x_k) standard deviations, g_k = sigma_k E[dr/dx_{k+1} | x_k], and so shifts the
@@ -146,6 +146,7 @@ def _variance(rewards: Tensor, groups: Tensor) -> Tensor:
 
 
 def main(
+    recipe: Annotated[str, typer.Option(help="Recipe of the model: shapes or flow.")] = "shapes",
     reward: Annotated[str, typer.Option(help="Name of the reward.")] = "shapes:right",
     word: Annotated[str, typer.Option(help="Word that the prompts contain; empty: any prompt.")] = "big",
     prompts: Annotated[int, typer.Option()] = 8,
@@ -154,17 +155,19 @@ def main(
     states: Annotated[int, typer.Option(help="States x_k per step, continued without derivatives; 0: none.")] = 0,
     continuations: Annotated[int, typer.Option(help="Continuations of each state.")] = 128,
     seed: Annotated[int, typer.Option()] = 0,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe.")] = None,
 ) -> None:
     """Print one JSON object."""
-    recipe = load_recipe(
-        "shapes",
-        [f"reward=[{{name = {json.dumps(reward)}}}]", f"schedule.num_inference_steps={inference_steps}"],
-    )
+    assignments = [f"reward=[{{name = {json.dumps(reward)}}}]", f"schedule.num_inference_steps={inference_steps}"]
+    made = load_recipe(recipe, [*assignments, *(changes or [])])
     chosen = prompts_with(word, prompts)
-    accelerator = build_accelerator(recipe)
-    problem = build_problem(recipe, accelerator, load_policy(recipe, accelerator.device), chosen)
+    accelerator = build_accelerator(made)
+    problem = build_problem(made, accelerator, load_policy(made, accelerator.device), chosen)
     found = pathwise(problem, chosen, trajectories, seed)
-    shown = {"reward": reward, "prompts": chosen, "inference_steps": inference_steps, "pathwise": asdict(found)}
+    shown = {
+        "recipe": recipe, "reward": reward, "prompts": chosen, "inference_steps": inference_steps,
+        "pathwise": asdict(found),
+    }  # fmt: skip
     if states:
         free = derivative_free(problem, chosen, states, continuations, seed, found.variance)
         shown["derivative_free"] = asdict(free)

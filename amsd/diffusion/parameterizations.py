@@ -18,6 +18,7 @@ from amsd.diffusion.held import AdapterCopy, CastCopy, HeldCopy, MergedCopy, cas
 from amsd.diffusion.lora_file import write_safetensors
 from amsd.diffusion.parts import load_network
 from amsd.diffusion.policy import Policy
+from amsd.diffusion.sharding import load_state, save_network
 from amsd.reading import reading, require_same, require_whole
 from amsd.recipe import Model
 
@@ -65,7 +66,7 @@ class FullPolicy(Policy):
 
     def save(self, folder: Path) -> None:
         """Write the network's folder, by its name in the pipeline."""
-        self._network.save_pretrained(folder / self.family.denoiser_name)
+        save_network(self._network, folder / self.family.denoiser_name)
 
     def load(self, folder: Path) -> None:
         """Read the network's folder."""
@@ -229,7 +230,7 @@ class OffsetPolicy(Policy):
 
     def save(self, folder: Path) -> None:
         """Write `offset/`, a network whose output is added to the base's (plain diffusers has no slot for it)."""
-        self._offset.save_pretrained(folder / "offset")
+        save_network(self._offset, folder / "offset")
 
     def load(self, folder: Path) -> None:
         """Read `offset/`."""
@@ -294,4 +295,4 @@ def _restore(network: nn.Module, folder: Path) -> None:
     what = f"checkpoint {folder.parent.name}"
     state = load_network(network_part(folder, what), what).state_dict()
     require_same(network.state_dict(), state, f"{what}: {folder}")
-    network.load_state_dict(state)
+    load_state(network, state)

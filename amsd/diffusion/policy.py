@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, final
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.held import HeldCopy, channels_last
+from amsd.diffusion.lockstep import LockStep
+from amsd.diffusion.sharding import sum_and_let_go
 from amsd.recipe import Model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,6 +36,7 @@ class Policy(ABC):
         self._copy: HeldCopy | None = None
         self._held: HeldCopy | None = None
         self._held_call: Network | None = None
+        self._sharded = False
         pipeline = family.pipeline
         for module in (pipeline.vae, family.denoiser, *family.text_encoders):
             module.requires_grad_(False).eval()
@@ -102,6 +105,8 @@ class Policy(ABC):
             self._held = self._held_call = None
 
     def _current_copy(self) -> HeldCopy | None:
+        if self._sharded:  # nobody has room for a whole copy
+            return None
         if self._copy is None:
             self._copy = self._new_copy()
             if self._copy is not None and self._compiles:
@@ -128,7 +133,10 @@ class Policy(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the fine-tuned weights in the form that plain diffusers loads."""
+        """Write the fine-tuned weights in the form that plain diffusers loads.
+
+        Every process of a sharded policy calls it, and the main process writes.
+        """
 
     @abstractmethod
     def load(self, folder: Path) -> None:
@@ -170,8 +178,26 @@ class Policy(ABC):
         self.pipeline.to(device)
         for network in self.networks:
             network.to(device)
-            if device.type == "cuda":
+            if device.type == "cuda" and not self._sharded:
                 channels_last(network)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the networks are divided among the processes of the run."""
+        return self._sharded
+
+    @final
+    def shard(self, divide: Callable[[nn.Module], None]) -> LockStep:
+        """Divide every denoising network among the processes; returns what keeps their passes in step.
+
+        `divide` shards one network in place.
+        """
+        for network in self.networks:
+            divide(network)
+            sum_and_let_go(network)
+        self._sharded = True
+        frozen = [network for network in self.networks if network is not self.trained_network]
+        return LockStep(frozen, [self.trained_network], self.autocast)
 
     @contextmanager
     def only_base(self) -> Iterator[None]:

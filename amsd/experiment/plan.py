@@ -10,6 +10,7 @@ from amsd.diffusion.families.base import DECODED_PIXELS
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity
 from amsd.recipe.cost import forwards_per_step
+from amsd.recipe.rules import require_even
 from amsd.rewards.table import DOWNLOADED_GIGABYTES
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -59,12 +60,15 @@ class Plan:
     @property
     def memory_bytes(self) -> float:
         """Weights, gradients and AdamW's two moments on each device, without activations."""
-        model = self.recipe.model
+        model, training = self.recipe.model, self.recipe.training
+        average = 1 if training.ema_decay is not None else 0
+        trained = self.trained_parameters * 4 * (4 + average)
+        each, others = _BYTES[model.precision], self.other_parameters * _BYTES[model.precision]
+        if training.fsdp and self.processes > 1:
+            return others + (each * self.denoiser_parameters + trained) / self.processes
         # The base (a copy, or the network itself with lora) and, in half precision, the copy that rollouts go through.
         frozen_networks = 1 if model.precision == "fp32" or model.parameterization == "lora" else 2
-        frozen = (frozen_networks * self.denoiser_parameters + self.other_parameters) * _BYTES[model.precision]
-        average = 1 if self.recipe.training.ema_decay is not None else 0
-        return frozen + self.trained_parameters * 4 * (4 + average)
+        return others + each * frozen_networks * self.denoiser_parameters + trained
 
     @property
     def checkpoint_bytes(self) -> float:
@@ -156,6 +160,7 @@ def make_plan(recipe: Recipe, processes: int, found: Blueprint | None = None) ->
     Raises:
         UsageError: the model is absent and its architecture is unknown.
     """
+    require_even(recipe, processes)
     found = found or blueprint(recipe.model)
     found.family.check_recipe(recipe)
     total, lora = found.parameters, recipe.model.lora

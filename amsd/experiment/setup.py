@@ -23,6 +23,7 @@ from amsd.diffusion.rollout import rollout
 from amsd.errors import UsageError
 from amsd.evaluation.identity import pipeline_identity
 from amsd.evaluation.protocol import sampler_for
+from amsd.experiment.sharing import USES_FSDP, forget_launch_setting, plugin
 from amsd.recipe import Recipe
 from amsd.rewards.calling import call
 from amsd.rewards.combination import WeightedReward
@@ -36,7 +37,7 @@ SCALE_SAMPLES = 64
 
 _LAUNCH_SETTINGS = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "The batch is optimizer.prompts_per_step, whatever the micro-batch.",
-    "ACCELERATE_USE_FSDP": "Processes hold whole copies of the network.",
+    USES_FSDP: "The recipe says whether networks are divided: training.fsdp = true.",
     "ACCELERATE_USE_DEEPSPEED": "Processes hold whole copies of the network.",
     "ACCELERATE_USE_MEGATRON_LM": "Processes hold whole copies of the network.",
 }
@@ -51,9 +52,12 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     """
     _require_plain_launch()
     precision = {"fp32": "no"}.get(recipe.model.precision, recipe.model.precision)
-    _forget_other_precision(precision)
     # Without an accelerator, accelerate joins the processes of a launcher only if it is told to use the CPU.
-    accelerator = Accelerator(mixed_precision=precision, cpu=_use_cpu())
+    cpu = _use_cpu()
+    fsdp = plugin(recipe, cpu)
+    _forget_other_run(precision, fsdp is not None)
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, fsdp_plugin=fsdp)
+    forget_launch_setting()
     if accelerator.device.type == "cpu" and recipe.model.precision == "fp16":
         raise UsageError("model.precision = 'fp16' needs an accelerator; use fp32 (or bf16) on the CPU.")
     if accelerator.device.type == "cpu" and recipe.model.pretrained.startswith(EMBEDDED):
@@ -64,13 +68,13 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def _forget_other_precision(precision: str) -> None:
-    """Let one Python process run recipes of different precision: accelerate remembers the first one's for ever.
+def _forget_other_run(precision: str, fsdp: bool) -> None:
+    """Let one Python process run recipes of different precision and sharding: accelerate remembers the first one's.
 
     The group of processes, which is remembered apart from it, stays.
     """
-    known = AcceleratorState._shared_state.get("_mixed_precision", precision)
-    if known != precision:
+    known = AcceleratorState._shared_state
+    if known and (known.get("_mixed_precision") != precision or (known.get("fsdp_plugin") is not None) != fsdp):
         AcceleratorState._reset_state()
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
@@ -23,6 +24,7 @@ from amsd.experiment.budget import Budgets
 from amsd.experiment.evaluate import CheckpointEvaluation, PolicyEvaluation
 from amsd.experiment.inputs import Inputs, check_inputs, require_space
 from amsd.experiment.setup import Identified, build_accelerator, build_problem, load_identified, require_samplers
+from amsd.experiment.sharing import divided, shares
 from amsd.experiment.start import require_same, write_start
 from amsd.files import clear_unfinished
 from amsd.lock import locked
@@ -93,12 +95,13 @@ def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
     set_seed(recipe.training.seed)  # rewards and libraries may draw from the process-wide generators
     known = run.used
     # A run that exists is held before anything of it is read; of a new one nothing is created yet.
-    with _only_writer(run, accelerator) if known else nullcontext():
+    with _only_writer(run, accelerator) if known else nullcontext(), ExitStack() as stack:
         tracker: Tracker = standard(Console(), recipe.tracking) if accelerator.is_main_process else Trackers([])
-        identified = load_identified(recipe, accelerator.device)
+        identified = load_identified(recipe, torch.device("cpu") if shares(recipe) else accelerator.device)
         newest = newest_whole(run) if resume else None
         if newest is None:
             start_from(identified.policy, recipe.model)
+        stack.enter_context(divided(identified.policy, recipe, accelerator))
         require_space(output, _checkpoint_bytes(recipe, identified.policy), recipe)
         require_samplers(identified.policy.family, recipe, recipe.evaluation.every > 0)
         problem = build_problem(recipe, accelerator, identified.policy, inputs.training.texts)

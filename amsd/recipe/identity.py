@@ -12,7 +12,7 @@ from amsd.recipe.schema import Recipe
 _NOT_IDENTITY: dict[str, tuple[str, ...]] = {
     "optimizer": ("micro_batch", "max_skipped_updates"),
     "training": (
-        "checkpoint_every", "keep", "gradient_checkpointing", "compile", "collection_batch", "validate_every",
+        "checkpoint_every", "keep", "gradient_checkpointing", "fsdp", "compile", "collection_batch", "validate_every",
     ),
 }  # fmt: skip
 
@@ -24,6 +24,7 @@ AS_BEFORE: dict[str, dict[str, Any]] = {
         "embedded_guidance": None, "prompt_windows": 1,
     },
     "guidance": {"negative_prompt": ""},
+    "schedule": {"shift_terminal": None},
     "prompts": {"column": None},
     "training": {"kl_budget": None, "diversity_budget": None},
 }  # fmt: skip

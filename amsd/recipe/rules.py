@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from amsd.errors import UsageError
 from amsd.recipe.errors import Problem
 from amsd.recipe.schema import Recipe
 from amsd.urls import is_server, server_fault, shown_server
@@ -139,7 +140,32 @@ def _warm_up(recipe: Recipe) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+def _fsdp(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.training.fsdp:
+        return
+    if recipe.model.parameterization == "lora":
+        yield Problem("training.fsdp", "divides networks that are trained; low-rank adapters are small", True,
+                      "Remove it: a LoRA of Stable Diffusion 3.5 medium needs one GPU of 24 GB.")  # fmt: skip
+    if recipe.model.precision == "fp16":
+        yield Problem("training.fsdp", "does not go with fp16, whose loss scale each process would choose alone", True,
+                      'Set model.precision = "bf16".')  # fmt: skip
+
+
 _RULES = (
-    _single_file, _betas, _method, _diversity, _distance, _budgets, _reward_names, _best, _options,
+    _single_file, _betas, _method, _diversity, _distance, _budgets, _reward_names, _best, _options, _fsdp,
 )  # fmt: skip
 _ADVICE = (_method_advice, _ignored, _negative_prompt, _warm_up)
+
+
+def require_even(recipe: Recipe, count: int) -> None:
+    """Check that `count` processes get equal shares of a batch, so that they make equally many passes with gradients.
+
+    Raises:
+        UsageError: they do not.
+    """
+    per_step = recipe.optimizer.prompts_per_step
+    if recipe.training.fsdp and per_step % count:
+        raise UsageError(
+            f"training.fsdp: {count} processes cannot share optimizer.prompts_per_step = {per_step} evenly. Use "
+            f"{per_step - per_step % count or count} or {per_step + -per_step % count}, or another number of processes."
+        )

@@ -84,6 +84,9 @@ class Schedule(Section):
     timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     final_step: Literal["noiseless", "midpoint"] = "noiseless"
     """Where the last step ends: without noise (the paper) or half way (the reference implementation)."""
+    shift_terminal: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of a flow-matching model: noise level that the last step begins at, the others stretched to fit (diffusers'
+    name); unset: the model's own grid."""
 
 
 class Guidance(Section):
@@ -171,6 +174,9 @@ class Training(Section):
     ema_decay: float | None = Field(default=None, ge=0, lt=1)
     """Decay of the exponential moving average that is evaluated and exported; unset: none."""
     gradient_checkpointing: bool = False
+    fsdp: bool = False
+    """Divide parameters, gradients and optimizer state among the processes (FSDP2), which otherwise hold whole copies;
+    for `full` and `offset`."""
     compile: bool = False
     collection_batch: Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)] = "auto"
     """Trajectories collected at once on one process, at most. `auto`: on an accelerator as many as are found to fit, on

@@ -31,7 +31,7 @@ def write_checkpoint(
     save_state: Callable[[Path], None],
     recipe_identity: str,
 ) -> Path:
-    """Write the checkpoint of `step` together: the main process the weights, every process its part of the state.
+    """Write the checkpoint of `step` together: every process calls `save_state` and `save_weights`, each on a folder.
 
     Parts are gathered in a folder aside; the main process then hashes, fsyncs and renames it.
     """
@@ -41,15 +41,18 @@ def write_checkpoint(
         shutil.rmtree(parts, ignore_errors=True)
         with writing(target):
             (parts / "state").mkdir(parents=True)
+            (parts / "weights").mkdir()
     _barrier()
     with writing(target):
         save_state(parts / "state")
+        save_weights(parts / "weights")
     _barrier()
     if processes.rank() == 0:
 
         def fill(folder: Path) -> None:
             (parts / "state").rename(folder / "state")
-            save_weights(folder)
+            for path in (parts / "weights").iterdir():
+                path.rename(folder / path.name)
             (folder / "recipe.toml").write_bytes(run.recipe.read_bytes())
             files = hashes(folder)
             manifest = {

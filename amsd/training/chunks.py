@@ -1,6 +1,7 @@
 """How many trajectories are collected at once: as given, or as many as memory allows.
 
-Every process decides for itself, and nothing is exchanged here, so sizes may differ between processes.
+Every process decides for itself, and nothing is exchanged here, so sizes may differ between processes. Only sharded
+networks are collected in chunks of one size: a process that ran out of memory would leave the others waiting.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ R = TypeVar("R")
 class ChunkSize:
     """How many trajectories to try at once, learned from what fitted into memory and what did not."""
 
-    def __init__(self, first: int, limit: int | None) -> None:
-        """`first` are tried first, and never more than `limit` (None: no limit)."""
+    def __init__(self, first: int, limit: int | None, fixed: bool = False) -> None:
+        """`first` are tried first, and never more than `limit` (None: no limit); `fixed`: never fewer either."""
+        self.fixed = fixed
         self.largest = 0
         """The most that fitted at once so far."""
         self._first = first
@@ -58,19 +60,21 @@ class ChunkSize:
             self.largest = 0
 
 
-def chunk_size(recipe: Recipe, on_accelerator: bool) -> ChunkSize:
+def chunk_size(recipe: Recipe, on_accelerator: bool, sharded: bool = False) -> ChunkSize:
     """What `training.collection_batch` says for this process: a largest number, or `auto`.
 
     `auto` starts from the micro-batch. On an accelerator it grows until memory is full. A CPU that runs out of memory
     gives no error to catch: the system ends the process. So there it never has more rows in the network than the loss,
     which keeps activations for micro_batch x K of them anyway; the adjoint keeps one per trajectory, or two where its
     base drift is guided. With gradient checkpointing the loss keeps few activations, but the adjoint keeps all of the
-    base's: there it is one trajectory.
+    base's: there it is one trajectory. With sharded networks `auto` is the micro-batch.
     """
-    size = recipe.training.collection_batch
+    size, micro_batch = recipe.training.collection_batch, recipe.optimizer.micro_batch
+    if sharded:
+        size = micro_batch if size == "auto" else size
+        return ChunkSize(size, size, fixed=True)
     if size != "auto":
         return ChunkSize(size, size)
-    micro_batch = recipe.optimizer.micro_batch
     if on_accelerator:
         return ChunkSize(micro_batch, None)
     rows = 2 if recipe.guidance.guidance_in_adjoint_computation else 1
@@ -116,9 +120,11 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 def _make_smaller(size: ChunkSize, count: int, shortage: str) -> None:
     clear_device_cache(garbage_collection=True)
-    if count == 1:
+    if count == 1 or size.fixed:
+        single = "a single trajectory was collected" if count == 1 else f"{count} trajectories were collected"
+        smaller = "" if count == 1 else " training.collection_batch = 1,"
         raise RunError(
-            "Out of memory while a single trajectory was collected. Set training.gradient_checkpointing = true, "
+            f"Out of memory while {single}. Set{smaller} training.gradient_checkpointing = true, "
             'model.precision = "bf16" or model.parameterization = "lora", or use a smaller model. '
             f"What was said: {shortage}"
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from amsd.diffusion.sharding import is_sharded, whole
 from amsd.errors import RunError
 
 #: Updates in a row that fp16's loss scaling may leave out: it halves a scale of 65536 each time.
@@ -65,11 +66,17 @@ def require_finite_weights(named: Mapping[str, Tensor], step: int, what: str) ->
     Raises:
         RunError: names those that are not finite.
     """
-    if not named or math.isfinite(float(get_total_norm([value.detach() for value in named.values()]))):
+    if not named or math.isfinite(_total_norm([value.detach() for value in named.values()])):
         return
-    bad = [name for name, value in named.items() if not math.isfinite(float(value.detach().cpu().double().norm()))]
+    bad = [name for name, value in named.items() if not math.isfinite(float(whole(value.detach().double().norm())))]
     shown = ", ".join(bad[:3]) or "their norm is too large"
     raise RunError(f"Step {step}: the {what} are not finite after the update ({shown}). {_HINT}")
+
+
+def _total_norm(values: Sequence[Tensor]) -> float:
+    """Norm of all tensors together; sharded ones and others cannot be in one reduction."""
+    parts = [[value for value in values if is_sharded(value) is sharded] for sharded in (True, False)]
+    return math.hypot(*(float(whole(get_total_norm(part))) for part in parts if part))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

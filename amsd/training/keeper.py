@@ -73,15 +73,16 @@ class Keeper:
             return self._write(step)
 
     def _write(self, step: int) -> CheckpointRecord:
-        recipe = self._method.recipe
+        recipe, policy = self._method.recipe, self._method.problem.policy
         self._announce("checkpoint", step)
         self._updater.require_finite(step)
         if self._is_main and not self.run.recipe.is_file():  # a trainer that was built by hand
             write_text(self.run.recipe, dump_toml(recipe))
 
         def save_weights(folder: Path) -> None:
-            with self._updater.averaged():
-                self._method.problem.policy.save(folder)
+            if policy.sharded or self._is_main:
+                with self._updater.averaged():
+                    policy.save(folder)
 
         def save_state(folder: Path) -> None:
             save_training(self._method, self._updater, step, folder)

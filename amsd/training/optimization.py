@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from amsd import recipe as recipes
+from amsd.diffusion.sharding import placed
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], settings: recipes.Optimizer) -> torch.optim.AdamW:
@@ -73,7 +74,7 @@ class WeightAverage:
     def restore(self, shadow: Iterable[torch.Tensor], updates: int) -> None:
         """Continue from saved values."""
         for target, value in zip(self.shadow, shadow, strict=True):
-            target.copy_(value)
+            target.copy_(placed(value, target))
         self._ema.optimization_step = updates
 
     @contextmanager

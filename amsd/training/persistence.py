@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from amsd.diffusion.sharding import gathered, placed
 from amsd.training import processes
 from amsd.training.method import Method
 from amsd.training.state import load_optimizer, restore_rng, rng_state, save_optimizer
@@ -13,28 +14,25 @@ from amsd.training.update import Updater
 
 
 def save_training(method: Method[Any], updater: Updater, step: int, folder: Path) -> None:
-    """Write the state after `step`: each process its generators and its buffer, the main process the rest."""
+    """Write the state after `step`: each process its generators and its buffer, the main process whole tensors."""
     from safetensors.torch import save_file
 
     method.source.save(folder)
     (folder / f"rng-{processes.rank():05d}.json").write_text(json.dumps(rng_state()), encoding="utf-8")
-    if processes.rank() != 0:
-        return
     save_optimizer(updater.optimizer.optimizer, folder)
     state: dict[str, Any] = {**method.state(), "step": step, "skipped_in_a_row": updater.guard.in_a_row}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in method.state_tensors().items()}
-    if tensors:
-        save_file(tensors, folder / "method.safetensors")
+    files = {"method": gathered(method.state_tensors())}
     if updater.average is not None:
         # The denoiser's folder or the adapter file holds the average, so the trained values themselves go here.
         trainable = method.problem.policy.trainable
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in trainable.items()},
-            folder / "parameters.safetensors",
-        )
-        shadow = dict(zip(trainable, (value.cpu().contiguous() for value in updater.average.shadow), strict=True))
-        save_file(shadow, folder / "average.safetensors")
+        files["parameters"] = gathered(trainable)
+        files["average"] = gathered(dict(zip(trainable, updater.average.shadow, strict=True)))
         state["average_updates"] = updater.average.updates
+    if processes.rank() != 0:
+        return
+    for name, tensors in files.items():
+        if tensors:
+            save_file(tensors, folder / f"{name}.safetensors")
     scaler = getattr(updater.accelerator, "scaler", None)
     if scaler is not None:
         state["scaler"] = scaler.state_dict()
@@ -51,7 +49,7 @@ def load_training(method: Method[Any], updater: Updater, folder: Path) -> int:
     if updater.average is not None:
         trained, shadow = load_file(folder / "parameters.safetensors"), load_file(folder / "average.safetensors")
         for name, parameter in method.problem.policy.trainable.items():
-            parameter.data.copy_(trained[name])
+            parameter.detach().copy_(placed(trained[name], parameter))
         updater.average.restore([shadow[name] for name in method.problem.policy.trainable], state["average_updates"])
     tensors = folder / "method.safetensors"
     method.restore(state, load_file(tensors) if tensors.is_file() else {})

@@ -5,16 +5,26 @@ Nothing here depends on how many rows a process holds, so uneven shares cannot d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from amsd.diffusion.sharding import is_sharded
+
 T = TypeVar("T")
 BUCKET = 2**24
 """Numbers per exchange of gradients: 64 MiB in float32."""
+
+
+_meetings: list[Callable[[], None]] = []
+
+
+def before_exchanges(meet: Callable[[], None] | None) -> None:
+    """Call `meet` on every process before any of them exchanges numbers; None: nothing any more."""
+    _meetings[:] = [] if meet is None else [meet]
 
 
 def world_size() -> int:
@@ -34,6 +44,8 @@ def shard(items: Sequence[T]) -> list[T]:
 
 def gather(values: Sequence[T]) -> list[T]:
     """All processes' shares of a list, put back into the global order of `shard`."""
+    for meet in _meetings:
+        meet()
     if world_size() == 1:
         return list(values)
     parts: list[Any] = [None] * world_size()
@@ -53,6 +65,7 @@ def gather_rows(value: Tensor) -> Tensor:
 def sum_gradients(parameters: Iterable[nn.Parameter], bucket: int = BUCKET) -> None:
     """Replace each gradient by its sum over all processes, in exchanges of at most `bucket` numbers or one tensor.
 
+    Those of sharded parameters are summed already, as they were computed.
     Buckets hold gradients of one dtype and device, so no second copy of the whole gradient is ever in memory.
     """
     parameters = list(parameters)
@@ -61,7 +74,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter], bucket: int = BUCKET) -> N
             parameter.grad = torch.zeros_like(parameter)
     if world_size() == 1:
         return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None and not is_sharded(p)]
     for part in _buckets(gradients, bucket):
         flat = torch.cat([gradient.flatten() for gradient in part])
         dist.all_reduce(flat)
@@ -87,4 +100,5 @@ def share_from_main(parameters: Iterable[nn.Parameter]) -> None:
     if world_size() == 1:
         return
     for parameter in parameters:
-        dist.broadcast(parameter.data, src=0)
+        if not is_sharded(parameter):
+            dist.broadcast(parameter.data, src=0)

@@ -13,17 +13,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from amsd.diffusion.sharding import gathered, placed
+from amsd.training import processes
+
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Write `optimizer.safetensors` and `optimizer.json`."""
+    """Write `optimizer.safetensors` and `optimizer.json`; every process calls it, and the main process writes."""
     state = optimizer.state_dict()
     tensors, scalars = {}, {}
     for index, entries in state["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+                tensors[f"{index}.{name}"] = value
             else:
                 scalars[f"{index}.{name}"] = value
+    tensors = gathered(tensors)
+    if processes.rank() != 0:
+        return
     save_file(tensors, folder / "optimizer.safetensors")
     _write(folder / "optimizer.json", {"scalars": scalars, "param_groups": state["param_groups"]})
 
@@ -33,9 +39,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     extra = json.loads((folder / "optimizer.json").read_text(encoding="utf-8"))
     state: dict[int, dict[str, Any]] = {}
     values: dict[str, Any] = dict(load_file(folder / "optimizer.safetensors")) | extra["scalars"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in values.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        like = parameters[int(index)] if isinstance(value, Tensor) else None
+        state.setdefault(int(index), {})[name] = value if like is None else placed(value, like)
     optimizer.load_state_dict({"state": state, "param_groups": extra["param_groups"]})
 
 

@@ -52,7 +52,7 @@ class SOCTrainer(Method[E]):
         self.accelerator = accelerator
         self.listeners = tuple(listeners) if accelerator.is_main_process else ()
         self.clock = PhaseClock(problem.device, self._announce)
-        self.collection = chunk_size(self.recipe, problem.device.type != "cpu")
+        self.collection = chunk_size(self.recipe, problem.device.type != "cpu", problem.policy.sharded)
         self.source: ExperienceSource[E] = self.source_class(self.recipe, prompts, self._collect, self.experience_class)
         self.step = 0
         self._ends = ends or Ends()

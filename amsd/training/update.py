@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from accelerate import Accelerator
 
+from amsd.diffusion.sharding import whole
 from amsd.ends import Ends
 from amsd.training import processes
 from amsd.training.guard import SCALING_PATIENCE, UpdateGuard, optimizer_tensors, require_finite_weights, take_step
@@ -24,7 +25,7 @@ class Updater:
         self.parameters = list(problem.policy.trainable.values())
         processes.share_from_main(self.parameters)  # adapters begin at random
         settings = problem.recipe.optimizer
-        self.optimizer = accelerator.prepare(build_optimizer(self.parameters, settings))
+        self.optimizer = accelerator.prepare_optimizer(build_optimizer(self.parameters, settings))
         decay = problem.recipe.training.ema_decay
         self.average = None if decay is None else WeightAverage(self.parameters, decay)
         self._scaled = getattr(accelerator, "scaler", None) is not None
@@ -48,7 +49,7 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
         limit = self._recipe.optimizer.gradient_clip or float("inf")
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, limit)) if usable else float("nan")
+        norm = float(whole(self.accelerator.clip_grad_norm_(self.parameters, limit))) if usable else float("nan")
         admitted = self.guard.admits(norm, step)
         self._ends.hold()  # from here until the step is logged: weights, average and log belong together
         if admitted or (usable and self._scaled):

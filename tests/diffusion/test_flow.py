@@ -126,7 +126,7 @@ def test_without_noise_the_steps_are_eulers(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
 def test_the_rollout_is_what_the_pipeline_samples(eta: float, scheduler: dict[str, Any]) -> None:
     family = family_for(pipelines.stable_diffusion_3(t5=False, **scheduler), Model(size=(16, 24)))
-    schedule = Schedule(num_inference_steps=4, eta=eta)
+    schedule = Schedule(num_inference_steps=4, eta=eta, shift_terminal=0.1 if eta == 0.7 else None)
     steps = family.steps(schedule)
     prompt, empty = family.encode(["a red circle"]), family.encode_empty(1)
     random = [torch.Generator().manual_seed(5)]
@@ -143,6 +143,25 @@ def test_the_rollout_is_what_the_pipeline_samples(eta: float, scheduler: dict[st
         output_type="latent", latents=start,
     )  # fmt: skip
     assert torch.allclose(found, expected, atol=2e-5)
+
+
+def test_the_grid_ends_where_the_recipe_says() -> None:
+    """As diffusers' own scheduler does with the same option; the own grid ends in a step that no control can afford."""
+    family = family_for(pipelines.stable_diffusion_3(t5=False))
+    own = family.steps(Schedule(num_inference_steps=10))
+    ended = Schedule(num_inference_steps=10, shift_terminal=0.2)
+    steps = family.steps(ended)
+    expected = FlowMatchEulerDiscreteScheduler(shift=3.0, shift_terminal=0.2)
+    expected.set_timesteps(10)
+    assert torch.allclose(steps.s.float(), expected.sigmas[:-1])
+    assert float(steps.s[-1]) == pytest.approx(0.2)
+    assert float(own.control_scale[8].abs()) == pytest.approx(30.85, abs=0.01)
+    assert float(steps.control_scale[steps.controlled].abs().max()) == pytest.approx(1.56, abs=0.01)
+    assert unit_variance_correlation(steps) == pytest.approx(0, abs=1e-12)
+    assert family.exported_sampler(ended).config.shift_terminal == 0.2
+    assert family.own_sampler(0.0)[0].config.shift_terminal is None
+    with pytest.raises(UsageError, match=r"schedule.shift_terminal = 0.2 means nothing"):
+        family_for(pipelines.stable_diffusion()).steps(ended)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

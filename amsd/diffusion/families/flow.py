@@ -46,19 +46,21 @@ class FlowFamily(Family):
     def steps(self, schedule: Schedule) -> AffineSteps:
         """Steps on the pipeline's own grid, shift included."""
         self.check_schedule(schedule)
-        scheduler = SOCFlowMatchScheduler.of(self.pipeline.scheduler)
+        scheduler = self.training_sampler(schedule)
         self._set_grid(scheduler, schedule.num_inference_steps)
         return scheduler.affine(schedule.eta)
 
     def training_sampler(self, schedule: Schedule) -> SOCFlowMatchScheduler:
         """Euler's method with noise."""
         self.check_schedule(schedule)
-        return SOCFlowMatchScheduler.of(self.pipeline.scheduler)
+        return SOCFlowMatchScheduler.of(self.exported_sampler(schedule))
 
     def exported_sampler(self, schedule: Schedule) -> Any:
-        """The model's own: its steps without noise are those of fine-tuning."""
+        """The model's own, ending where the recipe says: its steps without noise are those of fine-tuning."""
         own = self.pipeline.scheduler
-        return type(own).from_config(own.config)
+        if schedule.shift_terminal is None:
+            return type(own).from_config(own.config)
+        return type(own).from_config(own.config, shift_terminal=schedule.shift_terminal)
 
     def departures(self, schedule: Schedule) -> Iterator[str]:
         """Diffusers' scheduler has no noise."""

@@ -36,7 +36,12 @@ class UNetFamily(Family):
 
     @classmethod
     def check_schedule(cls, schedule: Schedule) -> None:
-        """Every key means something."""
+        """Every key but one means something."""
+        if schedule.shift_terminal is not None:
+            raise UsageError(
+                f"schedule.shift_terminal = {schedule.shift_terminal:g} means nothing to this model: it ends the grid "
+                "of a flow-matching model. Remove the key."
+            )
 
     @classmethod
     def require_fit(cls, configs: Configs, what: str) -> None:

@@ -36,6 +36,10 @@ from amsd.training.trainer import BufferSOCTrainer, SOCTrainer
 MEMORY_LIMIT = 0.2
 """Correlation of terminal latents above which the bias of fine-tuning is no longer small (docs/method.md section 1)."""
 
+STIFF = 10.0
+"""Control scale |c_k|, also against that of the other steps, above which one step of the sampler dominates the loss and
+the KL (docs/method.md section 10)."""
+
 
 class AMTrainer(SOCTrainer[AdjointExperience]):
     """Adjoint Matching: |c (eps_theta - eps_0) + sigma a|^2 at a few steps of each trajectory."""
@@ -67,6 +71,15 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
                 "clamped-noise",
                 f"eta = {eta:g} is too large for {len(steps.clamped)} steps; the noise is clamped there.",
             )
+        scale = steps.control_scale[steps.controlled].abs()
+        if steps.prediction_type == "flow" and float(scale.max()) > STIFF * max(1.0, float(scale.median())):
+            number = int(steps.controlled[scale.argmax()])
+            text = (
+                f"Step {number} of {len(steps)} adds so little noise ({float(steps.sigma[number]):.2g}) that a control "
+                f"costs {float(scale.max()):.0f} times the change that it makes, and the loss sees little else. "
+                "schedule.shift_terminal = 0.1 or 0.2 ends the grid before (docs/method.md section 10)."
+            )
+            yield Notice("stiff-step", text, values={"control_scale": float(scale.max())})
         memory = unit_variance_correlation(steps)
         if memory > MEMORY_LIMIT:
             text = f"The sampler remembers its initial noise (correlation {memory:.2f} for unit-variance data)."
