@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from amsd.diffusion.families import family_class, known_families
-from amsd.diffusion.families.base import Family, Published
+from amsd.diffusion.families.base import Family
+from amsd.diffusion.families.published import Published
 from amsd.diffusion.families.single_file import declare, default_configuration, parameters, stored_shapes
 from amsd.diffusion.folder import Folder, configuration_parts, inspect
 from amsd.diffusion.loading import EMBEDDED, locate, locate_configuration
 from amsd.diffusion.parts import load_plain, require_sound
+from amsd.diffusion.quantization import quantizable
 from amsd.errors import UsageError
 from amsd.hub import Repository
 from amsd.reading import read_json, reading
@@ -34,8 +36,9 @@ class Blueprint:
 
     family: Family
     """Around a denoiser without storage (on torch's `meta` device); it cannot draw."""
-    other_parameters: int
-    """Parameters of the autoencoder and the text encoders."""
+    vae_parameters: int
+    text_parameters: int
+    """Parameters of all text encoders."""
     download: str
     """What has to be downloaded."""
     has_files: bool = False
@@ -45,6 +48,11 @@ class Blueprint:
     def parameters(self) -> int:
         """Parameters of the denoiser."""
         return sum(parameter.numel() for parameter in self.family.denoiser.parameters())
+
+    @property
+    def quantizable_parameters(self) -> int:
+        """Weights of the denoiser that `model.quantization` makes small."""
+        return sum(layer.weight.numel() for layer in quantizable(self.family.denoiser).values())
 
     @property
     def pixels(self) -> int:
@@ -103,23 +111,37 @@ def blueprint(model: Model) -> Blueprint:
             return _of_folder(with_weights, model, what, _CACHED)
     for published, family in _published():
         if any(part in name for part in published.names):
-            size = published.gigabytes if model.variant is None else published.half_gigabytes
-            download = f"about {size} GB from the hub: {name}"
-            return _on_paper(family, published.denoiser, published.vae_scale, published.others, model, download)
+            return _of_published(published, family, model)
     locate(model)  # says why it cannot be found
     raise UsageError(f"{what}: download it once; its architecture is not known to amsd.")
+
+
+def _of_published(published: Published, family: type[Family], model: Model) -> Blueprint:
+    left_out = () if model.t5 else family.optional_parts
+    counts = {name: part.parameters for name, part in published.parts.items() if name not in left_out}
+    texts = sum(count for name, count in counts.items() if name in family.text_encoder_names)
+    found = _on_paper(family, published.denoiser, published.vae_scale, (counts["vae"], texts), model, "")
+    each = published.stored_bytes if model.variant is None else 2
+    # A file holds more than parameters: the table of positions of Stable Diffusion 3.5 is a tenth of its denoiser's.
+    stored = sum(value.numel() for value in found.family.denoiser.state_dict().values())
+    size = each * (stored + sum(counts.values())) / 1e9
+    return replace(found, download=f"about {float(f'{size:.3g}'):g} GB from the hub: {model.pretrained}")
 
 
 def _of_folder(folder: Folder, model: Model, what: str, download: str) -> Blueprint:
     require_sound(folder, what)
     family = family_class(folder.pipeline_class)
     parts = {name: part for name, part in folder.parts.items() if part.weights}
-    others = [file for name, part in parts.items() if name != family.denoiser_name for file in part.weights]
-    count = sum(_stored(file, what) for file in others)
-    plain = {name: load_plain(part, what) for name, part in folder.parts.items() if not part.weights}
     denoiser = parts[family.denoiser_name]
+    counts = {
+        name: sum(_stored(file, what) for file in part.weights)
+        for name, part in parts.items() if name != family.denoiser_name
+    }  # fmt: skip
+    vae = counts.pop("vae")
+    plain = {name: load_plain(part, what) for name, part in folder.parts.items() if not part.weights}
     config = {**denoiser.config, "_class_name": denoiser.class_name}  # the index names the class that is loaded
-    return _on_paper(family, config, _vae_scale(parts["vae"].config), count, model, download, plain)
+    others = vae, sum(counts.values())
+    return _on_paper(family, config, _vae_scale(parts["vae"].config), others, model, download, plain)
 
 
 def _of_single_file(model: Model) -> Blueprint:
@@ -130,7 +152,7 @@ def _of_single_file(model: Model) -> Blueprint:
     """
     file = Path(locate(model))
     shapes = stored_shapes(file)
-    stored, others = parameters(shapes)
+    stored, *others = parameters(shapes)
     name = model.config or default_configuration(file)
     local = name.startswith(EMBEDDED) or Path(name).expanduser().exists() or _cached(name, model.revision) is not None
     known = next(((p, f) for p, f in _published() if any(part in name for part in p.names)), None)
@@ -158,12 +180,16 @@ def _on_paper(
     family: type[Family],
     denoiser: Any,
     vae_scale: int,
-    others: int,
+    others: Sequence[int],
     model: Model,
     download: str,
     plain_parts: Mapping[str, Any] | None = None,
 ) -> Blueprint:
-    """`plain_parts` are its scheduler and tokenizers by name, where they were read."""
+    """Around the denoiser of a configuration.
+
+    `others` are the parameters of the VAE and of the text encoders, `plain_parts` scheduler and tokenizers by name,
+    where they were read.
+    """
     import diffusers
 
     plain = {key: value for key, value in dict(denoiser).items() if not key.startswith("_")}
@@ -174,7 +200,8 @@ def _on_paper(
         **{family.denoiser_name: network}, **(plain_parts or {}), vae_scale_factor=vae_scale, default_sample_size=128,
         components={},
     )  # fmt: skip
-    return Blueprint(family(pipeline, model), others, download, plain_parts is not None)
+    vae, texts = others
+    return Blueprint(family(pipeline, model), vae, texts, download, plain_parts is not None)
 
 
 def _published() -> list[tuple[Published, type[Family]]]:

@@ -18,6 +18,7 @@ from amsd.diffusion.held import AdapterCopy, CastCopy, HeldCopy, MergedCopy, cas
 from amsd.diffusion.lora_file import write_safetensors
 from amsd.diffusion.parts import load_network
 from amsd.diffusion.policy import Policy
+from amsd.diffusion.quantization import quantize
 from amsd.diffusion.sharding import load_state, save_network
 from amsd.reading import reading, require_same, require_whole
 from amsd.recipe import Model
@@ -91,6 +92,8 @@ class LoraPolicy(Policy):
 
         super().__init__(family, model)
         self._network = family.denoiser.to(self.dtype)
+        if model.quantization is not None:
+            quantize(self._network, self.dtype)
         lora = model.lora
         self._network.add_adapter(
             LoraConfig(
@@ -128,7 +131,10 @@ class LoraPolicy(Policy):
         return self.family.network(copied)
 
     def _new_copy(self) -> HeldCopy | None:
-        return MergedCopy(self._network) if self.dtype is torch.float32 else AdapterCopy(self._network, self.dtype)
+        if self.dtype is not torch.float32:
+            return AdapterCopy(self._network, self.dtype)
+        # Into a weight of four bits nothing can be merged.
+        return None if self.model.quantization else MergedCopy(self._network)
 
     def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
         """Output with adapters off: bit for bit the pretrained network's."""

@@ -213,7 +213,9 @@ class Evaluator:
         """Everything but the prompts that determines the images."""
         # Only where it is on: results that were made without it keep their identity.
         tiling = {"vae_tiling": True} if getattr(family.pipeline.vae, "use_tiling", False) else {}
-        size = {} if self._recipe.model.size is None else {"size": list(family.size)}
+        model = self._recipe.model
+        size = {} if model.size is None else {"size": list(family.size)}
+        quantization = {} if model.quantization is None else {"quantization": model.quantization}
         prompt = self._recipe.guidance.negative_prompt if sampler.setting.guidance_scale != 1 else ""
         negative = {"negative_prompt": prompt} if prompt else {}
         return {
@@ -228,6 +230,7 @@ class Evaluator:
             "libraries": library_versions(),
             **tiling,
             **size,
+            **quantization,
             **negative,
             **family.choices,
         }

@@ -14,6 +14,7 @@ from amsd.diffusion.families.base import Family
 from amsd.diffusion.finite import require_finite_images
 from amsd.diffusion.guidance import TextCondition
 from amsd.diffusion.noise import generator
+from amsd.diffusion.texts import on_device
 from amsd.errors import UsageError
 from amsd.evaluation.metrics import quantize
 from amsd.recipe import EvaluationSetting, Schedule
@@ -80,13 +81,15 @@ class PromptEncoder:
         self._family = family
         self._prompts = prompts
         self._known: dict[str, TextCondition] = {}
-        self._negative = family.encode_negative(negative_prompt, 1)
+        with on_device(family):
+            self._negative = family.encode_negative(negative_prompt, 1)
 
     def __call__(self, batch: Sequence[Index]) -> dict[str, Any]:
         """Arguments of the pipeline's call that stand for the prompts of these images."""
-        for text in dict.fromkeys(self._prompts[prompt] for prompt, _ in batch):
-            if text not in self._known:
-                self._known[text] = self._family.encode([text])
+        new = dict.fromkeys(text for prompt, _ in batch if (text := self._prompts[prompt]) not in self._known)
+        if new:
+            with on_device(self._family):
+                self._known |= {text: self._family.encode([text]) for text in new}
         condition = TextCondition.cat([self._known[self._prompts[prompt]] for prompt, _ in batch])
         negative = TextCondition.cat([self._negative] * len(batch))
         return self._family.prompt_arguments(condition, negative)

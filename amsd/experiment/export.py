@@ -36,7 +36,9 @@ def export(recipe: Recipe, checkpoint: Path, to: Path, style: Format = "diffuser
     if style == "kohya":
         return _export_kohya(recipe, checkpoint, to, report)
     report(f"step 1 of 3: loading {checkpoint.name}", 0, 0)
-    policy = load_policy(recipe, torch.device("cpu"), checkpoint)
+    # A LoRA is merged into the weights that were rounded for training, not into what they were rounded to.
+    whole = recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantization": None})})
+    policy = load_policy(whole, torch.device("cpu"), checkpoint)
     if isinstance(policy, OffsetPolicy):
         raise UsageError(
             "model.parameterization = 'offset' is base plus a second network and cannot be merged into one network; "

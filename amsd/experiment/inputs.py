@@ -9,6 +9,7 @@ from pathlib import Path
 
 from amsd.errors import UsageError
 from amsd.hub import PREFIX as HUB
+from amsd.packages import require_bitsandbytes
 from amsd.prompts import PromptSet, load_prompts
 from amsd.recipe import Recipe
 from amsd.recipe.methods import methods_with
@@ -72,6 +73,7 @@ def check_inputs(recipe: Recipe, download: bool = True) -> Inputs:
     attempt(lambda: _require_gradient(recipe))
     attempt(lambda: _require_groups(recipe))
     attempt(lambda: _require_model(recipe))
+    attempt(lambda: _require_packages(recipe))
     attempt(lambda: read("train"))
     attempt(lambda: read("evaluation"))
     if problems:
@@ -116,6 +118,13 @@ def _require_model(recipe: Recipe) -> None:
             there = False
         if not there:
             raise UsageError(f"model.{key} = {name[:200]!r}: there is nothing at this path.")
+
+
+def _require_packages(recipe: Recipe) -> None:
+    if recipe.model.quantization is not None:
+        require_bitsandbytes(f"model.quantization = {recipe.model.quantization!r}")
+    if recipe.optimizer.name == "adamw-8bit":
+        require_bitsandbytes(f"optimizer.name = {recipe.optimizer.name!r}")
 
 
 def require_space(output: Path, checkpoint_bytes: float, recipe: Recipe) -> None:

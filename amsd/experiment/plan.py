@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from amsd.diffusion.blueprint import Blueprint, blueprint
 from amsd.diffusion.families.base import DECODED_PIXELS
+from amsd.diffusion.quantization import BITS
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity
 from amsd.recipe.cost import forwards_per_step
@@ -30,7 +31,10 @@ class Plan:
     recipe: Recipe
     processes: int
     denoiser_parameters: int
-    other_parameters: int
+    quantizable_parameters: int
+    """Of the denoiser, which `model.quantization` makes small."""
+    vae_parameters: int
+    text_parameters: int
     trained_parameters: int
     flops_per_forward: float
     forwards_per_step: float
@@ -61,19 +65,40 @@ class Plan:
     def memory_bytes(self) -> float:
         """Weights, gradients and AdamW's two moments on each device, without activations."""
         model, training = self.recipe.model, self.recipe.training
-        average = 1 if training.ema_decay is not None else 0
-        trained = self.trained_parameters * 4 * (4 + average)
-        each, others = _BYTES[model.precision], self.other_parameters * _BYTES[model.precision]
+        others = 4 * self.vae_parameters  # in float32, whatever the precision
+        if not training.offload_text_encoders:
+            others += self.text_bytes
+        trained = self.trained_parameters * (8 + self._moments + (4 if training.ema_decay is not None else 0))
         if training.fsdp and self.processes > 1:
-            return others + (each * self.denoiser_parameters + trained) / self.processes
-        # The base (a copy, or the network itself with lora) and, in half precision, the copy that rollouts go through.
-        frozen_networks = 1 if model.precision == "fp32" or model.parameterization == "lora" else 2
-        return others + each * frozen_networks * self.denoiser_parameters + trained
+            return others + (self.base_bytes + trained) / self.processes
+        # In half precision a second frozen network, the copy that rollouts go through.
+        copies = 1 if model.precision == "fp32" or model.parameterization == "lora" else 2
+        return others + copies * self.base_bytes + trained
+
+    @property
+    def text_bytes(self) -> int:
+        """The text encoders."""
+        return self.text_parameters * _BYTES[self.recipe.model.precision]
+
+    @property
+    def base_bytes(self) -> float:
+        """The frozen network: a copy, or the network itself with lora."""
+        each = _BYTES[self.recipe.model.precision]
+        if self.recipe.model.quantization is None:
+            return each * self.denoiser_parameters
+        left = self.denoiser_parameters - self.quantizable_parameters
+        return each * left + BITS / 8 * self.quantizable_parameters
+
+    @property
+    def _moments(self) -> int:
+        """Bytes of the optimizer's two moments per trained parameter."""
+        return 8 if self.recipe.optimizer.name == "adamw" else 2
 
     @property
     def checkpoint_bytes(self) -> float:
-        """Size of a checkpoint: the trained weights, AdamW's two moments and the average, in float32."""
-        return 4.0 * self.trained_parameters * (3 + (self.recipe.training.ema_decay is not None))
+        """Size of a checkpoint: weights, moments and, with an average, the trained weights twice more."""
+        copies = 1 if self.recipe.training.ema_decay is None else 3  # the average, and the trained weights beside it
+        return float(self.trained_parameters * (4 * copies + self._moments))
 
     @property
     def decoding_bytes(self) -> float:
@@ -129,7 +154,10 @@ class Plan:
         return forwards * self.flops_per_forward / (ASSUMED_TFLOPS * 1e12) / self.processes
 
     def _memory(self) -> str:
-        text = f"{self.memory_bytes / 2**30:.2f} GiB per device for weights, gradients and optimizer; scorers and "
+        text = f"{self.memory_bytes / 2**30:.2f} GiB per device for weights, gradients and optimizer; "
+        if self.recipe.training.offload_text_encoders:
+            text += f"the text encoders ({self.text_bytes / 2**30:.2f} GiB) join them while they read prompts; "
+        text += "scorers and "
         if self._small:
             return text + "activations come on top"
         size = round(self.pixels**0.5)
@@ -166,8 +194,9 @@ def make_plan(recipe: Recipe, processes: int, found: Blueprint | None = None) ->
     total, lora = found.parameters, recipe.model.lora
     trained = total if recipe.model.parameterization != "lora" else found.lora_parameters(lora.rank, lora.targets)
     return Plan(
-        recipe, processes, total, found.other_parameters, trained, found.forward_flops(),
-        forwards_per_step(recipe, processes), found.pixels, _evaluation_prompts(recipe), found.download,
+        recipe, processes, total, found.quantizable_parameters, found.vae_parameters, found.text_parameters, trained,
+        found.forward_flops(), forwards_per_step(recipe, processes), found.pixels, _evaluation_prompts(recipe),
+        found.download,
     )  # fmt: skip
 
 

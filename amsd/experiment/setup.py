@@ -20,6 +20,7 @@ from amsd.diffusion.noise import normal
 from amsd.diffusion.parameterizations import build_policy
 from amsd.diffusion.policy import Policy
 from amsd.diffusion.rollout import rollout
+from amsd.diffusion.texts import ReadPrompts, send_away
 from amsd.errors import UsageError
 from amsd.evaluation.identity import pipeline_identity
 from amsd.evaluation.protocol import sampler_for
@@ -170,12 +171,23 @@ def build_problem(recipe: Recipe, accelerator: Accelerator, policy: Policy, prom
         policy.pipeline.vae.enable_gradient_checkpointing()
     reward = WeightedReward.from_recipe(recipe.reward, recipe.code).to(device)
     _rehearse(reward, policy.family, prompts, device, recipe.method.needs_reward_gradient)
-    problem = ControlProblem(recipe, policy.family, policy, steps, reward, device, reward.groupwise)
+    problem = ControlProblem(
+        recipe, policy.family, policy, steps, reward, device, reward.groupwise, _reader(recipe, policy.family)
+    )
     if not reward.unmeasured:
         return problem
     scales = _base_standard_deviations(problem, reward, prompts)
     _LOG.info("base standard deviations of normalized rewards: %s", scales)
     return replace(problem, reward=reward.scaled(scales))
+
+
+def _reader(recipe: Recipe, family: Family) -> ReadPrompts | None:
+    """With `training.offload_text_encoders`, what encodes prompts from now on; the encoders have left the device."""
+    if not recipe.training.offload_text_encoders:
+        return None
+    send_away(family)
+    guided = recipe.guidance.guidance_scale != 1
+    return ReadPrompts(family, recipe.guidance.negative_prompt if guided else "")
 
 
 def _rehearse(

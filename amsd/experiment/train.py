@@ -165,8 +165,8 @@ def _told(tracker: Tracker, info: RunInfo, ends: Ends) -> Iterator[None]:
 
 
 def _checkpoint_bytes(recipe: Recipe, policy: Policy) -> float:
-    """Size of a checkpoint: the trained weights, AdamW's two moments and the average, in float32."""
-    copies = 3 + (recipe.training.ema_decay is not None)
+    """Size of a checkpoint in float32: weights and AdamW's two moments; with an average, it and the trained weights."""
+    copies = 3 if recipe.training.ema_decay is None else 5
     return 4.0 * copies * sum(parameter.numel() for parameter in policy.trainable.values())
 
 

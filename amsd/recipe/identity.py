@@ -12,7 +12,8 @@ from amsd.recipe.schema import Recipe
 _NOT_IDENTITY: dict[str, tuple[str, ...]] = {
     "optimizer": ("micro_batch", "max_skipped_updates"),
     "training": (
-        "checkpoint_every", "keep", "gradient_checkpointing", "fsdp", "compile", "collection_batch", "validate_every",
+        "checkpoint_every", "keep", "gradient_checkpointing", "fsdp", "offload_text_encoders", "compile",
+        "collection_batch", "validate_every",
     ),
 }  # fmt: skip
 
@@ -21,10 +22,11 @@ _NOT_IDENTITY: dict[str, tuple[str, ...]] = {
 AS_BEFORE: dict[str, dict[str, Any]] = {
     "model": {
         "start": None, "config": None, "vae_tiling": False, "size": None, "t5": True, "max_sequence_length": None,
-        "embedded_guidance": None, "prompt_windows": 1,
+        "embedded_guidance": None, "prompt_windows": 1, "quantization": None,
     },
     "guidance": {"negative_prompt": ""},
     "schedule": {"shift_terminal": None},
+    "optimizer": {"name": "adamw"},
     "prompts": {"column": None},
     "training": {"kl_budget": None, "diversity_budget": None},
 }  # fmt: skip

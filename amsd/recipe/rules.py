@@ -149,10 +149,21 @@ def _fsdp(recipe: Recipe) -> Iterator[Problem]:
     if recipe.model.precision == "fp16":
         yield Problem("training.fsdp", "does not go with fp16, whose loss scale each process would choose alone", True,
                       'Set model.precision = "bf16".')  # fmt: skip
+    if recipe.optimizer.name == "adamw-8bit":
+        yield Problem("training.fsdp", "does not divide the moments of an 8-bit optimizer", True,
+                      'Set optimizer.name = "adamw".')  # fmt: skip
+
+
+def _quantization(recipe: Recipe) -> Iterator[Problem]:
+    model = recipe.model
+    if model.quantization is not None and model.parameterization != "lora":
+        yield Problem("model.quantization", "is for the frozen network under a LoRA; this one is trained",
+                      model.quantization, 'Set model.parameterization = "lora", or remove it.')  # fmt: skip
 
 
 _RULES = (
     _single_file, _betas, _method, _diversity, _distance, _budgets, _reward_names, _best, _options, _fsdp,
+    _quantization,
 )  # fmt: skip
 _ADVICE = (_method_advice, _ignored, _negative_prompt, _warm_up)
 

@@ -51,6 +51,8 @@ class Model(Section):
     """Height and width of the pictures in pixels, for training, evaluation and sampling; unset: the model's own."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the networks' arithmetic; trained weights and reward gradients stay in float32."""
+    quantization: Literal["nf4"] | None = None
+    """Of the frozen network under a LoRA: four bits per weight (bitsandbytes, extra `quantized`); unset: none."""
     parameterization: Literal["full", "lora", "offset"] = "full"
     """`full` (all weights, frozen copy as base), `lora`, or `offset` (base plus a learned difference)."""
     vae_tiling: bool = False
@@ -137,6 +139,8 @@ class Prompts(Section):
 class Optimizer(Section):
     """AdamW and its batch. `prompts_per_step` is global: processes and micro-batch change speed, not results."""
 
+    name: Literal["adamw", "adamw-8bit"] = "adamw"
+    """`adamw-8bit` keeps its two moments in eight bits (bitsandbytes, extra `quantized`)."""
     learning_rate: Positive = 3e-6
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     epsilon: Positive = 1e-8
@@ -177,6 +181,8 @@ class Training(Section):
     fsdp: bool = False
     """Divide parameters, gradients and optimizer state among the processes (FSDP2), which otherwise hold whole copies;
     for `full` and `offset`."""
+    offload_text_encoders: bool = False
+    """Text encoders lie in main memory, and on the device only while they read prompts that are new to the run."""
     compile: bool = False
     collection_batch: Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)] = "auto"
     """Trajectories collected at once on one process, at most. `auto`: on an accelerator as many as are found to fit, on

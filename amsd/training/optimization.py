@@ -5,17 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
 
 from amsd import recipe as recipes
 from amsd.diffusion.sharding import placed
+from amsd.packages import require_bitsandbytes
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], settings: recipes.Optimizer) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization")."""
+def build_optimizer(parameters: Iterable[nn.Parameter], settings: recipes.Optimizer) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization"), its moments in 32 or 8 bits.
+
+    8 bits: Dettmers et al., "8-bit Optimizers via Block-wise Quantization"; tensors below 4,096 numbers keep 32.
+    """
     trained = list(parameters)
+    if settings.name == "adamw-8bit":
+        require_bitsandbytes("optimizer.name")
+        optimizers: Any = import_module("bitsandbytes.optim")
+        small: torch.optim.Optimizer = optimizers.AdamW8bit(
+            trained, lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+        )  # fmt: skip
+        return small
     return torch.optim.AdamW(
         trained,
         lr=settings.learning_rate,

@@ -31,6 +31,8 @@ class ControlProblem:
     device: torch.device
     groupwise: bool = False
     """Whether the reward compares the samples of a group: then each call of it must get one whole group."""
+    read: Callable[[Sequence[str]], Conditioning] | None = None
+    """What encodes prompts where the text encoders are not on the device (`amsd.diffusion.texts`)."""
 
     @property
     def control_guidance(self) -> float:
@@ -54,6 +56,8 @@ class ControlProblem:
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts together with the negative (by default the empty) one, which only guidance has."""
+        if self.read is not None:
+            return self.read(prompts)
         guidance = self.recipe.guidance
         negative = "" if guidance.guidance_scale == 1 else guidance.negative_prompt
         return Conditioning(self.family.encode(prompts), self.family.encode_negative(negative, len(prompts)))

@@ -20,18 +20,25 @@ from amsd.training import processes
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Write `optimizer.safetensors` and `optimizer.json`; every process calls it, and the main process writes."""
     state = optimizer.state_dict()
-    tensors, scalars = {}, {}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
-            else:
-                scalars[f"{index}.{name}"] = value
-    tensors = gathered(tensors)
+    flat = {
+        f"{index}.{name}": value for index, entries in state["state"].items() for name, value in _flat(entries).items()
+    }
+    scalars = {name: value for name, value in flat.items() if not isinstance(value, Tensor)}
+    tensors = gathered({name: value for name, value in flat.items() if isinstance(value, Tensor)})
+    # Tables of an 8-bit optimizer are shared by all parameters, which a file of tensors cannot say.
+    tensors = {name: value.clone() if "/" in name else value for name, value in tensors.items()}
     if processes.rank() != 0:
         return
     save_file(tensors, folder / "optimizer.safetensors")
     _write(folder / "optimizer.json", {"scalars": scalars, "param_groups": state["param_groups"]})
+
+
+def _flat(entries: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Entries of a parameter's state, those of an 8-bit optimizer's inner tables under `table/name`."""
+    found: dict[str, Any] = {}
+    for name, value in entries.items():
+        found |= _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -42,8 +49,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in values.items():
         index, name = key.split(".", 1)
-        like = parameters[int(index)] if isinstance(value, Tensor) else None
-        state.setdefault(int(index), {})[name] = value if like is None else placed(value, like)
+        *nested, last = name.split("/")
+        entries = state.setdefault(int(index), {})
+        for each in nested:
+            entries = entries.setdefault(each, {})
+        entries[last] = placed(value, parameters[int(index)]) if isinstance(value, Tensor) else value
     optimizer.load_state_dict({"state": state, "param_groups": extra["param_groups"]})
 
 

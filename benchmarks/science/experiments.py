@@ -24,10 +24,11 @@ SWEEP = "cfg-modes"
 
 @dataclass(frozen=True)
 class Experiment:
-    """Settings that are compared, each as assignments to the recipe `shapes`."""
+    """Settings that are compared, each as assignments to a recipe."""
 
     settings: Mapping[str, Mapping[str, Any]]
     common: Mapping[str, Any]
+    recipe: str = "shapes"
 
 
 def _steps(count: int, every: int | None = None) -> dict[str, Any]:
@@ -67,6 +68,31 @@ EXPERIMENTS: dict[str, Experiment] = {
         },
         _steps(40),
     ),
+    "flow": Experiment(
+        {
+            "recipe `flow`": {},
+            **{f"λ = {value:g}": {"method.reward_multiplier": value} for value in (5.0, 25.0, 125.0)},
+            **{f"η = {value:g}": {"schedule.eta": value} for value in (0.5, 0.7)},
+            **{f"N = {count}": {"schedule.num_inference_steps": count} for count in (5, 20)},
+            "a_k": {"method.adjoint_at": "current"},
+            "mask (the reference)": {"method.per_sample_threshold_quantile": 0.9},
+            "buffer of 32, 10 passes": BUFFERED,
+        },
+        _steps(30),
+        "flow",
+    ),
+    "flow-modes": Experiment(
+        {
+            "CFG trajectories": {"guidance.guidance_scale": 3.0},
+            "no guidance": {},
+            "full CFG": {
+                "guidance.guidance_scale": 3.0, "guidance.guidance_in_adjoint_computation": True,
+                "guidance.guidance_in_control_computation": True,
+            },
+        },
+        {"evaluation.guidance_scale": [3.0], **_steps(30)},
+        "flow",
+    ),
 }  # fmt: skip
 
 
@@ -92,7 +118,8 @@ def run_missing(out: Path, name: str, setting: str, seed: int) -> None:
     if finished.is_file():
         return
     start = time.monotonic()
-    train(load_recipe("shapes", assignments(name, setting, seed)), run, resume=(run / "recipe.toml").is_file())
+    recipe = load_recipe(EXPERIMENTS[name].recipe, assignments(name, setting, seed))
+    train(recipe, run, resume=(run / "recipe.toml").is_file())
     finished.touch()
     typer.echo(f"{run}: {time.monotonic() - start:.0f} s")
 

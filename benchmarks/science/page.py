@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import plots
 from experiments import ADJOINTS, SWEEP, assignments
@@ -40,6 +40,7 @@ def write_page(out: Path, page: Path) -> None:
         "adjoint": _adjoint,
         "outliers": _outliers,
         "buffer": _buffer,
+        "flow": _flow,
     }
     parts = [HEAD]
     for name, section in sections.items():
@@ -123,6 +124,28 @@ def _buffer(out: Path, images: Path) -> str:
         + "\nAt equal wall time (on-policy at the last checkpoint it reached in the buffer run's time):\n"
         + _equal_time(on_policy, buffered)
     )
+
+
+def _flow(out: Path, images: Path) -> str:
+    found, modes = settings(out, "flow"), {each.name: each for each in settings(out, "flow-modes")}
+    if not found or "CFG trajectories" not in modes:
+        return ""
+    return (
+        _table(found, versus=("the recipe", found[0]))
+        + _divergence(found)
+        + "\nThe modes of guidance, evaluated at η = 1, guidance 3:\n"
+        + _table(list(modes.values()), versus=("CFG trajectories", modes["CFG trajectories"]))
+    )
+
+
+def _divergence(found: Sequence[Setting]) -> str:
+    """Gain and KL, mean of the last five updates."""
+    lines = ["\n| setting | gain | KL | gradient norm, median |\n|---|---|---|---|\n"]
+    for setting in found:
+        kl = mean(mean(logged(run, "kl")[-5:]) for run in setting.runs)
+        norm = mean(median(logged(run, "gradient_norm")) for run in setting.runs)
+        lines.append(f"| {setting.name} | {setting.gain(REWARD).shown('+')} | {kl:.1f} | {norm:.1f} |\n")
+    return "".join(lines)
 
 
 def _cost(found: Sequence[Setting]) -> str:

@@ -27,6 +27,7 @@ TITLES = {
     "adjoint": "Which adjoint the loss matches, by number of steps",
     "outliers": "What becomes of outliers in the loss",
     "buffer": "Buffer against on-policy, 50 guided steps",
+    "flow": "The flow model",
 }
 #: Shift of the terminal mean that is missing with a_k at the fixed point, in closed form (docs/method.md), by N.
 CLOSED_FORM = {5: 0.457, 10: 0.290, 20: 0.164, 50: 0.071}

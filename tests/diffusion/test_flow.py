@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from amsd.diffusion.steps import flow_steps
 from amsd.errors import UsageError
 from amsd.experiment.diagnose import unit_variance_correlation
 from amsd.matching import lean_adjoint
-from amsd.recipe import Model, Schedule
+from amsd.recipe import Model, Schedule, load_recipe
+from amsd.training.methods.adjoint_matching import AMTrainer
 from tests import pipelines
 
 MEAN, VARIANCE = 0.5, 0.25
@@ -161,7 +163,17 @@ def test_the_grid_ends_where_the_recipe_says() -> None:
     assert family.exported_sampler(ended).config.shift_terminal == 0.2
     assert family.own_sampler(0.0)[0].config.shift_terminal is None
     with pytest.raises(UsageError, match=r"schedule.shift_terminal = 0.2 means nothing"):
-        family_for(pipelines.stable_diffusion()).steps(ended)
+        family_for(pipelines.stable_diffusion()).check_schedule(ended)
+
+
+def test_a_step_that_dominates_the_loss_is_announced() -> None:
+    family = family_for(pipelines.stable_diffusion_3(t5=False))
+    for last, kinds in ((None, ["stiff-step"]), (0.2, [])):
+        recipe = load_recipe("flow", [] if last else ["schedule.shift_terminal=1e-4"])
+        schedule = Schedule(num_inference_steps=10, shift_terminal=last)
+        problem = SimpleNamespace(steps=family.steps(schedule))
+        trainer: Any = SimpleNamespace(problem=problem, recipe=recipe)
+        assert [notice.kind for notice in AMTrainer.remarks(trainer)] == kinds
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -304,7 +316,8 @@ def test_the_blueprint_is_what_is_loaded(name: str, tmp_path: Path) -> None:
         return sum(parameter.numel() for parameter in module.parameters())
 
     assert paper.parameters == count(family.denoiser)
-    assert paper.other_parameters == count(family.pipeline.vae) + sum(map(count, family.text_encoders))
+    assert paper.vae_parameters == count(family.pipeline.vae)
+    assert paper.text_parameters == sum(map(count, family.text_encoders))
     assert paper.family.latent_shape == family.latent_shape
     lora = build_policy(family, Model(parameterization="lora"))
     assert paper.lora_parameters(8, Model().lora.targets) == sum(value.numel() for value in lora.trainable.values())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amsd.diffusion.families.fit import Configs
+from amsd.diffusion.families.published import Published
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.steps import AffineSteps
 from amsd.errors import UsageError
@@ -21,24 +22,6 @@ DECODED_PIXELS = 2 * 512 * 512
 """Pixels that are decoded at once: two images of 512 x 512."""
 _CHOICES = ("max_sequence_length", "embedded_guidance", "prompt_windows")
 """Keys of the recipe's `[model]` that some families have."""
-
-
-@dataclass(frozen=True)
-class Published:
-    """A model on the hub whose architecture is known without asking the hub, for plans."""
-
-    names: tuple[str, ...]
-    """Parts of hub ids that mean it."""
-    denoiser: Mapping[str, Any]
-    """Configuration of the denoiser, where it differs from its class's defaults."""
-    others: int
-    """Parameters of the autoencoder and the text encoders."""
-    gigabytes: float
-    """Size of the download."""
-    half_gigabytes: float
-    """Size of the download of the half-precision variant."""
-    vae_scale: int = 8
-    """Pixels per latent."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amsd.diffusion.families.base import Published
 from amsd.diffusion.families.fit import Configs, require_channels, require_width
 from amsd.diffusion.families.flow import FlowFamily
+from amsd.diffusion.families.published import CLIP_L, T5_XXL, VAE_16, Published
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.recipe import Model
 
@@ -34,9 +34,8 @@ class Flux(FlowFamily):
         Published(
             names=(name,),
             denoiser={"guidance_embeds": guided},
-            others=123_060_480 + 4_762_310_656 + 83_819_683,  # CLIP, T5, AutoencoderKL
-            gigabytes=33.7,
-            half_gigabytes=33.7,
+            parts={"text_encoder": CLIP_L, "text_encoder_2": T5_XXL, "vae": VAE_16},
+            stored_bytes=2,
         )
         for name, guided in (("FLUX.1-dev", True), ("FLUX.1-schnell", False))
     )

@@ -25,7 +25,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Shape of each tensor of a file by its name."""
 
 UNET = "model.diffusion_model."
-_OTHERS = ("first_stage_model.", "cond_stage_model.", "conditioner.")
+_VAE = "first_stage_model."
+_OTHERS = (_VAE, "cond_stage_model.", "conditioner.")
 
 _SDXL = "conditioner.embedders.1.model.ln_final.weight"
 _SD2 = "cond_stage_model.model.ln_final.weight"
@@ -126,11 +127,13 @@ def _require_layout(file: Path, shapes: Shapes) -> None:
             )
 
 
-def parameters(shapes: Shapes) -> tuple[int, int]:
-    """Number of parameters of the UNet and of the other networks (VAE, text encoders)."""
+def parameters(shapes: Shapes) -> tuple[int, int, int]:
+    """Number of parameters of the UNet, of the VAE and of the text encoders."""
     counts = {key: math.prod(shape) for key, shape in shapes.items()}
-    unet = sum(count for key, count in counts.items() if key.startswith(UNET))
-    return unet, sum(count for key, count in counts.items() if key.startswith(_OTHERS))
+    unet, vae, others = (
+        sum(count for key, count in counts.items() if key.startswith(prefix)) for prefix in (UNET, _VAE, _OTHERS)
+    )
+    return unet, vae, others - vae
 
 
 def load_single_file(file: Path, configuration: Path) -> Any:
@@ -181,7 +184,7 @@ def _require_everything(pipeline: Any, shapes: Shapes, file: Path, configuration
         UsageError: the file holds more than the networks of the configuration take.
     """
     encoders = [name for name in ("text_encoder", "text_encoder_2") if pipeline.components.get(name) is not None]
-    prefixes = {"unet": (UNET,), "vae": ("first_stage_model.",)}
+    prefixes = {"unet": (UNET,), "vae": (_VAE,)}
     if len(encoders) == 1:
         prefixes["text_encoder"] = ("cond_stage_model.",)
     else:

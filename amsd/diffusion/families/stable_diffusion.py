@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from amsd.diffusion.families.base import Published
+from amsd.diffusion.families.published import CLIP_L, VAE, Published
 from amsd.diffusion.families.unet import UNetFamily
 from amsd.diffusion.guidance import TextCondition
 
@@ -16,9 +16,8 @@ class StableDiffusion(UNetFamily):
         Published(
             names=("stable-diffusion-v1", "CompVis/stable-diffusion-v1"),
             denoiser={"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-            others=123_060_480 + 83_653_863,  # CLIP text encoder and AutoencoderKL
-            gigabytes=4.27,
-            half_gigabytes=2.14,
+            parts={"text_encoder": CLIP_L, "vae": VAE},
+            stored_bytes=4,
         ),
     )
 

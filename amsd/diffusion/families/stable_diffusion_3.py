@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amsd.diffusion.families.base import Published
 from amsd.diffusion.families.fit import require_channels, require_width
 from amsd.diffusion.families.flow import FlowFamily
+from amsd.diffusion.families.published import CLIP_G_POOLED, CLIP_L_POOLED, T5_XXL, VAE_16, Published
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.errors import UsageError
 from amsd.recipe import Model
@@ -29,9 +29,10 @@ class StableDiffusion3(FlowFamily):
                 "caption_projection_dim": 1536, "pooled_projection_dim": 2048, "pos_embed_max_size": 384,
                 "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13)),
             },
-            others=123_650_304 + 694_659_840 + 4_762_310_656 + 83_819_683,  # two CLIP, T5, AutoencoderKL
-            gigabytes=15.8,
-            half_gigabytes=15.8,
+            parts={
+                "text_encoder": CLIP_L_POOLED, "text_encoder_2": CLIP_G_POOLED, "text_encoder_3": T5_XXL, "vae": VAE_16,
+            },
+            stored_bytes=2,
         ),
     )  # fmt: skip
 
