@@ -158,7 +158,7 @@ class Plan:
         if self.recipe.training.offload_text_encoders:
             text += f"the text encoders ({self.text_bytes / 2**30:.2f} GiB) join them while they read prompts; "
         text += "scorers and "
-        if self._small:
+        if self._small or not self.recipe.method.needs_reward_gradient:
             return text + "activations come on top"
         size = round(self.pixels**0.5)
         return text + (

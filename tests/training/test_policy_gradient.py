@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from torch.distributions import Normal
 
 from amsd.errors import UsageError
 from amsd.recipe import load_recipe
+from amsd.rewards.combination import RewardValues
 from amsd.training.groups import scaled_advantages
 from amsd.training.methods.ddpo import clipped_loss
 from tests import pipelines
-from tests.training.by_hand import SAMPLES, gradient, perturb, trainer
+from tests.training.by_hand import SAMPLES, gradient, left_over_right, perturb, trainer
 
 ROWS = torch.arange(len(SAMPLES))
 METHOD = {"name": "ddpo", "timesteps_per_trajectory": 3, "group_size": 2, "buffer": {"passes": 1}}
@@ -106,3 +108,22 @@ def test_the_divergence_from_the_base_is_in_the_loss_and_logged(tmp_path: Path) 
 def test_what_cannot_work_is_refused_in_words(settings: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_recipe("shapes", ["method.name=ddpo", *settings])
+
+
+def test_a_reward_that_compares_the_samples_of_a_group_gets_whole_groups(tmp_path: Path) -> None:
+    built = trainer(pipelines.stable_diffusion(), tmp_path, guidance={"guidance_scale": 1.0}, method=METHOD)
+    plain = built.complete(built.compute_experience(SAMPLES, 1, 1))
+    sizes: list[int] = []
+
+    def ranked(images: Tensor, prompts: list[str]) -> RewardValues:
+        sizes.append(len(images))
+        total = left_over_right(images, prompts).total.argsort().argsort().float()
+        return RewardValues(total, {"rank": total})
+
+    built.problem = replace(built.problem, reward=ranked, groupwise=True)
+    parts = [built.compute_experience(SAMPLES[:1], 1, 1), built.compute_experience(SAMPLES[1:], 1, 1)]
+    found = built.complete(built.experience_class.cat(parts))
+    assert sizes == [2, 2]
+    assert sorted(found.rewards.tolist()) == [0, 0, 1, 1]
+    assert found.endpoints is None
+    torch.testing.assert_close(found.advantages, plain.advantages)  # of two samples one is better, whatever the scale
