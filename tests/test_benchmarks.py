@@ -122,9 +122,10 @@ def test_methods_are_compared_at_equal_work(benchmark: Callable[[str], Any], mon
     runs, results = benchmark("runs"), benchmark("results")
     assert {settings["method.name"] for settings in runs.METHODS.values()} == set(METHODS)
     for name in runs.METHODS:
-        recipe = runs.recipe_of(name, 4e-4, 0)
-        assert training_cost(recipe) == pytest.approx(runs.BUDGET, rel=0.1)
-        assert recipe.training.steps == runs.CHECKPOINTS * recipe.training.validate_every
+        length = runs.Length(12_000, 3)
+        recipe = runs.recipe_of(name, 4e-4, 0, length)
+        assert training_cost(recipe) == pytest.approx(length.budget, rel=0.1)
+        assert recipe.training.steps == length.checkpoints * recipe.training.validate_every
         assert recipe.evaluation.metrics == ("shapes:alignment",)
 
     def point(kl: float, gains: list[float]) -> Any:

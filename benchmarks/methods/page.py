@@ -6,33 +6,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plots import curves
-from results import ALIGNMENT, DIVERSITY, REWARD, Run, against, change, chosen, over_seeds, runs_of
-from runs import BUDGET, METHODS, RATES, recipe_of
+from results import ALIGNMENT, METRICS, REWARD, Run, against, change, chosen, over_seeds, runs_of, swept_rates
+from runs import METHODS, RATES, Length, recipe_of
 from text import HEAD, KINDS, MEASURED, NOT_SWEPT, SWEPT
 
 from amsd.recipe.cost import cost_per_trajectory
 
-LEVELS = (3.0, 10.0, 30.0)
+LEVELS = (1.0, 3.0, 10.0)
 """KL divergences at which gains are compared."""
 
 
-def write_page(out: Path, page: Path) -> None:
+def write_page(out: Path, page: Path, length: Length, seconds: bool) -> None:
     """Write the page and its plots; what was not run is not there."""
     images = page.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
-    parts = [HEAD.format(kinds="\n".join(map(_kind, METHODS)))]
+    parts = [HEAD.format(kinds="\n".join(_kind(name, length) for name in METHODS))]
     found = chosen(out)
     if found:
-        curves(images / "methods.svg", {name: runs for name, (_, runs) in found.items()})
+        curves(images / "methods.svg", {name: runs for name, (_, runs) in found.items()}, seconds)
         counts = sorted({len(runs) for _, runs in found.values()})
         seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) + " for each method"
-        swept = all(runs_of(out, name, rate) for name in METHODS for rate in RATES)
-        rates = SWEPT if swept else NOT_SWEPT.format(rate=RATES[0])
+        swept = len(swept_rates(out)) > 1
+        rates = SWEPT.format(count=len(swept_rates(out))) if swept else NOT_SWEPT.format(rate=RATES[0])
         missing = [name for name in METHODS if name not in found]
         parts += [
-            MEASURED.format(budget=BUDGET, seeds=seeds, rates=rates),
-            f"\nNot run yet: {', '.join(missing)}.\n" if missing else "",
-            "\n## At the end\n\n", _ends(found),
+            MEASURED.format(budget=length.budget, seeds=seeds, rates=rates, options=_options(length, swept)),
+            f"\nNot run yet: {'; '.join(missing)}.\n" if missing else "",
+            "\n## At the end\n\n", _ends(found, seconds),
             "\n## At equal KL divergence\n\n", _levels(found),
             *(("\n## The sweep of the learning rate\n\nGain and, in brackets, change of alignment.\n\n", _sweep(out))
               if swept else ()),
@@ -40,29 +40,36 @@ def write_page(out: Path, page: Path) -> None:
     page.write_text("".join(parts), encoding="utf-8")
 
 
-def _kind(name: str) -> str:
-    recipe = recipe_of(name, RATES[0], 0)
+def _options(length: Length, swept: bool) -> str:
+    given = [f" --budget {length.budget}"] if length.budget != Length().budget else []
+    given += [f" --checkpoints {length.checkpoints}"] if length.checkpoints != Length().checkpoints else []
+    return "".join(given) + ("" if swept else " --no-sweep --seeds 1")
+
+
+def _kind(name: str, length: Length) -> str:
+    recipe = recipe_of(name, RATES[0], 0, length)
     target, held = KINDS[name]
     needed = "needed" if recipe.method.needs_reward_gradient else "not needed"
     return f"| {name} | {target} | {needed} | {cost_per_trajectory(recipe).total:.3g} | {held} |"
 
 
-def _ends(found: dict[str, tuple[float, list[Run]]]) -> str:
+def _ends(found: dict[str, tuple[float, list[Run]]], seconds: bool) -> str:
     reference = found["am"][1] if "am" in found else None
-    rows = [
-        "| method | rate | seeds | steps' calls | seconds | KL | gain | alignment | pixel diversity | gain over am |"
-    ]
-    rows.append("|---|---|---|---|---|---|---|---|---|---|")
+    heads = ["method", "rate", "seeds", "network calls", *(["seconds"] if seconds else []), "KL", "gain in reward"]
+    rows = [[*heads, "alignment", "pixel diversity", "gain over am"], ["---"] * (len(heads) + 3)]
     for name, (rate, runs) in found.items():
         last = [run.points[-1] for run in runs]
+        time = [f"{over_seeds([point.seconds for point in last]).value:.0f}"] if seconds else []
+        kl = over_seeds([point.kl for point in last])
         versus = "" if reference is None or name == "am" else against(runs, reference, REWARD).shown()
-        seconds, kl = over_seeds([p.seconds for p in last]), over_seeds([p.kl for p in last])
         rows.append(
-            f"| {name} | {rate:g} | {len(runs)} | {last[0].forwards:,.0f} | {seconds.value:.0f} | "
-            f"{kl.value:.1f} ± {kl.error:.1f} | {change(runs, REWARD).shown()} | {change(runs, ALIGNMENT).shown()} | "
-            f"{change(runs, DIVERSITY).shown()} | {versus} |"
-        )
-    return "\n".join(rows) + "\n"
+            [
+                name, f"{rate:g}", str(len(runs)), f"{last[0].forwards:,.0f}", *time,
+                f"{kl.value:.1f}" + (f" ± {kl.error:.1f}" if len(runs) > 1 else ""),
+                *(change(runs, metric).shown() for metric in METRICS), versus,
+            ]
+        )  # fmt: skip
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _levels(found: dict[str, tuple[float, list[Run]]]) -> str:
@@ -83,7 +90,7 @@ def _at_level(runs: Sequence[Run], level: float) -> str:
 
 def _sweep(out: Path) -> str:
     """Gain and change of alignment of seed 0 at every rate."""
-    rates = sorted(RATES)
+    rates = sorted(swept_rates(out))
     rows = ["| method | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|"]
     for name in METHODS:
         cells = []

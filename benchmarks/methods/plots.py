@@ -26,10 +26,11 @@ AXES: Mapping[str, Callable[[Point], float]] = {
 }
 
 
-def curves(file: Path, found: Mapping[str, Sequence[Run]]) -> None:
+def curves(file: Path, found: Mapping[str, Sequence[Run]], seconds: bool) -> None:
     """Gain in reward of each method, with one standard error, against work, time and distance from the base."""
-    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.4), sharey=True)
-    for axis, (label, value) in zip(axes, AXES.items(), strict=True):
+    shown = {label: value for label, value in AXES.items() if seconds or "seconds" not in label}
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.5 * len(shown), 3.4), sharey=True)
+    for axis, (label, value) in zip(axes, shown.items(), strict=True):
         for color, (name, runs) in zip(COLORS, found.items(), strict=False):
             steps = range(min(len(run.points) for run in runs))
             x = [0.0, *(over_seeds([value(run.points[step]) for run in runs]).value for step in steps)]
@@ -39,8 +40,8 @@ def curves(file: Path, found: Mapping[str, Sequence[Run]]) -> None:
             low, high = ([a + sign * b for a, b in zip(y, error, strict=True)] for sign in (-1, 1))
             axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         axis.set(xlabel=label)
-    axes[2].set_xscale("symlog", linthresh=1)
+    axes[-1].set_xscale("symlog", linthresh=1)
     axes[0].set(ylabel="gain in reward")
-    axes[2].legend(fontsize=8)
+    axes[-1].legend(fontsize=8)
     figure.savefig(file, metadata={"Date": None})
     plt.close(figure)

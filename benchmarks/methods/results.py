@@ -14,6 +14,7 @@ from runs import METHODS, RATES, folder, is_finished
 
 from amsd.recipe.cost import forwards_per_step
 from amsd.recipe.load import load_recipe
+from amsd.run_directory import RunDirectory
 
 REWARD = "shapes:right"
 ALIGNMENT = "shapes:alignment"
@@ -78,16 +79,19 @@ def runs_of(out: Path, name: str, rate: float) -> list[Run]:
     return [_read(folder(out, name, rate, seed), seed) for seed in seeds if is_finished(folder(out, name, rate, seed))]
 
 
-def chosen_rate(out: Path, name: str) -> float:
-    """The rate of the sweep whose run on seed 0 ends with the highest reward and has kept to the captions.
+def swept_rates(out: Path) -> list[float]:
+    """Rates that every method has run at, in the order of the sweep."""
+    return [rate for rate in RATES if all(runs_of(out, name, rate) for name in METHODS)]
 
-    While the sweep is not complete it is the recipe's own, the first.
+
+def chosen_rate(out: Path, name: str) -> float:
+    """The swept rate whose run on seed 0 ends with the highest reward and has kept to the captions.
+
+    Where no rate was swept it is the recipe's own, the first.
     """
-    if not all(runs_of(out, method, rate) for method in METHODS for rate in RATES):
-        return RATES[0]
-    found = {rate: runs[0] for rate in RATES if (runs := runs_of(out, name, rate))}
+    found = {rate: runs_of(out, name, rate)[0] for rate in swept_rates(out)}
     kept = {rate: run for rate, run in found.items() if run.change(ALIGNMENT) > -KEPT}
-    return max(kept or found, key=lambda rate: found[rate].change(REWARD))
+    return max(kept or found, key=lambda rate: found[rate].change(REWARD), default=RATES[0])
 
 
 def chosen(out: Path) -> dict[str, tuple[float, list[Run]]]:
@@ -123,7 +127,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 
 def _read(run: Path, seed: int) -> Run:
     each = forwards_per_step(load_recipe(run / "recipe.toml"))
-    base = _scores(next((run / "base").rglob("*.json")))
+    base = _scores(next(RunDirectory(run).base_evaluation.glob("*.json")))
     points, seconds = [], 0.0
     for line in map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
         seconds += line.get("seconds/total", 0.0)

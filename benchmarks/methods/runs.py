@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,38 @@ METHODS: dict[str, dict[str, Any]] = {
     "ddpo": {"method.name": "ddpo"},
 }
 """Name to assignments. Keys that are not named have the values of the recipe or of the method."""
-RATES = (4e-4, 1.2e-3)
+RATES = (4e-4, 1.2e-3, 1.3e-4)
 """Learning rates of the sweep; the recipe's own first."""
-BUDGET = 4800
-"""Network forward-equivalents of a run, without evaluation."""
-CHECKPOINTS = 2
-"""Evaluated steps of a run, evenly spaced."""
+BUDGET = 24_000
+"""Network forward-equivalents of a run, without evaluation, unless told otherwise: those of the recipe itself."""
 COMMON: dict[str, Any] = {
-    "optimizer.warmup_steps": 2, "training.keep": CHECKPOINTS, "tracking.trackers": "none",
+    "optimizer.warmup_steps": 2, "training.keep": 100, "tracking.trackers": "none",
     "evaluation.samples_per_prompt": 4, "evaluation.images": 0, "evaluation.diversity": ["pixels", "shapes:classifier"],
 }  # fmt: skip
 
 
-def recipe_of(name: str, rate: float, seed: int) -> Recipe:
+@dataclass(frozen=True)
+class Length:
+    """How long every run is."""
+
+    budget: int = BUDGET
+    """Network forward-equivalents."""
+    checkpoints: int = 4
+    """Evaluated steps, evenly spaced."""
+
+    @property
+    def name(self) -> str:
+        """Of the folder of such runs."""
+        return f"{self.budget}-calls-{self.checkpoints}-checkpoints"
+
+
+def recipe_of(name: str, rate: float, seed: int, length: Length) -> Recipe:
     """The recipe of one run: as many steps as the budget allows, a multiple of the number of checkpoints."""
     values = {**COMMON, **METHODS[name], "optimizer.learning_rate": rate, "training.seed": seed}
     assignments = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-    every = max(1, round(BUDGET / forwards_per_step(load_recipe("shapes", assignments)) / CHECKPOINTS))
-    lengths = [f"training.steps={every * CHECKPOINTS}", f"training.checkpoint_every={every}"]
+    each = forwards_per_step(load_recipe("shapes", assignments))
+    every = max(1, round(length.budget / each / length.checkpoints))
+    lengths = [f"training.steps={every * length.checkpoints}", f"training.checkpoint_every={every}"]
     return load_recipe("shapes", [*assignments, *lengths, f"training.validate_every={every}"])
 
 
@@ -54,7 +69,7 @@ def is_finished(run: Path) -> bool:
     return (run / "finished").is_file()
 
 
-def run_missing(out: Path, name: str, rate: float, seed: int) -> None:
+def run_missing(out: Path, name: str, rate: float, seed: int, length: Length) -> None:
     """Train one run to its end, unless that was done before."""
     from amsd.experiment.train import train
 
@@ -62,6 +77,6 @@ def run_missing(out: Path, name: str, rate: float, seed: int) -> None:
     if is_finished(run):
         return
     start = time.monotonic()
-    train(recipe_of(name, rate, seed), run, resume=(run / "recipe.toml").is_file())
+    train(recipe_of(name, rate, seed, length), run, resume=(run / "recipe.toml").is_file())
     (run / "finished").touch()
     typer.echo(f"{run}: {time.monotonic() - start:.0f} s")

@@ -27,16 +27,14 @@ KINDS = {
 MEASURED = """
 ## Measured
 
-    python benchmarks/methods runs/methods
+    python benchmarks/methods runs/methods{options}
 
 trains every method on the embedded model by the recipe `shapes` (reward `shapes:right`: the object is to the right), with the same prompts, batch, sampler, and λ = 50 where a method has one. Only the
-method differs, and its learning rate{rates}. Every run has about {budget:,} F of training, a fifth of what the recipe itself spends: these are beginnings of trainings. Seeds: {seeds}. Gains are
+method differs, and its learning rate{rates}. Every run has about {budget:,} F of training; the recipe itself spends 25,000. Seeds: {seeds}. Gains are
 paired differences to the base model on 16 held-out prompts × 4 samples with common noise; errors are one standard error over seeds and prompts (with one seed over prompts alone). KL is that of the
-path laws, in nats, on 16 held-out trajectories. Seconds are those of a busy machine with two cores. The command goes on where it was stopped.
+path laws, in nats, on 16 held-out trajectories. The command goes on where it was stopped.
 
-![Gain in reward against network calls, seconds and KL divergence](images/methods.svg)
+![Gain in reward against network calls and KL divergence](images/methods.svg)
 """
-SWEPT = ", which a sweep of equal size on seed 0 chose (the highest held-out reward that kept the caption alignment within 0.05)"
-NOT_SWEPT = (
-    ": the recipe's own, {rate:g}, for every method; the sweep that chooses a rate for each was not run to its end"
-)
+SWEPT = ", which a sweep of {count} rates on seed 0 chose (the highest held-out reward that kept the caption alignment within 0.05)"
+NOT_SWEPT = ": it is the recipe's own, {rate:g}, for every method, and no sweep has chosen a better one for each"
