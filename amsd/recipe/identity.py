@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from amsd.recipe.schema import Recipe
+from amsd.urls import is_server
 
 #: Keys that change speed, bookkeeping or names, not the trained weights.
 _NOT_IDENTITY: dict[str, tuple[str, ...]] = {
@@ -38,6 +39,7 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
     for section, keys in _NOT_IDENTITY.items():
         for key in keys:
             tree[section].pop(key)
+    tree["reward"] = [_as_scored(term) for term in tree["reward"]]
     tree["method"] = recipe.method.fitted(recipe).canonical()  # a size left open, or the same written out: one run
     if recipe.guidance.guidance_scale == 1:
         tree["guidance"]["negative_prompt"] = ""  # nothing leads away from it
@@ -48,6 +50,16 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
     if recipe.model.parameterization != "lora":
         tree["model"].pop("lora")
     return tree
+
+
+def _as_scored(term: dict[str, Any]) -> dict[str, Any]:
+    """A reward without how its server is talked to."""
+    if not is_server(term["name"]):
+        return term
+    return {**term, "options": {key: value for key, value in term["options"].items() if key not in _MANNERS}}
+
+
+_MANNERS = ("timeout", "retries", "images_per_call", "token_env")
 
 
 def as_started(recipe: Recipe, run: Recipe) -> Recipe:

@@ -136,10 +136,13 @@ class HTTPReward:
         try:
             answer = self._insist(Request(self.name, headers=self._headers), tries=1)
         except _Refused as refused:
-            raise UsageError(
-                f"reward server {self.name}: {refused} A reward server answers GET with its version (docs/rewards.md); "
-                'for one that does not, set options = { version = "..." }.'
-            ) from refused.__cause__
+            hint = (
+                "A reward server answers GET with its version (docs/rewards.md); for one that does not, set options = "
+                '{ version = "..." }.'
+            )
+            if refused.__cause__ is not None:
+                hint = "Start the server, or correct the URL."
+            raise UsageError(f"reward server {self.name}: {refused} {hint}") from refused.__cause__
         found = _json(answer)
         version = found.get("version") if isinstance(found, dict) else None
         if not isinstance(version, str | int | float):
@@ -170,7 +173,8 @@ class HTTPReward:
             except (URLError, HTTPException, OSError) as error:
                 inner = error.reason if isinstance(error, URLError) else error
                 late = isinstance(inner, TimeoutError | socket.timeout)
-                said = f"no answer within {self._timeout:g} s" if late else self._scrubbed(str(inner))
+                text = getattr(inner, "strerror", None) or str(inner)
+                said = f"no answer within {self._timeout:g} s" if late else self._scrubbed(text)
                 reason, cause = said or type(inner).__name__, error
             if number < tries:
                 _LOG.warning("reward server %s: %s; trying again in %g s", self.name, reason, wait)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from amsd.errors import UsageError
-from amsd.recipe import RecipeError, load_recipe
+from amsd.recipe import RecipeError, identity, load_recipe
 from amsd.rewards.calling import RewardFailed, WrongScores, call
 from amsd.rewards.server import HTTPReward
 from amsd.rewards.table import resolve_reward
@@ -140,7 +140,7 @@ def test_the_version_is_the_servers_with_what_it_is_asked() -> None:
         versions = {resolve_reward(url, options).version for options in ways}
         assert len(versions) == 4
         assert resolve_reward(url, {"version": "a"}).version == resolve_reward(url).version
-    with pytest.raises(UsageError, match=rf"{url}: .*refused.*version"):
+    with pytest.raises(UsageError, match=rf"{url}: Connection refused\. Start the server"):
         resolve_reward(url)
     resolve_reward(url, {"version": "a"})  # nothing is asked
 
@@ -190,6 +190,16 @@ def test_what_is_no_url_is_refused(url: str) -> None:
 def test_wrong_options_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"option '?{next(iter(options))}"):
         resolve_reward("http://127.0.0.1:1/", {"version": "1", **options})
+
+
+def test_how_a_server_is_talked_to_is_no_part_of_a_runs_identity() -> None:
+    def named(options: str) -> str:
+        return identity(
+            load_recipe("shapes", ["method.name=ram", f'reward=[{{name = "http://host/", options = {options}}}]'])
+        )
+
+    assert named('{ timeout = 5, retries = 9, images_per_call = 2, token_env = "NAME" }') == named("{}")
+    assert named('{ version = "2" }') != named("{}") != named("{ parameters = { power = 2 } }")
 
 
 def test_nothing_goes_to_a_proxy_on_the_way_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

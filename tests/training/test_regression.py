@@ -72,6 +72,15 @@ def test_without_a_reward_ram_stays_where_it_is(tmp_path: Path) -> None:
     assert values(tmp_path / "run")[0]["loss"] < 1e-9
 
 
+def test_eam_trains_on_a_flow_path_and_draws_only_to_its_endpoint(tmp_path: Path) -> None:
+    settings = ["method.name=eam", *COMMON, "method.endpoint_level=0.5", "schedule.num_inference_steps=6"]
+    train(load_recipe("flow", [*settings, "training.steps=1"]), tmp_path / "run", resume=False)
+    (line,) = values(tmp_path / "run")
+    assert line["gradient_norm"] > 0
+    assert line["kl"] == pytest.approx(0, abs=1e-6)
+    assert abs(line["null_drift"]) < 0.2  # the unchanged policy is the base, up to the sampler's error
+
+
 def test_ram_asks_for_no_gradient_of_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from amsd.rewards.combination import WeightedReward
 
