@@ -10,7 +10,9 @@ import torch
 import typer
 from torch import Tensor
 
+from amsd.diffusion.families import family_for
 from amsd.diffusion.families.base import Family
+from amsd.diffusion.families.flow import FlowFamily
 from amsd.diffusion.guidance import Conditioning, NetworkPredictor
 from amsd.diffusion.loading import load_family
 from amsd.diffusion.noise import normal
@@ -115,8 +117,9 @@ def _centered(latents: Tensor, prompts: int) -> Tensor:
 
 def of_model(pretrained: str, steps: int, shift: float | None = None, count: int = 64) -> Smoothness:
     """Figures of a model by its name in a recipe; `shift` replaces that of a flow model's scheduler."""
-    model = Model(pretrained=pretrained, max_sequence_length=0)
-    family = load_family(model)
+    family = load_family(Model(pretrained=pretrained))
+    if isinstance(family, FlowFamily):  # no zero vectors in place of a T5 encoder's text
+        family = family_for(family.pipeline, Model(pretrained=pretrained, max_sequence_length=0))
     if shift is not None:
         scheduler = family.pipeline.scheduler
         family.pipeline.scheduler = type(scheduler).from_config({**scheduler.config, "shift": shift})

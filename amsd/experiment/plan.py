@@ -20,6 +20,10 @@ DECODING_BYTES_PER_PIXEL = 16 * 1024
 measured on the CPU (docs/verified.md)."""
 #: Sustained arithmetic that the time estimate assumes, in TFLOP/s.
 ASSUMED_TFLOPS = 100.0
+CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180)
+"""Usual sizes of a GPU's memory in GB."""
+ROOM = 1.2
+"""A fifth is kept for activations of a single row outside of the decoder and for what the driver takes."""
 #: Below this a device waits for launches and memory: arithmetic says nothing of the time, nor pixels of the memory.
 SMALL_FORWARD_FLOPS = 1e10
 
@@ -163,8 +167,19 @@ class Plan:
         size = round(self.pixels**0.5)
         return text + (
             f"activations come on top, about {self.decoding_bytes / 2**30:.0f} GiB for the reward gradient through the "
-            f"decoder at {size} x {size}"
+            f"decoder at {size} x {size}: {self._card()}"
         )
+
+    def _card(self) -> str:
+        """The smallest usual card that holds weights, decoder and rewards; held-out scorers take turns with them."""
+        trained = {term.name for term in self.recipe.reward}
+        rewards = 1e9 * sum(gigabytes for name, gigabytes in _downloaded(self.recipe) if name in trained)
+        needed = ROOM * (self.memory_bytes + self.decoding_bytes + rewards)
+        card = next((size for size in CARDS if needed <= size * 1e9), None)
+        if card is not None:
+            return f"at least a GPU of {card} GB"
+        fsdp = self.recipe.model.parameterization != "lora"
+        return f"no GPU of {CARDS[-1]} GB holds it" + ("; training.fsdp divides it among several" if fsdp else "")
 
     def _evaluation(self) -> str:
         settings = len(self.recipe.evaluation_settings)
@@ -211,7 +226,12 @@ def _evaluation_prompts(recipe: Recipe) -> int | None:
 
 
 def _scorers(recipe: Recipe) -> Iterator[str]:
-    """Rewards, metrics and embedders whose default weights are downloaded on their first use."""
+    for name, gigabytes in _downloaded(recipe):
+        yield f"{name} ({gigabytes:g} GB, downloaded on first use)"
+
+
+def _downloaded(recipe: Recipe) -> Iterator[tuple[str, float]]:
+    """Rewards, metrics and embedders whose default weights are downloaded on their first use, with their size."""
     evaluation = recipe.evaluation if recipe.evaluation.every else None
     used = [term.name for term in recipe.reward]
     if evaluation is not None:
@@ -220,7 +240,7 @@ def _scorers(recipe: Recipe) -> Iterator[str]:
     for name in dict.fromkeys(used):
         gigabytes = DOWNLOADED_GIGABYTES.get(name)
         if gigabytes is not None and not options.get(name):
-            yield f"{name} ({gigabytes:g} GB, downloaded on first use)"
+            yield name, gigabytes
 
 
 def _duration(seconds: float) -> str:

@@ -162,7 +162,7 @@ def test_the_grid_ends_where_the_recipe_says() -> None:
     assert unit_variance_correlation(steps) == pytest.approx(0, abs=1e-12)
     assert family.exported_sampler(ended).config.shift_terminal == 0.2
     assert family.own_sampler(0.0)[0].config.shift_terminal is None
-    with pytest.raises(UsageError, match=r"schedule.shift_terminal = 0.2 means nothing"):
+    with pytest.raises(UsageError, match=r"schedule.shift_terminal = 0.2 has no effect"):
         family_for(pipelines.stable_diffusion()).check_schedule(ended)
 
 

@@ -225,3 +225,5 @@ def test_the_plan_counts_what_is_left_on_the_device() -> None:
     assert "16.3 GB" in with_t5.download
     assert "6.74 GB" in without.download
     assert without.memory_bytes < 10 * 2**30
+    assert "at least a GPU of 24 GB" in dict(without.lines())["memory"]
+    assert "training.fsdp divides it" in dict(plan("sd35-medium-am", "training.ema_decay=0.9").lines())["memory"]

@@ -39,7 +39,7 @@ class UNetFamily(Family):
         """Every key but one means something."""
         if schedule.shift_terminal is not None:
             raise UsageError(
-                f"schedule.shift_terminal = {schedule.shift_terminal:g} means nothing to this model: it ends the grid "
+                f"schedule.shift_terminal = {schedule.shift_terminal:g} has no effect on this model: it ends the grid "
                 "of a flow-matching model. Remove the key."
             )
 
