@@ -7,17 +7,22 @@ examples of each, `nox -s faults` thousands.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 import tomllib
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 
+from amsd.cli.app import main
 from amsd.errors import AmsdError
 from amsd.evaluation.result import EvaluationResult
 from amsd.prompts import load_prompts
@@ -119,6 +124,47 @@ def sweep_name(example: str, scratch: Path) -> bool:
     file = scratch / "search.toml"
     file.write_bytes(inputs.toml(tree))
     return accepted(lambda: load_plan(file), lambda plan: sweep_holds(plan, scratch))
+
+
+def file_of_a_sweep(example: tuple[str, bytes], scratch: Path) -> bool:
+    """`plan.json` or `sweep.json` of a sweep's folder, and the plan that a storage holds."""
+    from amsd.sweep.load import code_in
+    from amsd.sweep.study import _plan_in, _pointed
+
+    name, content = example
+    (scratch / name).write_bytes(content)
+    accepted(lambda: _pointed(scratch, None), lambda found: None)
+
+    def read() -> SweepPlan | None:
+        found = _plan_in(scratch)
+        if found is not None:
+            code_in(found.dump())
+        return found
+
+    return accepted(read, lambda plan: None if plan is None else sweep_holds(plan, scratch))
+
+
+def command_line(example: tuple[bytes, bool, list[str]], scratch: Path) -> bool:
+    """`amsd recipe check` and `amsd sweep run --dry-run`: exit code 0 or 2, words on the terminal, nothing begun."""
+    content, is_sweep, options = example
+    file = scratch / "mine.toml"
+    file.write_bytes(content)
+    command = ["sweep", "run", str(file), "--dry-run"] if is_sweep else ["recipe", "check", str(file)]
+    arguments = [*command, *(part for option in options for part in ("--set", option))]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(scratch)
+        patch.setattr(sys, "argv", ["amsd", *arguments])
+        try:
+            main()
+            code: object = 0
+        except SystemExit as end:
+            code = end.code or 0
+    assert code in (0, 2), err.getvalue()
+    assert bool(err.getvalue().strip()) or code == 0
+    assert "traceback" not in err.getvalue().lower()
+    assert [path.name for path in scratch.iterdir()] == ["mine.toml"]
+    return code == 0
 
 
 def prompt_file(example: tuple[str, bytes, str | None], scratch: Path) -> bool:
@@ -254,11 +300,21 @@ def properties() -> list[Property]:
     several = st.lists(inputs.assignments(Recipe, recipes), min_size=1, max_size=3)
     recipe_bytes = inputs.trees(Recipe, recipes).map(inputs.toml) | inputs.files("recipes")
     sweep_bytes = inputs.trees(Sweep, sweeps).map(inputs.toml) | inputs.files("sweeps")
+    plan = load_plan("cfg-eta").dump()
+    pointer = {"format": 1, "storage": "sqlite:///study.db", "study": "cfg-eta"}
+    sweep_files = st.tuples(st.just("plan.json"), inputs.damaged_json(plan)) | st.tuples(
+        st.just("sweep.json"), inputs.damaged_json(pointer)
+    )
+    commands = st.tuples(recipe_bytes, st.just(False), several) | st.tuples(
+        sweep_bytes, st.just(True), st.lists(inputs.assignments(Sweep, sweeps), max_size=1)
+    )
     sweep_set = st.lists(inputs.assignments(Sweep, sweeps), max_size=2)
     return [
         Property("--set", several, assignment),
         Property("recipe file", recipe_bytes, recipe_file),
         Property("sweep file", st.tuples(sweep_bytes, sweep_set), sweep_file),
+        Property("file of a sweep", sweep_files, file_of_a_sweep),
+        Property("command line", commands, command_line),
         Property("sweep name", inputs.texts, sweep_name),
         Property("prompt file", _prompt_files(), prompt_file),
         Property("prompt source", sources, prompt_source),

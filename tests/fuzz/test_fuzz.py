@@ -11,7 +11,7 @@ from tests.fuzz import campaign, properties
 
 EXAMPLES = 30
 #: Of properties that take longer.
-FEWER = {"file of a run": 12, "sweep file": 15, "recipe file": 15}
+FEWER = {"file of a run": 12, "command line": 15, "sweep file": 15, "recipe file": 15}
 
 
 @pytest.mark.parametrize("tested", properties.properties(), ids=lambda each: each.name)
