@@ -165,7 +165,7 @@ class HTTPReward:
                 with self._opener.open(request, timeout=self._timeout) as answer:
                     return _whole(answer, time.monotonic() + self._timeout)
             except HTTPError as error:
-                reason = f"answered {error.code} {error.reason}: {self._shown(_read(error))}"
+                reason = f"answered {error.code} {self._scrubbed(str(error.reason))}: {self._shown(_read(error))}"
                 if error.code not in _TRANSIENT:
                     raise _Refused(f"{reason}.") from None
                 wait = max(wait, _asked_wait(error.headers))
@@ -184,12 +184,11 @@ class HTTPReward:
         raise _Refused(f"{reason}{often}.") from cause
 
     def _shown(self, content: bytes) -> str:
-        text = " ".join(content.decode("utf-8", "replace").split())
-        text = self._scrubbed(text)
+        text = self._scrubbed(" ".join(content.decode("utf-8", "replace").split()))
         return (f"{text[:_SHOWN]}..." if len(text) > _SHOWN else text) or "nothing"
 
     def _scrubbed(self, text: str) -> str:
-        text = scrubbed(text, self.name)
+        text = "".join(letter if letter.isprintable() else "?" for letter in scrubbed(text, self.name))
         return text.replace(self._secret, "***") if self._secret else text
 
 

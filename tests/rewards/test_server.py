@@ -105,6 +105,7 @@ def test_a_server_that_stays_silent_is_named_with_the_time(monkeypatch: pytest.M
     [
         (b"<html>Sign in</html>", r'expected \{"scores": \[5 numbers\]\}, but got <html>Sign in</html>'),
         (b"", "but got nothing"),
+        (b"\x1b[2J\x07boo", r"but got \?\[2J\?boo"),
         (b"[1, 2, 3, 4, 5]", r"but got \[1, 2, 3, 4, 5\]"),
         (b'{"scores": "12345"}', "but got"),
         (b'{"scores": [1, 2]}', r"returned a list of 2 int for 5 images"),
