@@ -61,7 +61,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "values": {
             name: round(value, 4)
             for name, value in last.items()
-            if name.startswith("seconds/") or name in ("images_per_second", "loss", "reward/mean", "gradient_norm")
+            if name.startswith("seconds/")
+            or name in ("performance/images_per_second", "loss", "reward/mean", "gradient_norm")
         },
     }
 

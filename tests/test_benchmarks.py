@@ -46,7 +46,7 @@ def test_a_step_is_measured(
     found = module.measure(arguments)
     assert found["latent_shape"] == [4, 8, 8]
     assert found["peak_memory_gib"] > 0.1
-    assert found["values"]["images_per_second"] > 0
+    assert found["values"]["performance/images_per_second"] > 0
     assert {"seconds/rollout", "seconds/adjoint"} <= found["values"].keys()
 
 

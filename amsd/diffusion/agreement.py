@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amsd.diffusion.families.base import Family, image_size
+from amsd.diffusion.families.base import Family
 from amsd.errors import RunError
 
 _PROMPT = "a photo of a cat"
@@ -33,7 +33,7 @@ def require_agreement(family: Family) -> None:
     # The pipeline's own call reads one window of a prompt; each is encoded as that one.
     family = type(family)(family.pipeline, family.model.model_copy(update={"prompt_windows": 1}))
     pipeline = family.pipeline
-    height, width = image_size(family)
+    height, width = family.size
     own, pipeline.scheduler = pipeline.scheduler, type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     last: list[Tensor] = []
     try:
@@ -120,7 +120,7 @@ def _tensors(arguments: Arguments) -> dict[str, Tensor]:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    a, b = a.double().cpu(), b.double().cpu()
+    a, b = a.cpu().double(), b.cpu().double()
     if a.ndim != b.ndim:  # one time for the whole batch, or one per row
         a, b = a.flatten(), b.flatten()
     if a.shape != b.shape:

@@ -69,14 +69,7 @@ class Blueprint:
 
     def forward_flops(self) -> float:
         """Floating-point operations of one forward pass for one picture, counted on shapes alone."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        family = self.family
-        counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            x = torch.empty(1, *family.latent_shape, device="meta")
-            family.network(family.denoiser)(x, torch.zeros(1, device="meta"), family.blank_condition("meta"))
-        return float(counter.get_total_flops())
+        return _counted(self.family, self.family.denoiser)
 
 
 def at_hand(model: Model) -> bool:
@@ -126,6 +119,38 @@ def _of_published(published: Published, family: type[Family], model: Model) -> B
     stored = sum(value.numel() for value in found.family.denoiser.state_dict().values())
     size = each * (stored + sum(counts.values())) / 1e9
     return replace(found, download=f"about {float(f'{size:.3g}'):g} GB from the hub: {model.pretrained}")
+
+
+def forward_flops(family: Family) -> float | None:
+    """Operations of one forward pass of a loaded family's denoiser for one picture, counted on shapes alone.
+
+    None of a denoiser that is no network of diffusers, made from a configuration.
+    """
+    from diffusers import ConfigMixin
+
+    if not isinstance(family.denoiser, ConfigMixin):
+        return None
+    return _counted(family, _on_meta(type(family), family.denoiser.config))
+
+
+def _counted(family: Family, denoiser: nn.Module) -> float:
+    """Operations of a denoiser on the meta device, as `family` calls it."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        x = torch.empty(1, *family.latent_shape, device="meta")
+        family.network(denoiser)(x, torch.zeros(1, device="meta"), family.blank_condition("meta"))
+    return float(counter.get_total_flops())
+
+
+def _on_meta(family: type[Family], config: Any) -> Any:
+    """A denoiser without storage."""
+    import diffusers
+
+    plain = {key: value for key, value in dict(config).items() if not key.startswith("_")}
+    with torch.device("meta"):
+        return getattr(diffusers, str(config.get("_class_name", family.denoiser_class))).from_config(plain)
 
 
 def _of_folder(folder: Folder, model: Model, what: str, download: str) -> Blueprint:
@@ -190,12 +215,8 @@ def _on_paper(
     `others` are the parameters of the VAE and of the text encoders, `plain_parts` scheduler and tokenizers by name,
     where they were read.
     """
-    import diffusers
-
-    plain = {key: value for key, value in dict(denoiser).items() if not key.startswith("_")}
-    name = str(denoiser.get("_class_name", family.denoiser_class))
-    with reading(f"model.pretrained = {model.pretrained!r}", "its configuration"), torch.device("meta"):
-        network = getattr(diffusers, name).from_config(plain)
+    with reading(f"model.pretrained = {model.pretrained!r}", "its configuration"):
+        network = _on_meta(family, denoiser)
     pipeline = SimpleNamespace(
         **{family.denoiser_name: network}, **(plain_parts or {}), vae_scale_factor=vae_scale, default_sample_size=128,
         components={},

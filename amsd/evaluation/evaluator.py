@@ -8,18 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from amsd.diffusion.families import family_for
 from amsd.diffusion.families.base import Family
-from amsd.errors import Diverged, UsageError
+from amsd.errors import UsageError
 from amsd.evaluation import protocol
 from amsd.evaluation.cache import Cache, default_folder
-from amsd.evaluation.identity import identity, library_versions
-from amsd.evaluation.result import EvaluationResult, base_weights, is_distance, pairable, result_key
-from amsd.evaluation.scorers import Images, Scorers
+from amsd.evaluation.drawing import Painter, first_pictures
+from amsd.evaluation.identity import identity
+from amsd.evaluation.result import EvaluationResult, base_weights, is_distance, result_key
+from amsd.evaluation.scorers import Scorers
 from amsd.evaluation.statistics import summarize
+from amsd.evaluation.wanted import Wanted, wanted_of
 from amsd.prompts.cut import cut_by_scorers, cut_prompts
 from amsd.recipe import EvaluationSetting, Recipe
 from amsd.rewards.combination import is_groupwise
@@ -27,25 +28,9 @@ from amsd.rewards.eight_bit import as_original
 from amsd.rewards.protocol import Embedder, Reward
 from amsd.rewards.table import resolve_embedder, resolve_reward
 from amsd.training.events import Notice
-from amsd.training.processes import gather, rank, shard
+from amsd.training.processes import gather, rank
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What one setting is asked for, each with the identity under which the cache may know it."""
-
-    settings: dict[str, Any]
-    images: str
-    """Identity of the pictures."""
-    versions: dict[str, str]
-    """Version of each metric by name, in the order of the result."""
-    metrics: dict[str, str]
-    """Identity of each metric's values."""
-    references: dict[str, str]
-    """Identity of the embeddings of each embedder that distances to these pictures will need."""
-    base: EvaluationResult | None
 
 
 @dataclass(frozen=True)
@@ -95,7 +80,7 @@ class Evaluator:
         trained = {term.name for term in recipe.reward}
         groupwise = [name for name, given in recipe.scorer_options.items() if is_groupwise(given)]
         self._scorers = Scorers(self._prompts, self._samples, rewards, diversity, distance, trained, groupwise)
-        self.progress = progress or (lambda what, done, total: None)
+        self._painter = Painter(recipe, self._prompts, progress or (lambda what, done, total: None))
         self._notify = notify or (lambda notice: _LOG.warning("%s", notice.text))
         self._cache = Cache(cache or default_folder(), self._damaged)
         self._said: set[str] = set()
@@ -165,7 +150,7 @@ class Evaluator:
         sampler = protocol.sampler_for(setting, family, self._recipe.schedule)
         if sampler.fallback is not None:
             self._say("scheduler-fallback", sampler.fallback)
-        wanted = self._wanted(family, sampler, weights, base)
+        wanted = wanted_of(self._recipe, self._prompts, self._scorers, family, sampler, weights, base)
         found = self._completed(wanted, self._look_up(wanted), family, sampler)
         for name, embeddings in found.embeddings.items():
             shortage = self._scorers.shortage(name, embeddings)
@@ -182,65 +167,12 @@ class Evaluator:
             key, compared_with, found.pictures, found.embeddings,
         )  # fmt: skip
 
-    def _wanted(
-        self, family: Family, sampler: protocol.Sampler, weights: str, base: EvaluationResult | None
-    ) -> _Wanted:
-        """What this setting is asked for.
-
-        Raises:
-            UsageError: the base model's result was made under other conditions.
-        """
-        settings = self._settings(family, sampler, weights)
-        if base is not None and not pairable(base, settings, self._prompts):
-            raise UsageError(
-                f"{sampler.setting.name}: the base model's result was made under other conditions; evaluate it again"
-            )
-        images = identity({"settings": settings, "prompts": self._prompts})
-        versions = self._scorers.versions(base)
-        metrics = {}
-        for name, version in versions.items():
-            ingredients = {"images": images, "metric": [name, version]}
-            if base is not None and is_distance(name):
-                # All other conditions are those of these images, but for the sampler of another pipeline.
-                own = base.settings["sampler"] == settings["sampler"]
-                ingredients["base"] = base_weights(base) if own else [base_weights(base), base.settings["sampler"]]
-            metrics[name] = identity(ingredients)
-        references = self._scorers.references.items() if base is None else ()
-        kept = {name: identity({"images": images, "embeddings": [name, version]}) for name, version in references}
-        return _Wanted(settings, images, versions, metrics, kept, base)
-
-    def _settings(self, family: Family, sampler: protocol.Sampler, weights: str) -> dict[str, Any]:
-        """Everything but the prompts that determines the images."""
-        # Only where it is on: results that were made without it keep their identity.
-        tiling = {"vae_tiling": True} if getattr(family.pipeline.vae, "use_tiling", False) else {}
-        model = self._recipe.model
-        size = {} if model.size is None else {"size": list(family.size)}
-        quantization = {} if model.quantization is None else {"quantization": model.quantization}
-        prompt = self._recipe.guidance.negative_prompt if sampler.setting.guidance_scale != 1 else ""
-        negative = {"negative_prompt": prompt} if prompt else {}
-        return {
-            "name": sampler.setting.name,
-            **sampler.setting.model_dump(),
-            "sampler": sampler.description,
-            "samples_per_prompt": self._samples,
-            "seed": self._recipe.evaluation.seed,
-            "precision": self._recipe.model.precision,
-            "weights": weights,
-            "protocol": protocol.PROTOCOL_VERSION,
-            "libraries": library_versions(),
-            **tiling,
-            **size,
-            **quantization,
-            **negative,
-            **family.choices,
-        }
-
     @property
     def _kept(self) -> int:
         """Prompts whose samples are kept as pictures."""
         return min(self._recipe.evaluation.images, len(self._prompts))
 
-    def _look_up(self, wanted: _Wanted) -> _Known:
+    def _look_up(self, wanted: Wanted) -> _Known:
         """What the main process finds in the cache, told to all: their own view of the files may be newer."""
         values: dict[str, tuple[float, ...] | None] = {}
         embeddings: dict[str, Tensor | None] = {}
@@ -259,12 +191,12 @@ class Evaluator:
             complete,
         )
 
-    def _completed(self, wanted: _Wanted, known: _Known, family: Family, sampler: protocol.Sampler) -> _Known:
+    def _completed(self, wanted: Wanted, known: _Known, family: Family, sampler: protocol.Sampler) -> _Known:
         """Compute and keep what is not known yet."""
         missing = [name for name in wanted.metrics if name not in known.values]
         lost = [name for name in wanted.references if name not in known.embeddings]
         if missing or lost:
-            images = self._generate(family, sampler, len(self._prompts))
+            images = self._painter.draw(family, sampler, len(self._prompts))
             device = family.device
             new = self._scorers.measure(missing, lost, images, device, wanted.base)
             known = replace(known, values=known.values | new.values, embeddings=known.embeddings | new.embeddings)
@@ -275,47 +207,13 @@ class Evaluator:
                 for name in lost:
                     self._cache.keep_embeddings(wanted.references[name], new.embeddings[name])
         elif not known.has_pictures:
-            images = self._generate(family, sampler, self._kept)
+            images = self._painter.draw(family, sampler, self._kept)
         if not known.has_pictures:
-            pictures = self._collect(images)
+            pictures = first_pictures(images, self._kept)
             if rank() == 0:
                 self._cache.keep_pictures(wanted.images, pictures)
                 known = replace(known, pictures=pictures)
         return known
-
-    def _generate(self, family: Family, sampler: protocol.Sampler, prompts: int) -> Images:
-        """This process's share of the pictures of the first `prompts` prompts.
-
-        Raises:
-            Diverged: on every process, if an image of any of them is not finite.
-        """
-        evaluation = self._recipe.evaluation
-        share = shard(protocol.batches(prompts, self._samples, evaluation.batch_size))
-        pictures, failure = [], ""
-        with protocol.sampling(family.pipeline, sampler):
-            encode = protocol.PromptEncoder(family, self._prompts, self._recipe.guidance.negative_prompt)
-            try:
-                total = prompts * self._samples
-                for done, batch in enumerate(share, 1):
-                    texts = [self._prompts[prompt] for prompt, _ in batch]
-                    pictures.append(protocol.generate(family, sampler, encode(batch), batch, evaluation.seed, texts))
-                    if rank() == 0:
-                        self.progress(f"pictures, {sampler.setting.name}", total * done // len(share), total)
-            except Diverged as error:
-                failure = str(error)
-        failures = [text for text in gather([failure]) if text]
-        if failures:
-            raise Diverged(f"{sampler.setting.name}: {failures[0]}")
-        return Images(share, pictures, prompts)
-
-    def _collect(self, images: Images) -> Tensor:
-        """Pictures of the first prompts from all processes, (prompts, samples, 3, H, W)."""
-        wanted = [
-            pictures[torch.tensor([prompt < self._kept for prompt, _ in batch])]
-            for batch, pictures in zip(images.batches, images.pictures, strict=True)
-        ]
-        pictures: Tensor = torch.cat(gather(wanted)).unflatten(0, (self._kept, -1))
-        return pictures
 
     def _damaged(self, file: Path, reason: str) -> None:
         self._say("damaged-cache", f"{file}: {reason}; computed again")

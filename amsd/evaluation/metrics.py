@@ -43,7 +43,7 @@ def score(reward: Reward, pictures: Tensor, prompts: Sequence[str], device: torc
     """
     with torch.autocast(device.type, enabled=False):
         scores = call(reward, dequantize(pictures.to(device)), prompts, "metric")
-    values: list[float] = scores.double().cpu().tolist()
+    values: list[float] = scores.cpu().double().tolist()
     return values
 
 

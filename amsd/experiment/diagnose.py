@@ -109,7 +109,7 @@ def terminal_correlation(first: Tensor, second: Tensor, prompts: int) -> float:
     """Correlation over all latent dimensions of two batches (B, ...), each prompt's mean removed."""
     centered = []
     for batch in (first, second):
-        grouped = batch.double().flatten(1).unflatten(0, (prompts, -1))
+        grouped = batch.cpu().double().flatten(1).unflatten(0, (prompts, -1))
         centered.append(grouped - grouped.mean(1, keepdim=True))
     a, b = centered
     return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt())
@@ -167,7 +167,7 @@ def _control_to_target(found: Probe, targets: Tensor) -> Finding:
 
 def _reward_spread(rewards: Tensor, prompts: int, multiplier: float) -> Finding:
     """The reward multiplier in units of the reward: times its standard deviation over samples of one prompt."""
-    deviation = float(rewards.double().unflatten(0, (prompts, -1)).var(1).mean().sqrt())
+    deviation = float(rewards.cpu().double().unflatten(0, (prompts, -1)).var(1).mean().sqrt())
     value = multiplier * deviation
     if deviation == 0:
         verdict = "The reward is the same for every sample of a prompt, so there is nothing to learn from it."

@@ -13,6 +13,7 @@ from amsd.recipe import Recipe, identity
 from amsd.recipe.cost import forwards_per_step
 from amsd.recipe.rules import require_even
 from amsd.rewards.table import DOWNLOADED_GIGABYTES
+from amsd.training.chunks import DEFAULT_MICRO_BATCH
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 DECODING_BYTES_PER_PIXEL = 16 * 1024
@@ -128,12 +129,13 @@ class Plan:
         yield (
             "batch",
             f"{optimizer.prompts_per_step} trajectories per step: {devices}, "
-            f"{min(optimizer.micro_batch, local)} at a time in the loss",
+            f"{_at_a_time(recipe, local)} at a time in the loss",
         )
         yield (
             "cost",
             f"{self.forwards_per_step:,.0f} network forward-equivalents per step "
-            f"({self.flops_per_forward / 1e9:,.3g} GFLOP each)",
+            f"({self.flops_per_forward / 1e9:,.3g} GFLOP each, "
+            f"{self.forwards_per_step * self.flops_per_forward / 1e12:,.3g} TFLOP in all)",
         )
         yield "time", self._time()
         yield "evaluation", self._evaluation()
@@ -150,7 +152,8 @@ class Plan:
             return f"no estimate for {steps} steps: arithmetic does not decide the time of a model this small"
         seconds = self._seconds(self.forwards_per_step)
         return (
-            f"{_duration(seconds)} per step, {_duration(seconds * steps)} for {steps} steps, if a device sustains "
+            f"{_duration(seconds)} per step ({self.recipe.optimizer.prompts_per_step / seconds:.2g} images/s), "
+            f"{_duration(seconds * steps)} for {steps} steps, if a device sustains "
             f"{ASSUMED_TFLOPS:g} TFLOP/s; evaluation comes on top"
         )
 
@@ -213,6 +216,12 @@ def make_plan(recipe: Recipe, processes: int, found: Blueprint | None = None) ->
         found.forward_flops(), forwards_per_step(recipe, processes), found.pixels, _evaluation_prompts(recipe),
         found.download,
     )  # fmt: skip
+
+
+def _at_a_time(recipe: Recipe, local: int) -> str:
+    """How many of a process's `local` trajectories are in the loss at once."""
+    size = recipe.optimizer.micro_batch
+    return f"as many as fit, {DEFAULT_MICRO_BATCH} at first" if size == "auto" else str(min(size, local))
 
 
 def _evaluation_prompts(recipe: Recipe) -> int | None:

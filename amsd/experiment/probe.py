@@ -171,7 +171,7 @@ def _adjoint_norms(problem: ControlProblem, base: NetworkPredictor, path: Trajec
             -method_of(problem).reward_multiplier * gradient, path.states, steps.A, steps.B,
             lambda x, k, rows: base.rows(rows)(x, k), torch.zeros(len(gradient), dtype=torch.long),
         )  # fmt: skip
-    norms: Tensor = found.adjoints.double().flatten(2).norm(dim=2)
+    norms: Tensor = found.adjoints.cpu().double().flatten(2).norm(dim=2)
     return norms
 
 
@@ -179,10 +179,10 @@ def _adjoint_norms(problem: ControlProblem, base: NetworkPredictor, path: Trajec
 def _control_norm(problem: ControlProblem, conditioning: Conditioning, path: Trajectory) -> Tensor:
     steps, scale = problem.steps, problem.control_guidance
     tuned, base = problem.finetuned(conditioning, scale), problem.base(conditioning, scale)
-    total = torch.zeros(len(path.states), dtype=torch.float64, device=problem.device)
+    total = torch.zeros(len(path.states), dtype=torch.float64)
     for k in steps.controlled.tolist():
         x = path.states[:, k]
-        u = float(steps.control_scale[k]) * (tuned(x, k) - base(x, k)).double()
+        u = float(steps.control_scale[k]) * (tuned(x, k) - base(x, k)).cpu().double()
         total += u.flatten(1).square().sum(1)
     return total
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from amsd.diffusion.agreement import require_agreement
-from amsd.diffusion.families.base import Family, image_size
+from amsd.diffusion.families.base import Family
 from amsd.diffusion.finite import require_finite_images
 from amsd.diffusion.loading import EMBEDDED, load_family
 from amsd.diffusion.noise import normal
@@ -28,6 +28,7 @@ from amsd.experiment.sharing import USES_FSDP, forget_launch_setting, plugin
 from amsd.recipe import Recipe
 from amsd.rewards.calling import call
 from amsd.rewards.combination import WeightedReward
+from amsd.training.chunks import fixed_micro_batch
 from amsd.training.problem import ControlProblem
 
 _LOG = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ def _rehearse(
     reward: WeightedReward, family: Family, prompts: Sequence[str], device: torch.device, gradient: bool
 ) -> None:
     """Try the rewards on two pictures of noise in the size of the model's."""
-    images = torch.rand((2, 3, *image_size(family)), generator=torch.Generator().manual_seed(0))
+    images = torch.rand((2, 3, *family.size), generator=torch.Generator().manual_seed(0))
     last = prompts[0] if reward.groupwise else prompts[-1]
     reward.rehearse(images.to(device), [prompts[0], last], gradient)
 
@@ -204,7 +205,7 @@ def _base_standard_deviations(
     problem: ControlProblem, reward: WeightedReward, prompts: Sequence[str]
 ) -> dict[str, float]:
     """Standard deviation of each unmeasured term over samples of the base model, the same on every process."""
-    size, each, count = problem.recipe.optimizer.micro_batch, 1, SCALE_SAMPLES
+    size, each, count = fixed_micro_batch(problem.recipe), 1, SCALE_SAMPLES
     if reward.groupwise:  # whole groups, as training has them
         size = each = problem.recipe.method.samples_per_prompt
         count = max(2, SCALE_SAMPLES // size) * size

@@ -44,6 +44,7 @@ from amsd.training.events import Notice
 from amsd.training.methods import trainer_of
 from amsd.training.problem import ControlProblem
 from amsd.training.processes import gather
+from amsd.training.shared import require_shared
 
 _LOG = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
     accelerator = build_accelerator(recipe)
     set_seed(recipe.training.seed)  # rewards and libraries may draw from the process-wide generators
     known = run.used
+    require_shared(run)
     # A run that exists is held before anything of it is read; of a new one nothing is created yet.
     with _only_writer(run, accelerator) if known else nullcontext(), ExitStack() as stack:
         tracker: Tracker = standard(Console(), recipe.tracking) if accelerator.is_main_process else Trackers([])
@@ -115,7 +117,7 @@ def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 write_start(run, recipe, prompts)
-            accelerator.wait_for_everyone()
+            require_shared(run)
             resumed_from = None if newest is None else int(newest.name.removeprefix("step-"))
             lost = lost_steps(run.metrics, resumed_from) if resumed_from and accelerator.is_main_process else ""
             with _told(tracker, RunInfo(recipe, run, identity(recipe), resumed_from), ends):

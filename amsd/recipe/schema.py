@@ -21,6 +21,15 @@ def only_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
+def _count_or_auto(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError('must be "auto" or a whole number from 1 on')
+
+
+CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
+
+
 class Lora(Section):
     """Low-rank adapters (`model.parameterization = "lora"`)."""
 
@@ -159,14 +168,9 @@ class Optimizer(Section):
     """Updates in a row that may be left out because their loss or gradient is not finite; one more ends the run."""
     prompts_per_step: int = Field(default=125, ge=1, le=1_000_000)
     """Trajectories per optimizer step, over all processes and micro-batches."""
-    micro_batch: int = Field(default=5, ge=1)
-    """Trajectories of one process that are in one pass through the network with gradients, at most."""
-
-
-def _count_or_auto(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return value
-    raise ValueError('must be "auto" or a whole number from 1 on')
+    micro_batch: CountOrAuto = 5
+    """Trajectories of one process that are in one pass through the network with gradients, at most. `auto`: on an
+    accelerator as many as are found to fit, on the CPU 5."""
 
 
 class Training(Section):
@@ -184,7 +188,7 @@ class Training(Section):
     offload_text_encoders: bool = False
     """Text encoders lie in main memory, and on the device only while they read prompts that are new to the run."""
     compile: bool = False
-    collection_batch: Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)] = "auto"
+    collection_batch: CountOrAuto = "auto"
     """Trajectories collected at once on one process, at most. `auto`: on an accelerator as many as are found to fit, on
     the CPU as many as take no more memory than the loss."""
     tf32: bool = True
@@ -226,7 +230,9 @@ class Evaluation(Section):
     """How many prompts of the evaluation set, from its start; unset: all."""
     samples_per_prompt: int = Field(default=4, ge=1, le=1_000_000)
     seed: int = Field(default=0, ge=0, lt=2**31)
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: CountOrAuto = 8
+    """Pictures drawn at once on one process, at most. `auto`: on an accelerator as many as are found to fit, on the CPU
+    8."""
     eta: tuple[Annotated[float, Field(ge=0, le=10)], ...] = Field(default=(0.0,), min_length=1)
     scheduler: tuple[Literal["fine-tuning", "default"], ...] = Field(default=("fine-tuning",), min_length=1)
     guidance_scale: tuple[Annotated[float, Field(ge=0, le=100)], ...] | None = Field(default=None, min_length=1)

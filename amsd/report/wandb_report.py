@@ -259,8 +259,10 @@ def _importance(story: Story) -> str:
 
 
 def _speed_panels(wr: Any, story: Story) -> list[Any]:
-    logged = sorted({key for run in story.runs for key in run.curves if key.startswith("performance/")})
-    return _arranged(wr, [wr.LinePlot(title=key, y=[key]) for key in (*logged, "images_per_second", "seconds/total")])
+    names = ("performance/", "images_per_second")  # the second: runs of before
+    logged = {key for run in story.runs for key in run.curves if key.startswith(names)}
+    keys = sorted(logged | {"performance/images_per_second", "seconds/total"})
+    return _arranged(wr, [wr.LinePlot(title=key, y=[key]) for key in keys])
 
 
 def _config_keys(story: Story) -> list[str]:

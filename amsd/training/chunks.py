@@ -1,4 +1,4 @@
-"""How many trajectories are collected at once: as given, or as many as memory allows.
+"""How many trajectories (or pictures) are worked on at once: as given, or as many as memory allows.
 
 Every process decides for itself, and nothing is exchanged here, so sizes may differ between processes. Only sharded
 networks are collected in chunks of one size: a process that ran out of memory would leave the others waiting.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -25,11 +26,42 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class ChunkSize:
-    """How many trajectories to try at once, learned from what fitted into memory and what did not."""
+@dataclass(frozen=True)
+class Work:
+    """What is done in chunks, for messages."""
 
-    def __init__(self, first: int, limit: int | None, fixed: bool = False) -> None:
+    one: str
+    """Such as "a single trajectory was collected"."""
+    many: str
+    """Such as "Collecting {count} trajectories at once"."""
+    way_out: str
+
+
+_SMALLER = (
+    'Set training.gradient_checkpointing = true, model.precision = "bf16" or model.parameterization = "lora", or use a '
+    "smaller model."
+)
+COLLECTION = Work("a single trajectory was collected", "Collecting {count} trajectories at once", _SMALLER)
+LOSS = Work(
+    "the loss of a single trajectory was computed", "The loss of {count} trajectories at once",
+    f"Lower method.timesteps_per_trajectory. {_SMALLER}",
+)  # fmt: skip
+PICTURES = Work(
+    "a single picture was drawn", "Drawing {count} pictures at once",
+    'Set model.precision = "bf16" or model.vae_tiling = true, or a smaller model.size.',
+)  # fmt: skip
+DEFAULT_MICRO_BATCH = 5
+"""Trajectories in the loss where nothing says how many: on a CPU, which gives no error when its memory is short."""
+DEFAULT_PICTURES = 8
+"""Pictures that an evaluation draws at once where nothing says how many."""
+
+
+class ChunkSize:
+    """How many to try at once, learned from what fitted into memory and what did not."""
+
+    def __init__(self, first: int, limit: int | None, work: Work = COLLECTION, fixed: bool = False) -> None:
         """`first` are tried first, and never more than `limit` (None: no limit); `fixed`: never fewer either."""
+        self.work = work
         self.fixed = fixed
         self.largest = 0
         """The most that fitted at once so far."""
@@ -53,6 +85,11 @@ class ChunkSize:
         """`count` were collected at once."""
         self.largest = max(self.largest, count)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether something did not fit."""
+        return self._failed is not None
+
     def failed(self, count: int) -> None:
         """`count` did not fit; at least 2."""
         self._failed = count
@@ -69,7 +106,7 @@ def chunk_size(recipe: Recipe, on_accelerator: bool, sharded: bool = False) -> C
     base drift is guided. With gradient checkpointing the loss keeps few activations, but the adjoint keeps all of the
     base's: there it is one trajectory. With sharded networks `auto` is the micro-batch.
     """
-    size, micro_batch = recipe.training.collection_batch, recipe.optimizer.micro_batch
+    size, micro_batch = recipe.training.collection_batch, fixed_micro_batch(recipe)
     if sharded:
         size = micro_batch if size == "auto" else size
         return ChunkSize(size, size, fixed=True)
@@ -82,6 +119,59 @@ def chunk_size(recipe: Recipe, on_accelerator: bool, sharded: bool = False) -> C
     if recipe.training.gradient_checkpointing:
         limit = 1
     return ChunkSize(limit, limit)
+
+
+def fixed_micro_batch(recipe: Recipe) -> int:
+    """Trajectories at once where memory is not asked: `optimizer.micro_batch`, or its default for `auto`."""
+    size = recipe.optimizer.micro_batch
+    return DEFAULT_MICRO_BATCH if size == "auto" else size
+
+
+def micro_batch_size(recipe: Recipe, on_accelerator: bool, sharded: bool = False) -> ChunkSize:
+    """What `optimizer.micro_batch` says for the loss of this process; with sharded networks `auto` is 5."""
+    size = recipe.optimizer.micro_batch
+    if sharded:
+        size = fixed_micro_batch(recipe)
+        return ChunkSize(size, size, LOSS, fixed=True)
+    if size == "auto":
+        return ChunkSize(DEFAULT_MICRO_BATCH, None if on_accelerator else DEFAULT_MICRO_BATCH, LOSS)
+    return ChunkSize(size, size, LOSS)
+
+
+def picture_size(recipe: Recipe, on_accelerator: bool) -> ChunkSize:
+    """What `evaluation.batch_size` says for the pictures of this process."""
+    size = recipe.evaluation.batch_size
+    if size == "auto":
+        return ChunkSize(DEFAULT_PICTURES, None if on_accelerator else DEFAULT_PICTURES, PICTURES)
+    return ChunkSize(size, size, PICTURES)
+
+
+def from_the_start(count: int, size: ChunkSize, work: Callable[[slice], R], begin: Callable[[], None]) -> list[R]:
+    """`work` on consecutive slices of `count` things, after `begin`; all of it again where one does not fit.
+
+    For work that leaves something behind when it fails in the middle, such as a part of a gradient.
+
+    Raises:
+        RunError: a single item does not fit.
+    """
+    while True:
+        begin()
+        done: list[R] = []
+        start, tried, shortage = 0, 0, None
+        try:
+            while start < count:
+                tried = min(size.next, count - start)
+                done.append(work(slice(start, start + tried)))
+                size.fitted(tried)
+                start += tried
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            shortage = str(error)  # not the error itself: its frames hold what the attempt had allocated
+        if shortage is None:
+            return done
+        del done
+        _make_smaller(size, tried, shortage)
 
 
 def in_chunks(items: Sequence[T], size: ChunkSize, work: Callable[[Sequence[T]], R]) -> list[R]:
@@ -121,14 +211,12 @@ def out_of_memory(error: RuntimeError) -> bool:
 def _make_smaller(size: ChunkSize, count: int, shortage: str) -> None:
     clear_device_cache(garbage_collection=True)
     if count == 1 or size.fixed:
-        single = "a single trajectory was collected" if count == 1 else f"{count} trajectories were collected"
-        smaller = "" if count == 1 else " training.collection_batch = 1,"
-        raise RunError(
-            f"Out of memory while {single}. Set{smaller} training.gradient_checkpointing = true, "
-            'model.precision = "bf16" or model.parameterization = "lora", or use a smaller model. '
-            f"What was said: {shortage}"
-        )
+        what = f"while {size.work.one}"
+        if count > 1:  # sharded networks: all processes make the same calls, so none can try less by itself
+            what = (
+                f"({size.work.many.format(count=count)}); set optimizer.micro_batch and training.collection_batch to 1"
+            )
+        raise RunError(f"Out of memory {what}. {size.work.way_out} What was said: {shortage}")
     size.failed(count)
-    _LOG.warning(
-        "Collecting %d trajectories at once does not fit into memory; trying %d. (%s)", count, size.next, shortage
-    )
+    what = size.work.many.format(count=count)
+    _LOG.warning("%s does not fit into memory; trying %d. (%s)", what, size.next, shortage)

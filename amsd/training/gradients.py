@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Generic
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from amsd.training import processes
+from amsd.training.chunks import from_the_start, micro_batch_size
 from amsd.training.experience import E, ItemLosses
-from amsd.training.guard import UpdateGuard
 from amsd.training.method import Method
 from amsd.training.problem import require_finite
 from amsd.training.sources import Batch
+from amsd.training.update import Updater
 
 
 @dataclass(frozen=True)
@@ -38,54 +38,75 @@ class BatchLosses:
 class Gradients(Generic[E]):
     """Takes the gradient of a batch's weighted mean loss in chunks of `optimizer.micro_batch` trajectories.
 
-    The chunks and the number of processes change speed and memory, not the gradient.
+    The chunks and the number of processes change speed and memory, not the gradient. Where a chunk does not fit into
+    memory, the gradient is emptied and taken again in smaller chunks.
     """
 
-    def __init__(self, method: Method[E], accelerator: Accelerator, guard: UpdateGuard) -> None:
+    def __init__(self, method: Method[E], updater: Updater) -> None:
         self._method = method
         self._recipe = method.recipe
-        self._accelerator = accelerator
-        self._guard = guard
+        self._accelerator = updater.accelerator
+        self._guard = updater.guard
+        self._empty = updater.optimizer.zero_grad
+        self.size = micro_batch_size(method.recipe, method.problem.device.type != "cpu", method.problem.policy.sharded)
+        """How many trajectories are in one chunk, as far as it is known."""
 
     def take(self, batch: Batch[E], step: int) -> BatchLosses:
-        """Add the gradient of the global batch's mean loss to the parameters: this process's part of it.
+        """Give the parameters the gradient of the global batch's mean loss: this process's part of it.
 
         Raises:
-            RunError: a loss is not finite, and no more updates may be left out.
+            RunError: a loss is not finite, and no more updates may be left out; or a single trajectory does not fit.
         """
-        chunks = batch.rows.split(self._recipe.optimizer.micro_batch) if len(batch.rows) else ()
-        return (self._whole_batch if self._method.weighs_whole_batch else self._in_one_pass)(batch, chunks, step)
+        self._empty()  # also where no loss is usable: nothing of the last step may be left
+        return (self._whole_batch if self._method.weighs_whole_batch else self._in_one_pass)(batch, step)
 
-    def _in_one_pass(self, batch: Batch[E], chunks: Sequence[Tensor], step: int) -> BatchLosses:
+    def _in_one_pass(self, batch: Batch[E], step: int) -> BatchLosses:
         """Gradients chunk by chunk, where the weights of a chunk need no other chunk."""
-        method, parts = self._method, []
-        for rows in chunks:
-            part = method.losses(batch.experience, rows, batch.pass_index)
-            self._backward(part.loss, method.weights(part))
-            parts.append(ItemLosses(part.loss.detach(), part.logged))
+        method = self._method
+
+        def chunk(part: slice) -> ItemLosses:
+            found = method.losses(batch.experience, batch.rows[part], batch.pass_index)
+            self._backward(found.loss, method.weights(found))
+            return ItemLosses(found.loss.detach(), found.logged)
+
+        parts = from_the_start(len(batch.rows), self.size, chunk, self._empty)
         items = gathered(parts, self._recipe.method.items_per_trajectory)
         usable = self._finite(items.loss, batch, step)
         return BatchLosses(items, method.weights(items) if usable else torch.ones_like(items.loss), usable)
 
-    def _whole_batch(self, batch: Batch[E], chunks: Sequence[Tensor], step: int) -> BatchLosses:
+    def _whole_batch(self, batch: Batch[E], step: int) -> BatchLosses:
         """The same where weights depend on the whole batch.
 
         With one chunk its graph is kept; with more, a pass without gradients comes first.
         """
-        method, count = self._method, self._recipe.method.items_per_trajectory
-        single = max(processes.gather([len(chunks)]) or [0]) <= 1
-        with nullcontext() if single else torch.no_grad():
-            parts = [method.losses(batch.experience, rows, batch.pass_index) for rows in chunks]
-        items = gathered(parts, count)
+        method, rows, count = self._method, batch.rows, self._recipe.method.items_per_trajectory
+        single = max(processes.gather([-(-len(rows) // self.size.next)])) <= 1
+        kept: list[ItemLosses] = []
+        """The losses with their graph, if all rows fitted at once on every process."""
+
+        def first(part: slice) -> ItemLosses:
+            whole = single and part == slice(0, len(rows))
+            with nullcontext() if whole else torch.no_grad():
+                found = method.losses(batch.experience, rows[part], batch.pass_index)
+            if whole:
+                kept.append(found)
+            return ItemLosses(found.loss.detach(), found.logged)
+
+        items = gathered(from_the_start(len(rows), self.size, first, kept.clear), count)
         if not self._finite(items.loss, batch, step):
             return BatchLosses(items, torch.ones_like(items.loss), False)
         weights = method.weights(items)
-        own = weights.view(-1, count)[processes.rank() :: processes.world_size()].flatten()
-        method.only_losses = not single
-        for part, rows, weight in zip(parts, chunks, own.split([len(part.loss) for part in parts]), strict=True):
-            again = part if single else method.losses(batch.experience, rows, batch.pass_index)
-            self._backward(again.loss, weight)
-        method.only_losses = False
+        own = weights.view(-1, count)[processes.rank() :: processes.world_size()]
+
+        def second(part: slice) -> None:
+            method.only_losses = not kept
+            found = kept.pop() if kept else method.losses(batch.experience, rows[part], batch.pass_index)
+            self._backward(found.loss, own[part].flatten())
+
+        try:
+            from_the_start(len(rows), self.size, second, self._empty)
+        finally:
+            method.only_losses = False
         return BatchLosses(items, weights, True)
 
     def _backward(self, losses: Tensor, weights: Tensor) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amsd.diffusion.families.base import DECODED_PIXELS, image_size
+from amsd.diffusion.families.base import DECODED_PIXELS
 from amsd.diffusion.noise import normal
 from amsd.matching import smooth
 from amsd.reading import is_shortage
@@ -60,7 +60,7 @@ def reward_gradient(
 def plain_gradient(problem: ControlProblem, latents: Tensor, prompts: Sequence[str]) -> TerminalReward:
     """Gradient of the reward at latents (B, ...), as many at once as the decoder has room for."""
     parts = []
-    rows = max(1, DECODED_PIXELS // math.prod(image_size(problem.family)))
+    rows = max(1, DECODED_PIXELS // math.prod(problem.family.size))
     for start in range(0, len(latents), rows):
         x = latents[start : start + rows].detach().requires_grad_(True)
         with torch.enable_grad():
@@ -131,7 +131,7 @@ class Scores:
 
 def scores(problem: ControlProblem, latents: Tensor, prompts: Sequence[str]) -> Scores:
     """Rewards of the decoded latents (B, ...); any function of images will do, also one without a gradient."""
-    rows = max(1, DECODED_PIXELS // math.prod(image_size(problem.family)))
+    rows = max(1, DECODED_PIXELS // math.prod(problem.family.size))
     parts = [
         _scored(problem, latents[start : start + rows], prompts[start : start + rows])
         for start in range(0, len(latents), rows)

@@ -27,6 +27,7 @@ from amsd.training.keeper import Enough, Evaluate, Keeper
 from amsd.training.method import Method
 from amsd.training.problem import ControlProblem
 from amsd.training.sources import Batch, Buffered, ExperienceSource
+from amsd.training.speed import Speed
 from amsd.training.state import restore_rng, rng_state
 from amsd.training.update import Updater
 from amsd.training.validation import validation_values
@@ -57,7 +58,8 @@ class SOCTrainer(Method[E]):
         self.step = 0
         self._ends = ends or Ends()
         self.updater = Updater(problem, accelerator, self._ends)
-        self.gradients = Gradients(self, accelerator, self.updater.guard)
+        self.gradients = Gradients(self, self.updater)
+        self.speed = Speed(problem)
         self.keeper = Keeper(self, self.updater, run, self.listeners, evaluate, self._ends)
         self._validation_prompts = tuple(validation_prompts)
         self._said_masked = False
@@ -128,7 +130,6 @@ class SOCTrainer(Method[E]):
     def _train_step(self, step: int) -> None:
         batch = self.source.batch(step)
         with self.clock.phase("loss"):
-            self.updater.optimizer.zero_grad()
             done = self.gradients.take(batch, step)
         with self.clock.phase("optimizer"):
             norm = self.updater.make(step, done.usable)
@@ -140,6 +141,8 @@ class SOCTrainer(Method[E]):
             values["collection/batch"] = float(self.collection.largest)
         if not done.weights.any():
             self._tell_masked()
+        if self.recipe.optimizer.micro_batch == "auto" or self.gradients.size.is_cut:
+            values["loss/batch"] = float(self.gradients.size.largest)
         if self.updater.guard.in_a_row:
             values["update_skipped"] = 1.0
             self._tell_skipped(step)
@@ -158,7 +161,7 @@ class SOCTrainer(Method[E]):
             "gradient_norm": gradient_norm,
             **self.source.values(batch),
             **times,
-            "images_per_second": self.recipe.optimizer.prompts_per_step / max(times["seconds/total"], 1e-9),
+            **self.speed.values(batch.collected, times["seconds/total"]),
         }
 
     def _tell_masked(self) -> None:

@@ -14,6 +14,7 @@ from amsd.diffusion.rollout import Trajectory, rollout
 from amsd.diffusion.steps import at
 from amsd.matching import control, norm_ratio
 from amsd.training import processes
+from amsd.training.chunks import fixed_micro_batch
 from amsd.training.problem import ControlProblem
 
 SAMPLES = 16
@@ -47,7 +48,7 @@ def validation_values(problem: ControlProblem, prompts: Sequence[str]) -> dict[s
 
 def _batches(problem: ControlProblem, prompts: Sequence[str]) -> list[list[tuple[int, str]]]:
     """This process's batches of (index, prompt): whole groups where the reward compares the samples of a group."""
-    size, each = problem.recipe.optimizer.micro_batch, 1
+    size, each = fixed_micro_batch(problem.recipe), 1
     if problem.groupwise:
         each = problem.recipe.method.samples_per_prompt
         groups = [range(start, start + each) for start in range(0, max(SAMPLES, each) // each * each, each)]

@@ -20,7 +20,7 @@ from benchmarks.fault_parts.tally import Attempt
 STEPS = 8
 SETTINGS = (f"training.steps={STEPS}", "training.checkpoint_every=2", "training.keep=2")
 #: Logged values that tell of time, not of the training.
-TIMES = ("seconds/", "share/", "performance/", "collection/", "images_per_second", "time")
+TIMES = ("seconds/", "share/", "performance/", "collection/", "time")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
 #: How often a run is killed before it may finish.
 KILLS = 4

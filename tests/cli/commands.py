@@ -48,7 +48,7 @@ diversity = ["pixels"]
 [tracking]
 mode = "disabled"
 """
-TIMES = ("seconds/", "share/", "collection/", "images_per_second", "time")
+TIMES = ("seconds/", "share/", "collection/", "performance/", "time")
 AMSD = (sys.executable, "-m", "amsd")
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0

@@ -18,7 +18,6 @@ from amsd.cli.app import app
 from amsd.diffusion.agreement import require_agreement
 from amsd.diffusion.blueprint import blueprint
 from amsd.diffusion.families import family_for
-from amsd.diffusion.families.base import image_size
 from amsd.diffusion.loading import load_family
 from amsd.diffusion.parameterizations import build_policy
 from amsd.errors import RunError, UsageError
@@ -285,7 +284,7 @@ def test_sdxl_that_is_not_square_has_its_sizes_in_order() -> None:
     pipeline = pipelines.stable_diffusion_xl()
     pipeline.unet.register_to_config(sample_size=(8, 12))
     family = family_for(pipeline)
-    assert image_size(family) == (16, 24)
+    assert family.size == (16, 24)
     assert family.encode(["a cat"]).added["time_ids"][0].tolist() == [16, 24, 0, 0, 16, 24]
     require_agreement(family)
 

@@ -353,7 +353,7 @@ class TestCache:
         if name == "PROTOCOL_VERSION":
             monkeypatch.setattr(module.protocol, name, 2)
         else:
-            monkeypatch.setattr(module, name, lambda: {"torch": "0"})
+            monkeypatch.setattr("amsd.evaluation.wanted.library_versions", lambda: {"torch": "0"})
         assert run() == TOTAL
 
     @pytest.mark.parametrize(

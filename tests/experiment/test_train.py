@@ -22,7 +22,7 @@ from amsd.run_directory import RunDirectory, damage
 from amsd.training.checkpoint import weights_sha256
 from tests import pipelines
 
-TIMES = ("seconds/", "share/", "collection/", "images_per_second", "time")
+TIMES = ("seconds/", "share/", "collection/", "performance/", "time")
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def test_sweep_report_has_run_sets_panels_media_and_tables(sent: list[dict[str, 
     assert "config:schedule.value.eta" in text
     assert "over 2 training seeds" in text
     assert report["displayName"] == headline(a_sweep)
-    assert {"images_per_second", "seconds/total"} <= set(re.findall(r'"([a-z_/]+)"', text))
+    assert {"performance/images_per_second", "seconds/total"} <= set(re.findall(r'"([a-z_/]+)"', text))
     assert any(panel["config"].get("showMaxYAxisLine") for panel in panels(spec) if panel["viewType"] == "Scatter Plot")
 
 

@@ -110,7 +110,7 @@ class GaussianFamily(Family):
         """There is no pipeline to call."""
         raise NotImplementedError
 
-    def draw(self, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, prompt: Any, guidance_scale: float) -> dict[str, Any]:
         """There is no pipeline to call."""
         raise NotImplementedError
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from amsd.diffusion.families.fit import Configs
 from amsd.diffusion.families.published import Published
-from amsd.diffusion.guidance import Network, TextCondition
+from amsd.diffusion.families.texts import Texts
+from amsd.diffusion.guidance import Network
 from amsd.diffusion.steps import AffineSteps
 from amsd.errors import UsageError
 from amsd.recipe import Model, Recipe, Schedule
@@ -24,16 +25,7 @@ _CHOICES = ("max_sequence_length", "embedded_guidance", "prompt_windows")
 """Keys of the recipe's `[model]` that some families have."""
 
 
-@dataclass(frozen=True)
-class TextLimit:
-    """What a text encoder reads of a prompt."""
-
-    tokenizer: Any
-    tokens: int
-    """At most so many, special ones included."""
-
-
-class Family(ABC):
+class Family(Texts):
     """The architecture-specific half of a latent diffusion pipeline.
 
     Args:
@@ -52,8 +44,6 @@ class Family(ABC):
     """Models that plans know by heart."""
     output_layers: ClassVar[tuple[str, ...]]
     """Last layers of the denoiser: with their weights at zero its output is zero."""
-    text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    """Names of the text encoders in the pipeline; absent ones are left out."""
     takes_eta: ClassVar[bool] = True
     """Whether the pipeline's call takes `eta`."""
     model_keys: ClassVar[tuple[str, ...]] = ()
@@ -127,71 +117,9 @@ class Family(ABC):
         # `components` of a pipeline and its attributes are one: nothing else has to be told.
         setattr(self.pipeline, self.denoiser_name, module)
 
-    @property
-    @final
-    def text_encoders(self) -> list[nn.Module]:
-        """The text encoders that are there."""
-        found = (self.pipeline.components.get(name) for name in self.text_encoder_names)
-        return [module for module in found if module is not None]
-
-    @property
-    @final
-    def device(self) -> torch.device:
-        """Where the denoiser lies."""
-        device: torch.device = next(iter(self.denoiser.parameters())).device
-        return device
-
     @abstractmethod
     def network(self, module: nn.Module) -> Network:
         """A denoising module of this family as a function of (x, timesteps, condition)."""
-
-    # Prompts
-
-    @abstractmethod
-    def blank_condition(self, device: str) -> TextCondition:
-        """One prompt's condition in shape only, for counting operations."""
-
-    @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> TextCondition:
-        """Encode prompts, as the family's pipeline would; one row each, float32."""
-
-    @abstractmethod
-    def encode_empty(self, count: int) -> TextCondition:
-        """What the family's pipeline uses as unconditional input, `count` rows."""
-
-    @final
-    def encode_negative(self, negative_prompt: str, count: int) -> TextCondition:
-        """What guidance leads away from, `count` rows: a negative prompt, or the unconditional input without one."""
-        if not negative_prompt:
-            return self.encode_empty(count)
-        return self.encode([negative_prompt]).map(lambda value: value.expand(count, *value.shape[1:]))
-
-    @final
-    def drawing_arguments(self, prompt: str, negative_prompt: str, count: int) -> dict[str, Any]:
-        """Arguments of the pipeline's call for `count` pictures of a prompt: text, if the call reads all of it."""
-        if self.model.prompt_windows == 1:
-            negative = {"negative_prompt": negative_prompt} if negative_prompt else {}
-            return {"prompt": prompt, "num_images_per_prompt": count} | negative
-        return self.prompt_arguments(self.encode([prompt] * count), self.encode_negative(negative_prompt, count))
-
-    @property
-    @final
-    def text_limits(self) -> dict[str, TextLimit]:
-        """What each text encoder that is there reads of a prompt, by its name in the pipeline."""
-        found = {}
-        for name in self.text_encoder_names:
-            tokenizer = getattr(self.pipeline, name.replace("text_encoder", "tokenizer"), None)
-            if tokenizer is not None:
-                found[name] = TextLimit(tokenizer, self._tokens_read(name))
-        return found
-
-    def _tokens_read(self, encoder: str) -> int:
-        """Tokens of a prompt, special ones included, that a text encoder reads."""
-        return int(getattr(self.pipeline, encoder.replace("text_encoder", "tokenizer")).model_max_length)
-
-    @abstractmethod
-    def prompt_arguments(self, prompt: TextCondition, negative: TextCondition) -> dict[str, Any]:
-        """Arguments of the pipeline's call that stand for encoded prompts and for the negative (or empty) one."""
 
     # Latents and pictures
 
@@ -285,7 +213,6 @@ class Family(ABC):
     def own_sampler(self, eta: float) -> tuple[Any, str | None]:
         """The model's own scheduler for a noise level, and why it is another one where it has no such noise."""
 
-    @abstractmethod
     def draw(
         self,
         prompt: Mapping[str, Any],
@@ -310,6 +237,22 @@ class Family(ABC):
             latents: initial noise (B, *latent_shape); unset: drawn by the pipeline.
             callback: called by the pipeline after each step (`callback_on_step_end` of diffusers).
         """
+        height, width = self.size
+        noise = {"eta": eta} if self.takes_eta else {}
+        with self._sampled(eta, generators):
+            return self.pipeline(
+                **prompt, **self._call(prompt, guidance_scale), **noise, latents=latents, generator=list(generators),
+                height=height, width=width, num_inference_steps=num_inference_steps, output_type=output_type,
+                callback_on_step_end=callback,
+            ).images  # fmt: skip
+
+    @abstractmethod
+    def _call(self, prompt: Mapping[str, Any], guidance_scale: float) -> dict[str, Any]:
+        """Arguments of the pipeline's call beside prompt, noise, steps and size."""
+
+    def _sampled(self, eta: float, generators: Sequence[torch.Generator]) -> AbstractContextManager[None]:
+        """Around a call: what a scheduler without `eta` needs for noise."""
+        return nullcontext()
 
     @classmethod
     def documented_call(cls, model: Model, guidance_scale: float) -> dict[str, Any]:
@@ -341,11 +284,6 @@ class Family(ABC):
             UsageError: the format has no names for the layers of this family.
         """
         raise UsageError("--format kohya: the format's names are known for UNets only; export without --format.")
-
-
-def image_size(family: Family) -> tuple[int, int]:
-    """Height and width in pixels of the images that a family decodes."""
-    return family.size
 
 
 def decode_in_slices(vae: Any, scaled: Tensor, pixels: int) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from amsd.diffusion.families.base import Family, decode_in_slices
 from amsd.diffusion.families.flow_scheduler import SOCFlowMatchScheduler
+from amsd.diffusion.guidance import TextCondition
 from amsd.diffusion.steps import AffineSteps
 from amsd.errors import UsageError
 from amsd.recipe import Schedule
@@ -38,10 +40,6 @@ class FlowFamily(Family):
     @abstractmethod
     def _set_grid(self, scheduler: Any, num_inference_steps: int) -> None:
         """Give a scheduler the grid that the pipeline gives it for this number of steps."""
-
-    @abstractmethod
-    def _call(self, prompt: Mapping[str, Any], guidance_scale: float) -> dict[str, Any]:
-        """Arguments of the pipeline's call beside prompt, noise, steps and size."""
 
     def steps(self, schedule: Schedule) -> AffineSteps:
         """Steps on the pipeline's own grid, shift included."""
@@ -78,34 +76,31 @@ class FlowFamily(Family):
         reason = f"the model's own {type(own).__name__} has no eta: it is sampled by the steps of fine-tuning"
         return SOCFlowMatchScheduler.of(own), reason
 
-    def draw(
-        self,
-        prompt: Mapping[str, Any],
-        generators: Sequence[torch.Generator],
-        *,
-        eta: float,
-        guidance_scale: float,
-        num_inference_steps: int,
-        output_type: str,
-        latents: Tensor | None = None,
-        callback: Callable[..., Any] | None = None,
-    ) -> Any:
-        """As `Family.draw`."""
+    @contextmanager
+    def _sampled(self, eta: float, generators: Sequence[torch.Generator]) -> Iterator[None]:
+        """The pipeline's call has no `eta`, so its scheduler brings the noise."""
         pipeline = self.pipeline
         before = pipeline.scheduler
         if eta > 0 and not isinstance(before, SOCFlowMatchScheduler):
             pipeline.scheduler = SOCFlowMatchScheduler.of(before)
         if isinstance(pipeline.scheduler, SOCFlowMatchScheduler):
             pipeline.scheduler.with_noise(eta, generators)
-        height, width = self.size
         try:
-            return pipeline(
-                **prompt, **self._call(prompt, guidance_scale), latents=latents, generator=list(generators),
-                height=height, width=width, num_inference_steps=num_inference_steps, output_type=output_type,
-                callback_on_step_end=callback,
-            ).images  # fmt: skip
+            yield
         finally:
             pipeline.scheduler = before
+
+    def encode_empty(self, count: int) -> TextCondition:
+        """The encoded empty string."""
+        return self.encode([""]).map(lambda value: value.expand(count, *value.shape[1:]))
+
+    def prompt_arguments(self, prompt: TextCondition, negative: TextCondition) -> dict[str, Any]:
+        """Embeddings, and pooled ones where there are any, with those of the negative prompt."""
+        arguments = {"prompt_embeds": prompt.hidden_states, "negative_prompt_embeds": negative.hidden_states}
+        if "pooled_projections" in prompt.added:
+            arguments["pooled_prompt_embeds"] = prompt.added["pooled_projections"]
+            arguments["negative_pooled_prompt_embeds"] = negative.added["pooled_projections"]
+        return arguments
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) as images."""

@@ -106,19 +106,6 @@ class Flux(FlowFamily):
         )
         return TextCondition(embeddings.float(), {"pooled_projections": pooled.float()})
 
-    def encode_empty(self, count: int) -> TextCondition:
-        """The encoded empty string."""
-        return self.encode([""]).map(lambda value: value.expand(count, *value.shape[1:]))
-
-    def prompt_arguments(self, prompt: TextCondition, negative: TextCondition) -> dict[str, Any]:
-        """Embeddings and pooled ones, with those of the negative one."""
-        return {
-            "prompt_embeds": prompt.hidden_states,
-            "negative_prompt_embeds": negative.hidden_states,
-            "pooled_prompt_embeds": prompt.added["pooled_projections"],
-            "negative_pooled_prompt_embeds": negative.added["pooled_projections"],
-        }
-
     def _tokens_read(self, encoder: str) -> int:
         return self.text_tokens if encoder == "text_encoder_2" else super()._tokens_read(encoder)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -183,25 +183,8 @@ class UNetFamily(Family):
         """From the width of the text that the UNet attends to."""
         return base_version(self.denoiser.config)
 
-    def draw(
-        self,
-        prompt: Mapping[str, Any],
-        generators: Sequence[torch.Generator],
-        *,
-        eta: float,
-        guidance_scale: float,
-        num_inference_steps: int,
-        output_type: str,
-        latents: Tensor | None = None,
-        callback: Callable[..., Any] | None = None,
-    ) -> Any:
-        """As `Family.draw`."""
-        height, width = self.size
-        return self.pipeline(
-            **prompt, latents=latents, generator=list(generators), num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale, eta=eta, height=height, width=width, output_type=output_type,
-            callback_on_step_end=callback,
-        ).images  # fmt: skip
+    def _call(self, prompt: Mapping[str, Any], guidance_scale: float) -> dict[str, Any]:
+        return {"guidance_scale": guidance_scale}
 
 
 def _require_noise_table(scheduler: Any) -> None:

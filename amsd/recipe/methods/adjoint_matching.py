@@ -67,11 +67,6 @@ class AdjointMatching(MethodSection):
         return self.reward_multiplier
 
     @property
-    def passes(self) -> int:
-        """How often a trajectory is used."""
-        return 1
-
-    @property
     def weighs_by_importance(self) -> bool:
         """Whether importance weights enter the loss."""
         return False

@@ -27,10 +27,23 @@ class Cost:
     parts: Mapping[str, float]
     """What for -> F, such as `sampling` and `loss`."""
 
+    collecting: frozenset[str] = frozenset({"sampling", "adjoint", "base"})
+    """The parts that a trajectory costs when it is collected; the others come with each use of it."""
+
     @property
     def total(self) -> float:
         """Everything."""
-        return sum(self.parts.values())
+        return self.in_collections + self.in_steps
+
+    @property
+    def in_collections(self) -> float:
+        """What is spent when trajectories are collected, shared among the passes over them."""
+        return sum(value for part, value in self.parts.items() if part in self.collecting)
+
+    @property
+    def in_steps(self) -> float:
+        """What is spent in every optimizer step."""
+        return sum(value for part, value in self.parts.items() if part not in self.collecting)
 
     def __getitem__(self, part: str) -> float:
         return self.parts[part]
@@ -94,6 +107,11 @@ class MethodSection(Section):
         """What determines the trained weights, as plain data."""
         tree = self.model_dump(mode="json")
         return {key: value for key, value in tree.items() if key not in self.as_before or value != self.as_before[key]}
+
+    @property
+    def passes(self) -> int:
+        """How often a trajectory is used."""
+        return 1
 
     @abstractmethod
     def cost(self, recipe: Recipe, processes: int) -> Cost:
@@ -211,4 +229,5 @@ def controlled_steps(recipe: Recipe) -> int:
 def chunks_per_step(recipe: Recipe, processes: int) -> int:
     """Micro-batches that the largest share of an optimizer step's trajectories is divided into."""
     local = -(-recipe.optimizer.prompts_per_step // processes)
-    return -(-local // recipe.optimizer.micro_batch)
+    size = recipe.optimizer.micro_batch
+    return 1 if size == "auto" else -(-local // size)

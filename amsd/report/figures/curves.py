@@ -57,8 +57,9 @@ _ADJOINT = (
 _SPEED = {
     key: _Logged(key, title, axis)
     for key, title, axis in (
-        ("performance/mfu", "Model FLOP utilization", "share of the device's peak"),
+        ("performance/mfu", "Model FLOP utilization", "share of the device's rate"),
         ("performance/tflops", "Operations", "TFLOP per second"),
+        ("performance/images_per_second", "Throughput", "images per second"),
     )
 }
 
