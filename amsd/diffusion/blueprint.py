@@ -126,9 +126,10 @@ def forward_flops(family: Family) -> float | None:
 
     None of a denoiser that is no network of diffusers, made from a configuration.
     """
-    from diffusers import ConfigMixin
+    import diffusers
 
-    if not isinstance(family.denoiser, ConfigMixin):
+    known = getattr(diffusers, getattr(family, "denoiser_class", ""), None)
+    if known is None or not isinstance(family.denoiser, known):
         return None
     return _counted(family, _on_meta(type(family), family.denoiser.config))
 
