@@ -22,7 +22,7 @@ from amsd.recipe.methods import METHODS
 from amsd.sweep.load import plan_from
 from amsd.sweep.schema import Slurm
 from tests.cli import commands as tiny
-from tests.documentation.pages import Found, blocks, commands, inline, toml_blocks, words
+from tests.documentation.pages import PAGES, ROOT, Found, blocks, commands, inline, toml_blocks, words
 
 #: Commands that need what no test has; that they parse is all that is checked of them.
 ONLY_PARSED = (
@@ -152,6 +152,16 @@ def test_every_command_starts(arguments: list[str], place: Path, monkeypatch: py
         assert absent in str(outcome.exception)
     else:
         assert outcome.exit_code == 0, f"{outcome.output}{outcome.exception}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.name))
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    named = re.findall(
+        r"\b((?:amsd|tests|benchmarks|recipes|sweeps|embedded|examples|docs)/[\w./-]+[\w/])", page.read_text("utf-8")
+    )
+    assert [
+        name for name in dict.fromkeys(named) if not (ROOT / name).exists() and not list(ROOT.glob(name + "*"))
+    ] == []
 
 
 SD15 = [name for name in names("recipes") if name.startswith("sd15")]
