@@ -62,7 +62,7 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
-RECIPE = "amsd.recipe.schema"
+RECIPE = "amsd.recipe.tree"
 TYPED = [("amsd.recipe.methods.adjoint_matching", RECIPE), ("amsd.recipe.methods.base", RECIPE)]
 """For types only: a method's section judges the whole recipe that it is a part of."""
 

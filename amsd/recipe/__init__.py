@@ -13,12 +13,12 @@ from amsd.recipe.schema import (
     Model,
     Optimizer,
     Prompts,
-    Recipe,
     RewardTerm,
     Schedule,
     Tracking,
     Training,
 )
+from amsd.recipe.tree import Recipe
 
 __all__ = [
     "AdjointMatching",

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from amsd.recipe.load import dump_toml
-from amsd.recipe.schema import Recipe
+from amsd.recipe.tree import Recipe
 
 _HEADER = re.compile(r"\[\[?([^\]]+)\]\]?\s*$")
 _KEY = re.compile(r"([A-Za-z0-9_-]+) = ")

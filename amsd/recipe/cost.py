@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amsd.recipe.methods.base import Cost
-from amsd.recipe.schema import Recipe
+from amsd.recipe.tree import Recipe
 
 
 def cost_per_trajectory(recipe: Recipe, processes: int = 1) -> Cost:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from amsd.recipe.schema import Recipe
+from amsd.recipe.tree import Recipe
 from amsd.urls import is_server
 
 #: Keys that change speed, bookkeeping or names, not the trained weights.

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, create_model
 
 from amsd.recipe.methods import METHODS, section_of
-from amsd.recipe.schema import Recipe
+from amsd.recipe.tree import Recipe
 
 
 def schema_text() -> str:

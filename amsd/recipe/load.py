@@ -14,7 +14,7 @@ from amsd.recipe.identity import AS_BEFORE
 from amsd.recipe.methods import DEFAULT, read_method, rows, section_of
 from amsd.recipe.paths import anchor
 from amsd.recipe.rules import violations
-from amsd.recipe.schema import Recipe
+from amsd.recipe.tree import Recipe
 
 #: Version of the recipe file.
 FORMAT = 1

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from amsd.errors import UsageError
 from amsd.recipe.errors import Problem
-from amsd.recipe.schema import Recipe
+from amsd.recipe.tree import Recipe
 from amsd.urls import is_server, server_fault, shown_server
 
 

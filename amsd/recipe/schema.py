@@ -1,4 +1,4 @@
-"""The recipe tree. Key names are a promise to users: they are the names of the field and of the reference.
+"""The sections of a recipe. Key names are a promise to users: they are the names of the field and of the reference.
 
 Every section is frozen and refuses unknown keys. Rules that join several keys live in `amsd.recipe.rules`, the section
 and the rules of each method in `amsd.recipe.methods`.
@@ -6,13 +6,10 @@ and the rules of each method in `amsd.recipe.methods`.
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from amsd.recipe.methods.adjoint_matching import AdjointMatching
-from amsd.recipe.methods.base import MethodSection
 from amsd.recipe.section import Fraction, Positive, Section
 
 
@@ -291,43 +288,3 @@ class CodeFile(Section):
     """Absolute path."""
     sha256: str | None = None
     """Of its content when the run was written."""
-
-
-class Recipe(Section):
-    """Everything that determines one run."""
-
-    model: Model = Model()
-    schedule: Schedule = Schedule()
-    guidance: Guidance = Guidance()
-    method: SerializeAsAny[MethodSection] = AdjointMatching()
-    """The table of the method that `method.name` names (`amsd.recipe.methods`)."""
-    reward: tuple[RewardTerm, ...] = Field(min_length=1)
-    prompts: Prompts = Prompts()
-    optimizer: Optimizer = Optimizer()
-    training: Training = Training()
-    evaluation: Evaluation = Evaluation()
-    tracking: Tracking = Tracking()
-    code: dict[str, CodeFile] = Field(default_factory=dict)
-    """Where the Python files of `python:` scorers lie, by the name in the scorer's; filled in when a run is written."""
-    origin: str | None = None
-    """Run directory that this recipe was written for; filled in when a run is written."""
-
-    @property
-    def evaluation_settings(self) -> tuple[EvaluationSetting, ...]:
-        """Every sampler setting that checkpoints are evaluated under: scheduler x guidance x eta."""
-        scales = self.evaluation.guidance_scale or (self.guidance.guidance_scale,)
-        steps = self.evaluation.num_inference_steps or self.schedule.num_inference_steps
-        return tuple(
-            EvaluationSetting(eta=eta, scheduler=scheduler, guidance_scale=scale, num_inference_steps=steps)
-            for scheduler, scale, eta in product(self.evaluation.scheduler, scales, self.evaluation.eta)
-        )
-
-    @property
-    def scorer_options(self) -> dict[str, dict[str, Any]]:
-        """Options of every reward, held-out metric and embedder that has some, by name."""
-        return {**self.evaluation.options, **{term.name: term.options for term in self.reward}}
-
-    @property
-    def best_metric(self) -> str:
-        """Name of the evaluation metric that decides which checkpoint is `best`."""
-        return self.evaluation.best or self.reward[0].name

@@ -20,7 +20,7 @@ from amsd.recipe.section import Fraction, Positive, Section
 from amsd.strata import expected_smallest_index, stored_counts
 
 if TYPE_CHECKING:
-    from amsd.recipe.schema import Recipe
+    from amsd.recipe.tree import Recipe
 
 
 class Smoothing(Section):

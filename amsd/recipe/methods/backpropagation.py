@@ -13,7 +13,7 @@ from amsd.recipe.methods.base import Cost, MethodSection, sampled_rows, unguided
 from amsd.recipe.section import Fraction
 
 if TYPE_CHECKING:
-    from amsd.recipe.schema import Recipe
+    from amsd.recipe.tree import Recipe
 
 
 class BackpropagationSection(MethodSection):

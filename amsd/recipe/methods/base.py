@@ -13,7 +13,7 @@ from amsd.recipe.errors import Problem
 from amsd.recipe.section import Fraction, Section
 
 if TYPE_CHECKING:
-    from amsd.recipe.schema import Recipe
+    from amsd.recipe.tree import Recipe
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from amsd.recipe.methods.base import (
 from amsd.recipe.section import Positive
 
 if TYPE_CHECKING:
-    from amsd.recipe.schema import Recipe
+    from amsd.recipe.tree import Recipe
 
 
 class PolicyBuffer(Buffer):

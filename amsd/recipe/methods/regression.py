@@ -12,7 +12,7 @@ from amsd.recipe.methods.base import Cost, GroupedSection, MethodSection, sample
 from amsd.recipe.section import Positive
 
 if TYPE_CHECKING:
-    from amsd.recipe.schema import Recipe
+    from amsd.recipe.tree import Recipe
 
 
 class RegressionSection(MethodSection):
