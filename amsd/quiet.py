@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 REMARKS = {
-    # bitsandbytes, which pyiqa brings along, misses a kernel for weights of 4 bits; amsd has none.
+    # bitsandbytes, which pyiqa brings along, misses an optional CPU kernel for 4-bit weights when it is imported.
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     # diffusers warns at every cast of a network, of the modules [].
     "diffusers.models.modeling_utils": "should be kept in float32: []",

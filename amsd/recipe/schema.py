@@ -44,10 +44,10 @@ class Model(Section):
     pretrained: str = "embedded:shapes"
     """Hub id, local diffusers folder, single-file checkpoint, or `embedded:shapes`."""
     start: str | None = None
-    """What training begins from while the base stays `pretrained`: a run, a checkpoint, a LoRA file, or a fine-tuned
-    pipeline (folder, single file or hub id); unset: the base."""
+    """Weights that training starts from, while the base stays `pretrained`: a run, a checkpoint, a LoRA file, or a
+    fine-tuned pipeline (folder, single file or hub id); unset: the base."""
     config: str | None = None
-    """Of a single-file checkpoint: diffusers folder or hub id that holds the configuration and tokenizer (its weights
+    """For a single-file checkpoint: diffusers folder or hub id that holds the configuration and tokenizer (its weights
     are not read); unset: the hub repository of the file's family."""
     revision: str | None = None
     """Git revision on the hub."""
@@ -58,7 +58,7 @@ class Model(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the networks' arithmetic; trained weights and reward gradients stay in float32."""
     quantization: Literal["nf4"] | None = None
-    """Of the frozen network under a LoRA: four bits per weight (bitsandbytes, extra `quantized`); unset: none."""
+    """Store the frozen network under a LoRA with four bits per weight (bitsandbytes, extra `quantized`); unset: no."""
     parameterization: Literal["full", "lora", "offset"] = "full"
     """`full` (all weights, frozen copy as base), `lora`, or `offset` (base plus a learned difference)."""
     vae_tiling: bool = False
@@ -93,8 +93,8 @@ class Schedule(Section):
     final_step: Literal["noiseless", "midpoint"] = "noiseless"
     """Where the last step ends: without noise (the paper) or half way (the reference implementation)."""
     shift_terminal: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Of a flow-matching model: noise level that the last step begins at, the others stretched to fit (diffusers'
-    name); unset: the model's own grid."""
+    """For a flow-matching model: noise level at the start of the last step; the other levels are stretched to fit
+    (diffusers' name); unset: the model's own grid."""
 
 
 class Guidance(Section):
@@ -107,7 +107,7 @@ class Guidance(Section):
     guidance_in_control_computation: bool = False
     """Whether both predictions in the control are guided."""
     negative_prompt: str = ""
-    """Prompt that guidance leads away from, in training, evaluation and sampling; empty: the empty prompt."""
+    """Negative prompt of guidance, in training, evaluation and sampling; empty: the empty prompt."""
 
     @model_validator(mode="before")
     @classmethod
@@ -154,7 +154,7 @@ class Optimizer(Section):
     warmup_steps: int = Field(default=20, ge=0)
     """Steps of linear warm-up."""
     schedule: Literal["constant", "linear", "cosine", "step"] = "constant"
-    """Learning rate after the warm-up."""
+    """Course of the learning rate after the warm-up."""
     step_size: int = Field(default=100, ge=1)
     """Steps between decays of `schedule = "step"`."""
     step_gamma: Fraction = 0.5
@@ -162,16 +162,17 @@ class Optimizer(Section):
     gradient_clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 is off."""
     max_skipped_updates: int = Field(default=0, ge=0)
-    """Updates in a row that may be left out because their loss or gradient is not finite; one more ends the run."""
+    """Largest number of updates in a row that are skipped because their loss or gradient is not finite; one more ends
+    the run."""
     prompts_per_step: int = Field(default=125, ge=1, le=1_000_000)
     """Trajectories per optimizer step, over all processes and micro-batches."""
     micro_batch: CountOrAuto = 5
-    """Trajectories of one process that are in one pass through the network with gradients, at most. `auto`: on an
-    accelerator as many as are found to fit, on the CPU 5."""
+    """Largest number of trajectories of one process in one pass through the network with gradients. `auto`: on an
+    accelerator the largest number that fits, on the CPU 5."""
 
 
 class Training(Section):
-    """Length, seed and machinery of a run."""
+    """Length, seed and technical settings of a run."""
 
     steps: int = Field(default=100, ge=1)
     """Optimizer steps."""
@@ -186,14 +187,14 @@ class Training(Section):
     """Text encoders lie in main memory, and on the device only while they read prompts that are new to the run."""
     compile: bool = False
     collection_batch: CountOrAuto = "auto"
-    """Trajectories collected at once on one process, at most. `auto`: on an accelerator as many as are found to fit, on
-    the CPU as many as take no more memory than the loss."""
+    """Largest number of trajectories that one process collects at once. `auto`: on an accelerator the largest number
+    that fits, on the CPU the number that takes no more memory than the loss."""
     tf32: bool = True
     """TF32 matrix products on CUDA."""
     checkpoint_every: int = Field(default=20, ge=1)
     """Optimizer steps between checkpoints; the last step always has one."""
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints that are kept, besides the best."""
+    """Number of the newest checkpoints that are kept, in addition to the best one."""
     validate_every: int = Field(default=0, ge=0)
     """Steps between quick validations on a fixed batch; 0 is never."""
     kl_budget: Positive | None = None
@@ -228,8 +229,8 @@ class Evaluation(Section):
     samples_per_prompt: int = Field(default=4, ge=1, le=1_000_000)
     seed: int = Field(default=0, ge=0, lt=2**31)
     batch_size: CountOrAuto = 8
-    """Pictures drawn at once on one process, at most. `auto`: on an accelerator as many as are found to fit, on the CPU
-    8."""
+    """Largest number of pictures that one process draws at once. `auto`: on an accelerator the largest number that
+    fits, on the CPU 8."""
     eta: tuple[Annotated[float, Field(ge=0, le=10)], ...] = Field(default=(0.0,), min_length=1)
     scheduler: tuple[Literal["fine-tuning", "default"], ...] = Field(default=("fine-tuning",), min_length=1)
     guidance_scale: tuple[Annotated[float, Field(ge=0, le=100)], ...] | None = Field(default=None, min_length=1)
@@ -278,7 +279,8 @@ class Tracking(Section):
     job_type: str | None = None
     """Kind of the run within its group; unset: WANDB_JOB_TYPE."""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Of W&B. `auto`: what WANDB_MODE says, else online with a key and a network, else offline, said once."""
+    """Mode of W&B. `auto` is WANDB_MODE where it is set, else online with a key and a network, else offline with one
+    notice."""
 
 
 class CodeFile(Section):
@@ -287,4 +289,4 @@ class CodeFile(Section):
     path: str
     """Absolute path."""
     sha256: str | None = None
-    """Of its content when the run was written."""
+    """Hash of its content when the run was written."""

@@ -50,7 +50,7 @@ class AdjointMatching(MethodSection):
     per_sample_threshold_quantile: float = Field(default=0.9, le=1)
     """Samples whose sqrt(loss) lies above the moving quantile are outliers; negative is off (the reference's key)."""
     outliers: Literal["mask", "clip"] = "mask"
-    """What becomes of them: `mask` leaves them out (the reference), `clip` bounds their gradient's size instead."""
+    """What happens to outliers: `mask` leaves them out (the reference), `clip` limits the size of their gradient."""
     outlier_threshold: Literal["previous", "current"] = "previous"
     """Batches that the moving threshold averages: those before this one (`previous`), or this one too (`current`, the
     reference; with several micro-batches in a batch every loss is then computed twice)."""

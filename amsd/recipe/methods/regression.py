@@ -21,7 +21,7 @@ class RegressionSection(MethodSection):
     reward_multiplier: Positive = 100.0
     """Lambda: the target is the base distribution tilted by exp(lambda * reward)."""
     timesteps_per_trajectory: int = Field(default=4, ge=1)
-    """Path points K that each endpoint is noised to again, stratified over the schedule."""
+    """Number K of noise levels to which each endpoint is noised again, stratified over the schedule."""
     sampler_decay: float = Field(default=0.9, ge=0, lt=1)
     """Decay of the moving average of the policy that draws the endpoints; 0 is the newest policy."""
 
