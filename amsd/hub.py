@@ -65,6 +65,30 @@ class Repository:
         with self._asking(what, f"{what} is not in the local cache and the hub cannot be reached", way_out):
             HfApi().repo_info(self.name, revision=self.revision, repo_type=self.kind, timeout=_TIMEOUT)
 
+    def cached_folder(self) -> Path | None:
+        """The folder in which the local cache has files of this revision; None if it has none. Makes no request."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            return Path(
+                snapshot_download(self.name, revision=self.revision, repo_type=self.kind, local_files_only=True)
+            )
+        except (HFValidationError, LocalEntryNotFoundError):
+            return None
+
+    def names(self, what: str, way_out: str) -> list[str]:
+        """Names of the repository's files, with one request.
+
+        Raises:
+            UsageError: no request may or can be made, or the hub refuses it.
+        """
+        from huggingface_hub import HfApi
+
+        require_network(what, way_out)
+        with self._asking(what, f"{what} cannot be looked at on the hub", way_out):
+            return list(HfApi().list_repo_files(self.name, revision=self.revision, repo_type=self.kind))
+
     def file(self, names: Sequence[str], what: str, way_out: str) -> Path:
         """The first of these files that the cache has; else the first that the repository has, downloaded.
 

@@ -26,7 +26,7 @@ ModelArgument = Annotated[
     typer.Argument(
         metavar="MODEL|base",
         help="A run (its best checkpoint), a checkpoint, `base`, or any model: a diffusers folder, a single file, a "
-        "LoRA file or a hub id.",
+        "LoRA file, a hub id, or hub:OWNER/NAME/FILE.",
     ),
 ]
 RecipeOption = Annotated[

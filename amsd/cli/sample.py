@@ -53,7 +53,7 @@ def _require_base(model: str) -> None:
     Raises:
         UsageError: it is one.
     """
-    from amsd.diffusion.lora_input import lora_file
+    from amsd.diffusion.lora_input import find_lora
 
-    if lora_file(Path(model).expanduser()) is not None:
+    if find_lora(model, f"the model {model!r}") is not None:
         raise UsageError(f"{model} is a LoRA: name the model that it is added to with --base (or a --recipe).")

@@ -55,6 +55,7 @@ def resolve_model(source: str, recipe: str | None, assignments: Sequence[str], d
     Raises:
         UsageError: nothing is there, or an evaluation has no recipe.
     """
+    from amsd.hub import PREFIX
     from amsd.recipe import load_recipe
     from amsd.recipe.schema import only_path
     from amsd.run_directory import RunDirectory
@@ -64,8 +65,11 @@ def resolve_model(source: str, recipe: str | None, assignments: Sequence[str], d
     checkpoint = path.name in ("best", "latest") or (path / "manifest.json").is_file()
     if source == BASE or checkpoint or run.checkpoints.is_dir() or run.metrics.is_file():
         return resolve(source, recipe, assignments)
-    if not path.exists() and (only_path(source) or "/" not in source):
-        raise UsageError(f"{source}: no such run, checkpoint, folder or file (a model on the hub is OWNER/NAME)")
+    if not path.exists() and not source.startswith(PREFIX) and (only_path(source) or "/" not in source):
+        raise UsageError(
+            f"{source}: no such run, checkpoint, folder or file (a model on the hub is OWNER/NAME, one file of it "
+            "hub:OWNER/NAME/FILE)"
+        )
     own = path / "recipe.toml"
     if recipe is None and own.is_file():
         return Source(load_recipe(own, assignments), model=source)

@@ -6,14 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from amsd import hub
 from amsd.diffusion.families.base import Family
 from amsd.errors import UsageError
 from amsd.reading import reading, require_whole
+from amsd.recipe.schema import only_path
 
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """Names under which amsd, PEFT and diffusers save a LoRA in a folder."""
 _FACTORS = ("lora_A", "lora_B", "lora.down", "lora.up", "lora_down", "lora_up", "lora_linear_layer")
 _NAME = "file"
+_SUFFIX = ".safetensors"
+_DOWNLOAD = "Download it once with network (`hf download OWNER/NAME`), or name a local file."
 
 
 def lora_file(path: Path) -> Path | None:
@@ -26,6 +30,47 @@ def lora_file(path: Path) -> Path | None:
         return None
     require_whole(path, str(path))
     return path if any(_is_factor(name) for name in _names(path)) else None
+
+
+def find_lora(target: str, what: str) -> Path | None:
+    """The LoRA file that a name means: a path, a hub id, or `hub:OWNER/REPOSITORY/FILE[@REVISION]`; None if it is none.
+
+    A repository of the hub without a pipeline is looked for in the local cache first, and asked for only then.
+
+    Raises:
+        UsageError: a repository holds several files and none is named, or a file is not to be had.
+    """
+    if target.startswith(hub.PREFIX):
+        repository, name = hub.parse_file(target)
+        return repository.file([name], what, f"Download it once with network: `hf download {repository.name} {name}`.")
+    path = Path(target).expanduser()
+    if path.exists() or only_path(target) or target.count("/") != 1 or ":" in target:
+        return lora_file(path)
+    repository = hub.Repository(target)
+    if repository.cached("model_index.json", what) is not None:
+        return None
+    folder = repository.cached_folder()
+    known = [] if folder is None else [file.name for file in folder.iterdir()]
+    if not any(name.endswith(_SUFFIX) for name in known):
+        if hub.silence() is not None:
+            return None  # who looks for a pipeline next says that there is no network
+        known = repository.names(what, _DOWNLOAD)
+    found = None if "model_index.json" in known else _only_lora(known, target, what)
+    return None if found is None else repository.file([found], what, _DOWNLOAD)
+
+
+def _only_lora(names: list[str], repository: str, what: str) -> str | None:
+    """The file of a repository that is a LoRA by its name, or its only one; None if it holds no weights at its top."""
+    files = [name for name in names if name.endswith(_SUFFIX) and "/" not in name]
+    usual = [name for name in FILES if name in files] or (files if len(files) == 1 else [])
+    if usual:
+        return usual[0]
+    if files:
+        raise UsageError(
+            f"{what}: {repository} holds {len(files)} files: {', '.join(sorted(files)[:5])}. Name one: "
+            f"{hub.PREFIX}{repository}/{sorted(files)[0]}"
+        )
+    return None
 
 
 def merge(family: Family, file: Path, what: str) -> None:

@@ -36,8 +36,7 @@ def start_from(policy: Policy, model: Model) -> None:
         return
     what = f"model.start = {model.start!r}"
     checkpoint = _checkpoint(model.start)
-    place = checkpoint or Path(model.start).expanduser()
-    file = lora_input.lora_file(place)
+    file = lora_input.find_lora(model.start, what) if checkpoint is None else lora_input.lora_file(checkpoint)
     if checkpoint is not None and _is_own(policy, checkpoint):
         policy.load(checkpoint)
     elif isinstance(policy, FullPolicy) and file is not None:
@@ -58,7 +57,9 @@ def require_start(model: Model) -> None:
     Raises:
         UsageError: it is not.
     """
-    if model.start is None or _checkpoint(model.start) or lora_input.lora_file(Path(model.start).expanduser()):
+    if model.start is None or _checkpoint(model.start):
+        return
+    if lora_input.find_lora(model.start, f"model.start = {model.start!r}"):
         return
     try:
         locate(other_model(model, model.start))

@@ -63,7 +63,7 @@ def load_model(target: str, model: Model, device: torch.device) -> LoadedModel:
     Raises:
         UsageError: nothing is there, it is damaged, or it does not fit the base.
     """
-    file = lora_input.lora_file(Path(target).expanduser())
+    file = lora_input.find_lora(target, f"the model {target!r}")
     if file is not None:
         family = load_family(model)
         lora_input.merge(family, file, f"the LoRA {target!r} on {model.pretrained!r}")
@@ -85,7 +85,7 @@ def require_model(target: str, model: Model) -> None:
     Raises:
         UsageError: it is not.
     """
-    if lora_input.lora_file(Path(target).expanduser()) is None:
+    if lora_input.find_lora(target, f"the model {target!r}") is None:
         locate(other_model(model, target))
 
 

@@ -45,7 +45,7 @@ class Model(Section):
     """Hub id, local diffusers folder, single-file checkpoint, or `embedded:shapes`."""
     start: str | None = None
     """Weights that training starts from, while the base stays `pretrained`: a run, a checkpoint, a LoRA file, or a
-    fine-tuned pipeline (folder, single file or hub id); unset: the base."""
+    fine-tuned pipeline (folder or single file). A hub id or hub:OWNER/NAME/FILE does as well; unset: the base."""
     config: str | None = None
     """For a single-file checkpoint: diffusers folder or hub id that holds the configuration and tokenizer (its weights
     are not read); unset: the hub repository of the file's family."""
