@@ -47,4 +47,4 @@ def diagnose(
         mark = Text("ok", "green") if finding.passed else Text("warning", "yellow")
         limit = f"{finding.least:g} to {finding.limit:g}" if finding.least is not None else f"{finding.limit:g}"
         table.add_row(said, f"{finding.value:.3g}", limit, mark)
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -122,4 +122,4 @@ def _show(results: Sequence[EvaluationResult], as_json: bool, title: str) -> Non
     if as_json:
         typer.echo(json.dumps({result.name: result.to_json() for result in results}, allow_nan=False))
     else:
-        Console().print(results_table(results, title=title))
+        Console(markup=False).print(results_table(results, title=title))

@@ -24,7 +24,7 @@ class Style(StrEnum):
 
 def export(
     checkpoint: CheckpointArgument,
-    to: Annotated[Path, typer.Option("--to", help="New folder for the pipeline.")],
+    to: Annotated[Path, typer.Option("--output", "--to", "-o", help="New folder for the pipeline.")],
     style: Annotated[
         Style,
         typer.Option("--format", help="kohya: a LoRA file for ComfyUI, A1111 and InvokeAI instead of a pipeline."),
@@ -35,7 +35,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a diffusers pipeline (and the LoRA file) that plain diffusers loads without amsd, or a kohya LoRA file."""
-    require_folder(to, "--to")
+    require_folder(to, "--output")
     require_vacant(to)
     source = resolve(checkpoint, recipe, [])
     if source.checkpoint is None:

@@ -19,7 +19,7 @@ AllowCodeOption = Annotated[
     ),
 ]
 CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT|base", help="A checkpoint, a run directory (its best), or `base`.")
+    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory (its best).")
 ]
 ModelArgument = Annotated[
     str,

@@ -39,4 +39,4 @@ def show_plan(recipe: Recipe, processes: int, output: Path) -> None:
     table.add_column()
     for name, text in plan.lines():
         table.add_row(name, text)
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -29,7 +29,7 @@ def list_recipes() -> None:
         model = recipe.model.pretrained.rpartition("/")[2]
         table.add_row(name, model, f"{recipe.method.name}, {recipe.model.parameterization}", rewards,
                       f"{recipe.guidance.guidance_scale:g}")  # fmt: skip
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @app.command()

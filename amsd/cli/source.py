@@ -1,4 +1,4 @@
-"""What a `CHECKPOINT|base` or `MODEL` argument and `--recipe` mean together."""
+"""What a `CHECKPOINT` or `MODEL|base` argument and `--recipe` mean together."""
 
 from __future__ import annotations
 

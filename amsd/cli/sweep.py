@@ -54,7 +54,7 @@ def run(
     budget = [] if trials is None else [f"budget.trials={trials}"]
     plan = load_plan(sweep, [*(assignments or []), *budget])
     folder = output or Path("runs") / f"sweep-{plan.sweep.name}"
-    console = Console()
+    console = Console(markup=False)
     if dry_run:
         from amsd.sweep.display import outline
         from amsd.sweep.fit import memory_lines
@@ -120,7 +120,7 @@ def _run(name: str, request: Launch, console: Console) -> None:
         typer.echo("Nothing was left to do: the budget is used up. A larger one, such as --trials, goes on.")
     if results.best is not None:
         next_steps = f"Page: amsd report {folder}\nWinning recipe: amsd sweep best {folder} -o best.toml"
-        console.print(next_steps, highlight=False, soft_wrap=True, markup=False)
+        console.print(next_steps, highlight=False, soft_wrap=True)
     if done.interrupted:
         typer.secho("Interrupted; unfinished trials are queued again. The same command goes on.", err=True)
         raise typer.Exit(INTERRUPTED)
@@ -204,7 +204,7 @@ def show(
     from amsd.sweep.display import overview
     from amsd.sweep.results import load_sweep, results_of
 
-    console = Console()
+    console = Console(markup=False)
     if as_json:
         from amsd.sweep.export import as_data
 

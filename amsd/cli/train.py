@@ -103,7 +103,7 @@ def _summarize(finished: Finished) -> None:
 
     from amsd.evaluation.table import results_table
 
-    console = Console()
+    console = Console(markup=False)
     if finished.results:
         console.print(results_table(finished.results, title="Last checkpoint against the base model"))
     path = finished.run.path
@@ -116,4 +116,4 @@ def _summarize(finished: Finished) -> None:
         lines.append(f"Pictures: {path / 'comparison.png'} (base above fine-tuned)")
     lines.append(f"Report: amsd report {shlex.quote(str(path))}")
     for line in lines:  # a path may hold what rich reads as markup
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)

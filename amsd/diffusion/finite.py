@@ -1,13 +1,13 @@
-"""Images that are not finite are refused where they arise: as 8-bit pictures they would be black, and get a score."""
+"""What is not finite is refused where it arises: weights of files, and images, which would be black as 8-bit ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from amsd.errors import Diverged
+from amsd.errors import Diverged, UsageError
 
 DIVERGED = (
     "Either the weights have diverged (lower optimizer.learning_rate or method.reward_multiplier), or the networks "
@@ -26,3 +26,14 @@ def require_finite_images(images: Tensor, prompts: Sequence[str]) -> None:
         rows = torch.nonzero(~finite).flatten().tolist()
         shown = "; ".join(dict.fromkeys(repr(prompts[row]) for row in rows[:3]))
         raise Diverged(f"{len(rows)} of {len(images)} images are not finite and are not scored ({shown}). {DIVERGED}")
+
+
+def require_finite_file(parameters: Iterable[tuple[str, Tensor]], what: str) -> None:
+    """Check weights that were read from a file; `what` names it.
+
+    Raises:
+        UsageError: a weight is NaN or infinite; it is named.
+    """
+    for name, value in parameters:
+        if not bool(value.detach().sum().isfinite()):
+            raise UsageError(f"{what}: the weights of {name} are not finite. The file is damaged; download it again.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,15 @@ def other_model(model: Model, pretrained: str) -> Model:
     own = None if model.is_single_file else model.pretrained
     other = model.model_copy(update=changed)
     return other.model_copy(update={"config": model.config or own}) if other.is_single_file else other
+
+
+@contextmanager
+def named_as(pretrained: str, what: str) -> Iterator[None]:
+    """Inside, messages about `other_model` name what the user wrote, not the recipe's `model.pretrained`."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(str(error).replace(f"model.pretrained = {pretrained!r}", what)) from error
 
 
 def local_folder(model: Model) -> Path:
@@ -166,6 +177,11 @@ def _local(key: str, name: str) -> Path | None:
     if path.is_dir():
         require_pipeline(path, f"{key} = {name!r}")
         return path
+    if path.is_file():
+        raise UsageError(
+            f"{key} = {name!r} is a file that amsd does not read: checkpoints are .safetensors or .ckpt, LoRA files "
+            ".safetensors. Convert it, or name a diffusers folder."
+        )
     if only_path(name):
         raise UsageError(f"{key} = {name!r}: no such folder.")
     return None

@@ -8,6 +8,7 @@ from typing import Any
 
 from amsd import hub
 from amsd.diffusion.families.base import Family
+from amsd.diffusion.finite import require_finite_file
 from amsd.errors import UsageError
 from amsd.reading import reading, require_whole
 from amsd.recipe.schema import only_path
@@ -15,6 +16,8 @@ from amsd.recipe.schema import only_path
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """Names under which amsd, PEFT and diffusers save a LoRA in a folder."""
 _FACTORS = ("lora_A", "lora_B", "lora.down", "lora.up", "lora_down", "lora_up", "lora_linear_layer")
+_OTHER_KINDS = (".hada_w", ".lokr_w", ".oft_blocks", ".oft_diag", ".diff_b", ".glora_")
+"""Parts of names that adapters other than LoRA have, in the words of LyCORIS."""
 _NAME = "file"
 _SUFFIX = ".safetensors"
 _DOWNLOAD = "Download it once with network (`hf download OWNER/NAME`), or name a local file."
@@ -29,7 +32,13 @@ def lora_file(path: Path) -> Path | None:
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     require_whole(path, str(path))
-    return path if any(_is_factor(name) for name in _names(path)) else None
+    names = _names(path)
+    if any(part in name for name in names for part in _OTHER_KINDS):
+        raise UsageError(
+            f"{path} is a LyCORIS adapter (LoHa, LoKr or the like), which diffusers does not read. Merge it into its "
+            "base model with the tool that made it, or use a LoRA."
+        )
+    return path if any(_is_factor(name) for name in names) else None
 
 
 def find_lora(target: str, what: str) -> Path | None:
@@ -95,6 +104,10 @@ def put_on(family: Family, file: Path, what: str, name: str = _NAME) -> None:
     hint = "The LoRA belongs to another architecture than the base model, or to a tool whose format is unknown."
     with reading(what, file, hint):
         family.pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+    for network in (family.denoiser, *family.text_encoders):
+        require_finite_file(
+            ((key, value) for key, value in network.named_parameters() if f".{name}." in key), f"{what}: {file}"
+        )
     stored = [each for each in _names(file) if _is_factor(each)]
     loaded = [each for network in (family.denoiser, *family.text_encoders) for each in _adapter(network, name)]
     if len(loaded) < len(stored):

@@ -10,6 +10,7 @@ from typing import Any, cast
 from amsd.diffusion.families import family_class
 from amsd.diffusion.families.fit import require_lengths, require_parts, require_scaling, require_vocabularies
 from amsd.diffusion.families.single_file import stored_shapes
+from amsd.diffusion.finite import require_finite_file
 from amsd.diffusion.folder import Folder, Part
 from amsd.errors import UsageError
 from amsd.reading import audit, reading
@@ -107,19 +108,8 @@ def load_network(part: Part, what: str) -> Any:
     audit(
         {"missing": report["missing_keys"], "left over": left_over, "of another shape": mismatched}, f"{what}: {place}"
     )
-    _require_finite(network, f"{what}: {place}")
+    require_finite_file(network.named_parameters(), f"{what}: {place}")
     return network
-
-
-def _require_finite(network: Any, what: str) -> None:
-    """Check that no weight is NaN or infinite.
-
-    Raises:
-        UsageError: one is; it is named.
-    """
-    for name, value in network.named_parameters():
-        if not value.sum().isfinite():
-            raise UsageError(f"{what}: the weights of {name} are not finite. The file is damaged; download it again.")
 
 
 def require_sound(folder: Folder, what: str) -> None:

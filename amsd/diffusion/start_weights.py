@@ -11,7 +11,7 @@ import torch
 
 from amsd.diffusion import lora_input
 from amsd.diffusion.families.base import Family
-from amsd.diffusion.loading import load_family, locate, other_model
+from amsd.diffusion.loading import load_family, locate, named_as, other_model
 from amsd.diffusion.parameterizations import ADAPTER_FILE, FullPolicy, LoraPolicy
 from amsd.diffusion.policy import Policy
 from amsd.errors import UsageError
@@ -61,10 +61,8 @@ def require_start(model: Model) -> None:
         return
     if lora_input.find_lora(model.start, f"model.start = {model.start!r}"):
         return
-    try:
+    with named_as(model.start, f"model.start = {model.start!r}"):
         locate(other_model(model, model.start))
-    except UsageError as error:
-        raise UsageError(str(error).replace("model.pretrained", "model.start", 1)) from error
 
 
 def _checkpoint(start: str) -> Path | None:
@@ -107,7 +105,9 @@ def _refuse_text(family: Family, file: Path, what: str, name: str = "file") -> N
 def _take_denoiser(policy: FullPolicy, model: Model, what: str) -> None:
     """The trained copy becomes the denoiser of another pipeline."""
     assert model.start is not None
-    other, own = load_family(other_model(model, model.start)), policy.family
+    with named_as(model.start, what):
+        other = load_family(other_model(model, model.start))
+    own = policy.family
     state = other.denoiser.state_dict()
     require_same(policy.trained_network.state_dict(), state, what)
     types = [each.pipeline.scheduler.config.get("prediction_type", "epsilon") for each in (own, other)]
@@ -161,10 +161,13 @@ def _require_shape(policy: LoraPolicy, network: Any, what: str) -> None:
     ranks = {config.r, *config.rank_pattern.values()}
     alphas = {float(config.lora_alpha), *map(float, config.alpha_pattern.values())}
     if ranks != {own.r} or alphas != {float(own.lora_alpha)}:
-        rank, alpha = "/".join(map(str, sorted(ranks))), "/".join(f"{each:g}" for each in sorted(alphas))
+        rank, alpha = " and ".join(map(str, sorted(ranks))), " and ".join(f"{each:g}" for each in sorted(alphas))
+        way_out = f"Set model.lora.rank = {rank} and model.lora.alpha = {alpha}."
+        if len(ranks) > 1 or len(alphas) > 1:
+            way_out = "Only model.parameterization = 'full' begins from a LoRA whose layers differ in rank or alpha."
         raise UsageError(
             f"{what} has rank {rank} and alpha {alpha}; the recipe has rank {own.r} and alpha {own.lora_alpha:g}. "
-            f"Set model.lora.rank = {rank} and model.lora.alpha = {alpha}."
+            f"{way_out}"
         )
 
 

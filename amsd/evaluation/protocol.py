@@ -59,6 +59,7 @@ def sampler_for(setting: EvaluationSetting, family: Family, schedule: Schedule) 
     family.check_step_count(setting.num_inference_steps)
     if setting.scheduler == "fine-tuning":
         return Sampler(setting, family.training_sampler(schedule))
+    family.check_drawing(setting.eta, setting.guidance_scale, setting.num_inference_steps)
     scheduler, reason = family.own_sampler(setting.eta)
     return Sampler(setting, scheduler, None if reason is None else f"{setting.name}: {reason}")
 

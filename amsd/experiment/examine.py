@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from amsd.diffusion.blueprint import Blueprint, at_hand, blueprint
+from amsd.diffusion.loading import named_as, other_model
+from amsd.diffusion.start_weights import require_start
 from amsd.experiment.inputs import Inputs
 from amsd.experiment.setup import require_samplers
 from amsd.prompts.cut import cut_prompts
-from amsd.recipe import Recipe
+from amsd.reading import require_same
+from amsd.recipe import Model, Recipe
+
+
+def _require_start(model: Model, found: Blueprint) -> None:
+    """Check what `model.start` names, where it is on this machine.
+
+    Raises:
+        UsageError: it is nothing to begin from, or a denoiser of another architecture.
+    """
+    if model.start is None or not Path(model.start).expanduser().exists():
+        return
+    require_start(model)
+    other = other_model(model, model.start)
+    if (Path(model.start).expanduser() / "model_index.json").is_file() and model.parameterization == "full":
+        what = f"model.start = {model.start!r}"
+        with named_as(model.start, what):
+            state = blueprint(other).family.denoiser.state_dict()
+        require_same(found.family.denoiser.state_dict(), state, what)
 
 
 def examine(recipe: Recipe, inputs: Inputs, found: Blueprint | None = None) -> list[str]:
@@ -28,6 +50,7 @@ def examine(recipe: Recipe, inputs: Inputs, found: Blueprint | None = None) -> l
         found.family.check_recipe(recipe)
         return []
     require_samplers(found.family, recipe, recipe.evaluation.every > 0)
+    _require_start(recipe.model, found)
     named = {}
     if inputs.training is not None:
         named["training"] = inputs.training.texts

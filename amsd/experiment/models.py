@@ -13,7 +13,7 @@ import torch
 
 from amsd.diffusion import lora_input
 from amsd.diffusion.families.base import Family
-from amsd.diffusion.loading import load_family, locate, other_model
+from amsd.diffusion.loading import load_family, locate, named_as, other_model
 from amsd.diffusion.policy import DTYPES
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.identity import pipeline_identity
@@ -68,7 +68,8 @@ def load_model(target: str, model: Model, device: torch.device) -> LoadedModel:
         family = load_family(model)
         lora_input.merge(family, file, f"the LoRA {target!r} on {model.pretrained!r}")
     else:
-        family = load_family(other_model(model, target))
+        with named_as(target, f"the model {target!r}"):
+            family = load_family(other_model(model, target))
     weights = pipeline_identity(family.pipeline)
     family.pipeline.vae.to(torch.float32)
     for encoder in family.text_encoders:
@@ -86,7 +87,8 @@ def require_model(target: str, model: Model) -> None:
         UsageError: it is not.
     """
     if lora_input.find_lora(target, f"the model {target!r}") is None:
-        locate(other_model(model, target))
+        with named_as(target, f"the model {target!r}"):
+            locate(other_model(model, target))
 
 
 def evaluate_model(

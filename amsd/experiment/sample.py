@@ -62,7 +62,6 @@ def sample(
 def _write(family: Family, recipe: Recipe, request: SampleRequest, out: Path, report: Report) -> list[Path]:
     for remark in cut_prompts(family, recipe, {"given": request.prompts}):
         _LOG.warning("%s", remark)
-    family.check_step_count(request.num_inference_steps or recipe.schedule.num_inference_steps)
     out.mkdir(parents=True, exist_ok=True)
     family.pipeline.scheduler = family.exported_sampler(recipe.schedule)
     written = []
@@ -79,17 +78,20 @@ def pictures(family: Family, recipe: Recipe, prompt: str, request: SampleRequest
     """Images of one prompt by the weights and the scheduler that the pipeline holds now.
 
     Raises:
+        UsageError: the sampler cannot do what is asked.
         RunError: a picture is not finite.
     """
     scale = recipe.guidance.guidance_scale if request.guidance_scale is None else request.guidance_scale
     negative = recipe.guidance.negative_prompt if request.negative_prompt is None else request.negative_prompt
     family.check_negative_prompt(negative, scale)
+    steps = request.num_inference_steps or recipe.schedule.num_inference_steps
+    family.check_drawing(request.eta, scale, steps)
     images = family.draw(
         family.drawing_arguments(prompt, negative, request.count),
         [torch.Generator().manual_seed(request.seed + number) for number in range(request.count)],
         eta=request.eta,
         guidance_scale=scale,
-        num_inference_steps=request.num_inference_steps or recipe.schedule.num_inference_steps,
+        num_inference_steps=steps,
         output_type="pt",
     )
     require_finite_images(images, [prompt] * len(images))

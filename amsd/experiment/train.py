@@ -98,7 +98,9 @@ def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
     require_shared(run)
     # A run that exists is held before anything of it is read; of a new one nothing is created yet.
     with _only_writer(run, accelerator) if known else nullcontext(), ExitStack() as stack:
-        tracker: Tracker = standard(Console(), recipe.tracking) if accelerator.is_main_process else Trackers([])
+        tracker: Tracker = (
+            standard(Console(markup=False), recipe.tracking) if accelerator.is_main_process else Trackers([])
+        )
         identified = load_identified(recipe, torch.device("cpu") if shares(recipe) else accelerator.device)
         newest = newest_whole(run) if resume else None
         if newest is None:

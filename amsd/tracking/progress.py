@@ -66,11 +66,16 @@ def _count(done: int, total: int) -> str:
 @contextmanager
 def progress() -> Iterator[Report]:
     """Somebody to report to while the block runs; what was shown is gone afterwards on a terminal."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     if not console.is_terminal:
         yield PlainProgress(print_line)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[count]}", markup=False),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bars:
         yield BarProgress(bars)
 

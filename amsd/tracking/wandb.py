@@ -14,8 +14,8 @@ import contextlib
 import os
 import re
 import secrets
+import shlex
 from collections import deque
-from pathlib import Path
 from typing import Any, Literal
 
 from amsd.files import write_text
@@ -164,7 +164,7 @@ class WandbBackend(Backend):
         return f"Upload later with `{self._sync()}`."
 
     def _sync(self) -> str:
-        return f"wandb sync {Path(self._run.settings.sync_dir)}"
+        return f"wandb sync {shlex.quote(str(self._run.settings.sync_dir))}"
 
 
 def _own(value: Value) -> Any:

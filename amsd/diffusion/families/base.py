@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -46,6 +47,8 @@ class Family(Texts):
     """Last layers of the denoiser: with their weights at zero its output is zero."""
     takes_eta: ClassVar[bool] = True
     """Whether the pipeline's call takes `eta`."""
+    largest_eta: ClassVar[float] = math.inf
+    """Noise above which a plain diffusers sampler of the family gives NaN."""
     model_keys: ClassVar[tuple[str, ...]] = ()
     """Keys of the recipe's `[model]` that this family has and others have not."""
     guidance_is_input: ClassVar[bool] = False
@@ -180,6 +183,25 @@ class Family(Texts):
                 f"num_inference_steps = {num_inference_steps}: the model's noise table has {most} timesteps, and a "
                 "sampler can take no more steps."
             )
+
+    @final
+    def check_drawing(self, eta: float, guidance_scale: float, num_inference_steps: int) -> None:
+        """Refuse what a plain diffusers pipeline and sampler would draw otherwise than it is asked to.
+
+        Raises:
+            UsageError: scales below 1 are ignored there, too much noise gives NaN, or there are too many steps.
+        """
+        if guidance_scale < 1:
+            raise UsageError(
+                f"guidance_scale = {guidance_scale:g}: diffusers' pipelines ignore scales below 1, so the picture "
+                "would carry a wrong label. Use 1 (no guidance) or more."
+            )
+        if eta > self.largest_eta:
+            raise UsageError(
+                f"eta = {eta:g}: the plain sampler takes eta up to {self.largest_eta:g}. More is for training and for "
+                'evaluation.scheduler = ["fine-tuning"].'
+            )
+        self.check_step_count(num_inference_steps)
 
     def _most_steps(self) -> int | None:
         """Steps that a sampler can take at most; None where there is no limit."""

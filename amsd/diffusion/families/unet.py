@@ -31,6 +31,7 @@ class UNetFamily(Family):
     denoiser_class = "UNet2DConditionModel"
     output_layers = ("conv_out",)
     model_keys = ("prompt_windows",)
+    largest_eta = 1.0
     scales_by_statistics: ClassVar[bool] = False
     """Whether the pipeline obeys `latents_mean` and `latents_std` of its autoencoder."""
 
