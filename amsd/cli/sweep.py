@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +35,9 @@ def run(
     storage: Annotated[
         str | None, typer.Option(envvar="AMSD_SWEEP_STORAGE", help="Storage URL [default: SQLite in the folder].")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="The sweep's folder [default: runs/sweep-NAME].")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The sweep's folder [default: runs/sweep-NAME].")
+    ] = None,
     backend: Annotated[str, typer.Option(help="optuna or wandb.")] = "optuna",
     launcher: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
     ray_address: Annotated[
@@ -59,7 +61,7 @@ def run(
         from amsd.sweep.display import outline
         from amsd.sweep.fit import memory_lines
 
-        require_inputs(plan, download=False)
+        _say(require_inputs(plan, download=False))
         for line in (*outline(plan), *memory_lines(plan)):
             typer.echo(line)
         if launcher == "slurm":
@@ -67,7 +69,7 @@ def run(
 
             typer.echo(script(plan, folder, workers))
         return
-    require_inputs(plan)
+    _say(require_inputs(plan))
     _say_memory(plan, launcher)
     if backend == "wandb" and launcher == "local":
         from amsd.sweep.wandb_backend import run_wandb
@@ -89,6 +91,11 @@ def _say_memory(plan: SweepPlan, launcher: str) -> None:
     if launcher != "local" or gpu_bytes():
         for line in memory_lines(plan):
             typer.echo(line, err=True)
+
+
+def _say(notices: Sequence[str]) -> None:
+    for notice in notices:
+        typer.echo(f"Warning: {notice}", err=True)
 
 
 def _unseen(_: StudyHandle) -> AbstractContextManager[Callable[[], None]]:

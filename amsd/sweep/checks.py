@@ -117,25 +117,29 @@ def _ends(plan: SweepPlan) -> list[dict[str, Any]]:
     return [*points, *(dict(first) for first in plan.sweep.first)]
 
 
-def require_inputs(plan: SweepPlan, download: bool = True) -> None:
+def require_inputs(plan: SweepPlan, download: bool = True) -> list[str]:
     """Check what the trials will read, before the first of them starts: rewards, prompts and the model's path.
 
-    Prompts of the hub are checked only where they may be downloaded.
+    Prompts of the hub are checked only where they may be downloaded. Returns notices, those that training would give.
 
     Raises:
         UsageError: a scorer is unknown, or a prompt file or a model is not there; the way out is named.
     """
     from amsd.experiment.inputs import check_inputs
+    from amsd.recipe.rules import warnings
 
     checked: set[str] = set()
+    notices: dict[str, None] = {}
     for recipe in [plan.recipe, *(plan.resolve(settings_of(plan.sweep, point)) for point in _ends(plan))]:
+        notices |= dict.fromkeys(map(str, warnings(recipe)))
         inputs = (recipe.model, recipe.prompts, recipe.reward, recipe.evaluation.metrics)
         if repr(inputs) not in checked:
             checked.add(repr(inputs))
             try:
-                check_inputs(recipe, download)
+                notices |= dict.fromkeys(check_inputs(recipe, download).remarks(recipe))
             except UsageError as error:
                 raise UsageError(f"sweep {plan.sweep.name}: {error}") from None
+    return list(notices)
 
 
 def _search(plan: SweepPlan) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from amsd.diffusion.agreement import require_agreement
 from amsd.diffusion.families import family_for
 from amsd.diffusion.parameterizations import build_policy
 from amsd.diffusion.start_weights import start_from
@@ -81,3 +82,20 @@ def test_what_a_plain_sampler_would_not_do_is_refused_alike(asked: dict[str, Any
     plain = {"eta": 0.0, "scheduler": "default", "guidance_scale": 2.0, "num_inference_steps": 4}
     with pytest.raises(UsageError, match=words):
         sampler_for(EvaluationSetting.model_validate(plain | asked), family, Schedule())
+
+
+@pytest.mark.parametrize("size", [(16, 24), (24, 8)])
+def test_pictures_of_any_size_the_model_can_draw(size: tuple[int, int]) -> None:
+    """In training's latents and decoder, in evaluation's call and in plain sampling; SDXL is told the size."""
+    recipe = from_dict({"reward": [{"name": "brightness"}]}, source="test")
+    for build in (pipelines.stable_diffusion, pipelines.stable_diffusion_xl):
+        family = family_for(build(), Model(size=size))
+        require_agreement(family)
+        assert family.decode(torch.zeros(1, *family.latent_shape)).shape[-2:] == size
+        (picture,) = pictures(family, recipe, "a cat", SampleRequest(("a cat",), num_inference_steps=2))
+        assert (picture.height, picture.width) == size
+        assert family.documented_call(family.model, 2.0)["height"] == size[0]
+    ids = family.encode(["a cat"]).added["time_ids"][0].tolist()
+    assert ids == [*map(float, size), 0.0, 0.0, *map(float, size)]
+    with pytest.raises(UsageError, match="multiples of 8 pixels only"):
+        family_for(pipelines.stable_diffusion(), Model(size=(10, 16)))

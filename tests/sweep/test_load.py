@@ -10,6 +10,7 @@ from amsd.recipe import RecipeError
 from amsd.recipe.catalog import folder, names
 from amsd.recipe.cost import training_cost
 from amsd.recipe.load import read_toml
+from amsd.sweep.checks import require_inputs
 from amsd.sweep.display import outline
 from amsd.sweep.load import load_plan, plan_from, restore_plan
 from amsd.sweep.plan import SweepPlan
@@ -130,3 +131,8 @@ def test_the_outline_of_a_grid_counts_copies_once() -> None:
     points, *rest = outline(load_plan("cfg-modes"))
     assert points.startswith("cfg-modes: 12 points x 3 seeds")
     assert not any("takes over" in line for line in rest)
+
+
+def test_a_sweep_says_before_its_first_trial_what_each_training_would_say() -> None:
+    notices = require_inputs(plan_of(OBJECTIVE + "[search]\noptimizer.warmup_steps = { choices = [0, 5000] }\n"), False)
+    assert len([text for text in notices if "the warm-up outlasts the run" in text]) == 1

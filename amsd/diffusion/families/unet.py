@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -86,6 +87,10 @@ class UNetFamily(Family):
         """(in_channels, height, width) of the network's input."""
         scale = int(self.pipeline.vae_scale_factor)
         return (self.denoiser.config.in_channels, self.size[0] // scale, self.size[1] // scale)
+
+    def _size_multiple(self) -> int:
+        """The pipeline's call asks for multiples of 8, whatever its autoencoder."""
+        return math.lcm(8, int(self.pipeline.vae_scale_factor))
 
     def _default_size(self) -> tuple[int, int]:
         side = self.denoiser.config.sample_size
