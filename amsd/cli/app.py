@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -17,7 +18,6 @@ from amsd.cli.launch import launched, rank, report_code
 from amsd.cli.train import Interrupted
 from amsd.ends import INTERRUPTED
 from amsd.errors import AmsdError, UsageError
-from amsd.reading import is_shortage, reason_of
 
 app = typer.Typer(
     name="amsd",
@@ -101,13 +101,23 @@ def main() -> None:
         _end(f"Error: {error}", error.exit_code, everyone=not isinstance(error, UsageError))
     except KeyboardInterrupt:  # outside of a command; within one, Typer ends with the same code
         _end("Interrupted.", INTERRUPTED, everyone=False)
-    except Exception as error:  # the last resort: one message for the user, the traceback for us
-        report_code(1)
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            _last_resort(error)
+        report_code(UsageError.exit_code)
         if _debug():
             raise
-        if is_shortage(error):
-            _end(f"Error: {_SHORTAGE} ({reason_of(error)})", 1, everyone=True)
-        _end(f"Error: {_described(error)}\n(amsd --debug ... shows the traceback)", 1, everyone=True)
+        _end(f"Error: {_described(error)}", UsageError.exit_code, everyone=False)  # no path can be called so
+    except Exception as error:  # noqa: BLE001
+        _last_resort(error)
+
+
+def _last_resort(error: Exception) -> NoReturn:
+    """One message for the user, the traceback for us."""
+    report_code(1)
+    if _debug():
+        raise error
+    _end(f"Error: {_described(error)}\n(amsd --debug ... shows the traceback)", 1, everyone=True)
 
 
 def _end(text: str, code: int, everyone: bool) -> NoReturn:

@@ -14,6 +14,9 @@ def require_folder(path: Path, option: str) -> None:
     Raises:
         UsageError: it is a file, lies under one, or permission is missing.
     """
+    dead = next((each for each in (path.absolute(), *path.absolute().parents) if each.is_symlink()), path)
+    if dead.is_symlink() and not dead.exists():
+        raise UsageError(f"{option} {path}: {dead} is a link that leads nowhere; choose another folder.")
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     if not existing.is_dir():
         raise UsageError(f"{option} {path}: {existing} is a file; choose a folder.")

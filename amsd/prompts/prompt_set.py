@@ -40,6 +40,8 @@ class PromptSet:
         for number, entry in enumerate(stripped, start=1):
             if entry.encode("utf-8", "replace").decode("utf-8") != entry:
                 raise PromptError(f"{source}, entry {number}: is not Unicode text.")
+            if "\0" in entry:
+                raise PromptError(f"{source}, entry {number}: holds a NUL character, so it is not text.")
         filled = [entry for entry in stripped if entry]
         texts = tuple(dict.fromkeys(filled))
         if not texts:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from amsd.prompts.prompt_set import PromptError
+
+_LOG = logging.getLogger(__name__)
 
 #: Names of the key or column that holds the prompt, in order of preference; upper and lower case are alike.
 KEYS = ("text", "prompt", "prompts", "caption", "captions")
@@ -129,13 +133,22 @@ def find_column(names: Iterable[str], where: str, wanted: str | None = None) -> 
             raise PromptError(f"{where}: has no column {wanted!r} (prompts.column); it has {_shown(names)}.")
         return names.index(wanted)
     lower = [name.strip().lower() for name in names]
-    for key in KEYS:
-        if key in lower:
-            return lower.index(key)
+    found = [index for key in KEYS for index, name in enumerate(lower) if name == key]
+    if found:
+        if len(found) > 1:
+            _say_choice(where.partition(", entry ")[0].partition(", line ")[0], tuple(names[index] for index in found))
+        return found[0]
     raise PromptError(
         f"{where}: has no column named {', '.join(map(repr, KEYS))}, but {_shown(names)}. "
         "Say which one holds the prompts: prompts.column."
     )
+
+
+@cache
+def _say_choice(where: str, names: tuple[str, ...]) -> None:
+    """Say once which of several columns is read."""
+    others = ", ".join(map(repr, names[1:]))
+    _LOG.warning("%s: %r is read, though %s may hold prompts too. prompts.column chooses.", where, names[0], others)
 
 
 def _shown(names: list[str]) -> str:

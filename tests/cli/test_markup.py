@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import amsd
-from amsd.cli.app import app
+from amsd.cli.app import app, main
 from amsd.tracking.progress import progress
 from tests import pipelines
 from tests.cli.commands import RECIPE
@@ -64,3 +64,21 @@ def test_folders_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         outcome = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert outcome.exit_code == 0, (arguments, outcome.output, outcome.exception)
     assert ODD in outcome.output
+
+
+def test_what_no_path_can_be_called_is_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for arguments, words in (
+        (["eval", "x" * 300, "--recipe", "shapes"], "File name too long"),
+        (["report", "x" * 300], "File name too long"),
+        (["train", "shapes", "--dry-run", "-o", "loop/run"], "a link that leads nowhere"),
+        (["sample", "base", "-p", "a", "-o", "loop"], "a link that leads nowhere"),
+    ):
+        monkeypatch.setattr("sys.argv", ["amsd", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert words in capsys.readouterr().err

@@ -249,3 +249,19 @@ def test_a_named_column_is_taken_or_missed_by_name(name: str, content: str, tmp_
     assert load_prompts(str(path), column="label").texts == ("yes",)
     with pytest.raises(PromptError, match=r"no column 'labels' \(prompts.column\).*'prompt', 'label'"):
         load_prompts(str(path), column="labels")
+
+
+def test_of_several_columns_the_first_is_read_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, content in (("a.csv", "Caption,prompt\nno,yes\n"), ("a.json", '[{"caption": "no", "prompt": "yes"}]')):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert load_prompts(str(tmp_path / name)).texts == ("yes",)
+        (said,) = [text for text in caplog.messages if name in text]
+        assert "'prompt' is read, though" in said
+        assert "prompts.column chooses" in said
+    assert load_prompts(str(tmp_path / "a.json"), column="caption").texts == ("no",)
+
+
+def test_no_format_hides_a_nul(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"prompt\na\0b\n")
+    with pytest.raises(PromptError, match="entry 1: holds a NUL character"):
+        load_prompts(str(tmp_path / "a.csv"))
