@@ -118,12 +118,13 @@ def _ends(plan: SweepPlan) -> list[dict[str, Any]]:
 
 
 def require_inputs(plan: SweepPlan, download: bool = True) -> list[str]:
-    """Check what the trials will read, before the first of them starts: rewards, prompts and the model's path.
+    """Check what the trials will read, before the first of them starts: rewards, prompts and the model's files.
 
     Prompts of the hub are checked only where they may be downloaded. Returns notices, those that training would give.
 
     Raises:
-        UsageError: a scorer is unknown, or a prompt file or a model is not there; the way out is named.
+        UsageError: a scorer is unknown, or a prompt file or a model is not there, or training would refuse the model;
+            the way out is named.
     """
     from amsd.experiment.inputs import check_inputs
     from amsd.recipe.rules import warnings
@@ -136,7 +137,12 @@ def require_inputs(plan: SweepPlan, download: bool = True) -> list[str]:
         if repr(inputs) not in checked:
             checked.add(repr(inputs))
             try:
-                notices |= dict.fromkeys(check_inputs(recipe, download).remarks(recipe))
+                found = check_inputs(recipe, download)
+                notices |= dict.fromkeys(found.remarks(recipe))
+                if not recipe.model.pretrained.startswith("embedded:"):  # which is sound, and torch takes seconds
+                    from amsd.experiment.examine import examine
+
+                    notices |= dict.fromkeys(examine(recipe, found))
             except UsageError as error:
                 raise UsageError(f"sweep {plan.sweep.name}: {error}") from None
     return list(notices)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
 import pytest
 
+from amsd.errors import UsageError
 from amsd.recipe import RecipeError
 from amsd.recipe.catalog import folder, names
 from amsd.recipe.cost import training_cost
@@ -15,6 +17,7 @@ from amsd.sweep.display import outline
 from amsd.sweep.load import load_plan, plan_from, restore_plan
 from amsd.sweep.plan import SweepPlan
 from amsd.sweep.space import grid, settings_of
+from tests import pipelines
 
 BASE = read_toml(folder("recipes") / "shapes.toml")
 ETA = "[search]\nschedule.eta = { choices = [1.0] }\n"
@@ -136,3 +139,13 @@ def test_the_outline_of_a_grid_counts_copies_once() -> None:
 def test_a_sweep_says_before_its_first_trial_what_each_training_would_say() -> None:
     notices = require_inputs(plan_of(OBJECTIVE + "[search]\noptimizer.warmup_steps = { choices = [0, 5000] }\n"), False)
     assert len([text for text in notices if "the warm-up outlasts the run" in text]) == 1
+
+
+def test_a_sweep_looks_at_the_models_own_files(tmp_path: Path) -> None:
+    pipelines.stable_diffusion().save_pretrained(tmp_path)
+    base = {**BASE, "model": {"pretrained": str(tmp_path)}, "prompts": {"train": ["a cat " * 20], "evaluation": ["x"]}}
+    plan = plan_of(OBJECTIVE + ETA, base)
+    assert any("longer than the 16 tokens that the text encoder reads" in text for text in require_inputs(plan, False))
+    (tmp_path / "vae" / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"sweep s: .*vae.config\.json does not exist"):
+        require_inputs(plan, False)
