@@ -68,7 +68,7 @@ def require_classes(folder: Folder, what: str) -> None:
 
     parameters = inspect.signature(getattr(diffusers, folder.pipeline_class).__init__, eval_str=True).parameters
     for part in folder.parts.values():
-        if not part.weights:
+        if not part.weights or part.name not in parameters:
             continue
         expected, found = parameters[part.name].annotation, _class_of(part, what)
         if part.name.startswith("text_encoder") and isinstance(expected, type) and not issubclass(found, expected):
