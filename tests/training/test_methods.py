@@ -28,8 +28,6 @@ SETTINGS = (
 TIMES = ("seconds/", "share/", "collection/", "images_per_second", "time")
 WITH_BASE = {"am", "buffer-am", "eam", "ram"}
 """Methods whose loss needs the base's predictions."""
-NO_FLOW = {"eam"}
-"""Methods that predict noise alone."""
 
 
 def trained(recipe: str, method: str, run: Path, *options: str) -> None:
@@ -47,7 +45,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("recipe", "method"),
     [("shapes", method) for method in METHODS]
-    + [pytest.param("flow", method, marks=pytest.mark.slow) for method in METHODS if method not in NO_FLOW],
+    + [pytest.param("flow", method, marks=pytest.mark.slow) for method in METHODS],
 )
 def test_a_run_that_was_killed_goes_on_bit_by_bit(recipe: str, method: str, tmp_path: Path) -> None:
     """Killed while it wrote the second checkpoint: its parts lie aside, and lines that came later are logged."""
