@@ -17,6 +17,7 @@ SHORT = {
     "search.method.name.choices": '["draft", "ddpo"]',
     "search.optimizer.learning_rate.choices": "[4e-4]",
     "override.schedule.num_inference_steps": "4",
+    "override.method.timesteps_per_trajectory": "3",
     "override.optimizer.prompts_per_step": "4",
     "override.optimizer.micro_batch": "4",
     "override.training.steps": "2",
