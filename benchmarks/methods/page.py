@@ -8,11 +8,11 @@ from pathlib import Path
 from plots import curves
 from results import ALIGNMENT, METRICS, REWARD, Run, against, change, chosen, over_seeds, runs_of, swept_rates
 from runs import METHODS, RATES, Length, recipe_of
-from text import HEAD, KINDS, MEASURED, NOT_SWEPT, SWEPT
+from text import HEAD, KINDS, LEVELS_NOTE, MEASURED, NOT_SWEPT, READING, SWEPT
 
 from amsd.recipe.cost import cost_per_trajectory
 
-LEVELS = (1.0, 3.0, 10.0)
+LEVELS = (3.0, 20.0)
 """KL divergences at which gains are compared."""
 
 
@@ -33,9 +33,10 @@ def write_page(out: Path, page: Path, length: Length, seconds: bool) -> None:
             MEASURED.format(budget=length.budget, seeds=seeds, rates=rates, options=_options(length, swept)),
             f"\nNot run yet: {'; '.join(missing)}.\n" if missing else "",
             "\n## At the end\n\n", _ends(found, seconds),
-            "\n## At equal KL divergence\n\n", _levels(found),
+            "\n## At equal KL divergence\n\n", _levels(found), LEVELS_NOTE,
             *(("\n## The sweep of the learning rate\n\nGain and, in brackets, change of alignment.\n\n", _sweep(out))
               if swept else ()),
+            READING if not missing else "",
         ]  # fmt: skip
     page.write_text("".join(parts), encoding="utf-8")
 
@@ -73,10 +74,14 @@ def _ends(found: dict[str, tuple[float, list[Run]]], seconds: bool) -> str:
 
 
 def _levels(found: dict[str, tuple[float, list[Run]]]) -> str:
-    rows = ["| method | " + " | ".join(f"gain at KL {level:g}" for level in LEVELS) + " |", "|---" * 4 + "|"]
+    heads = ["method", *(f"gain at KL {level:g}" for level in LEVELS), "KL: gain at the checkpoints"]
+    rows = [heads, ["---"] * len(heads)]
     for name, (_, runs) in found.items():
-        rows.append(f"| {name} | " + " | ".join(_at_level(runs, level) for level in LEVELS) + " |")
-    return "\n".join(rows) + "\n"
+        steps = range(min(len(run.points) for run in runs))
+        kls = [over_seeds([run.points[step].kl for run in runs]).value for step in steps]
+        measured = [f"{kl:.1f}: {change(runs, REWARD, step).value:+.3f}" for step, kl in zip(steps, kls, strict=True)]
+        rows.append([name, *(_at_level(runs, level) for level in LEVELS), ", ".join(measured)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _at_level(runs: Sequence[Run], level: float) -> str:
@@ -85,6 +90,7 @@ def _at_level(runs: Sequence[Run], level: float) -> str:
     if not gains:
         return "not reached"
     shown = over_seeds(gains).shown() if len(gains) > 1 else f"{gains[0]:+.3f}"
+    shown += "*" if any(level < run.points[0].kl for run in runs) else ""
     return shown if len(gains) == len(runs) else f"{shown} ({len(gains)} of {len(runs)} seeds)"
 
 

@@ -62,12 +62,15 @@ class Run:
         return mean(self.points[-1].changes[metric])
 
     def gain_at(self, kl: float) -> float | None:
-        """Gain in reward where the KL divergence reaches `kl`, between checkpoints by a straight line."""
+        """Gain in reward where the KL divergence reaches `kl`.
+
+        Between checkpoints (the base is one) it is linear in the root of the KL divergence, as for small shifts.
+        """
         before = (0.0, 0.0)
         for point in self.points:
-            here = (point.kl, mean(point.changes[REWARD]))
-            if before[0] <= kl <= here[0]:
-                share = (kl - before[0]) / max(here[0] - before[0], 1e-12)
+            here = (math.sqrt(point.kl), mean(point.changes[REWARD]))
+            if before[0] <= math.sqrt(kl) <= here[0]:
+                share = (math.sqrt(kl) - before[0]) / max(here[0] - before[0], 1e-12)
                 return before[1] + share * (here[1] - before[1])
             before = here
         return None

@@ -10,8 +10,8 @@ F are network forward-equivalents for one trajectory of an optimizer step with t
 says what each one computes, and where it is biased.
 
 **What to use when.** Where the reward has a gradient and λ should mean something: `buffer-am`, or `am` for short runs. Without a gradient (a detector, a counter, people, a server): `ram`, which keeps to
-the base. `ddpo` is there to compare with; its `kl_weight` has to be tuned. `draft` and `refl` climb the reward itself: use them for details that late steps decide, with few steps and a
-`training.kl_budget` or `training.diversity_budget`, for nothing else stops them. A gain without the KL divergence beside it says little, so `training.validate_every` measures it for every method.
+the base. `ddpo` is there to compare with; its `kl_weight` has to be tuned. `draft` and `refl` climb the reward itself: use them with a low learning rate, few steps and a
+`training.kl_budget` or `training.diversity_budget`, because nothing else stops them. A gain without the KL divergence beside it says little, so `training.validate_every` measures it for every method.
 """
 KINDS = {
     "am": ("the tilt p(x) exp(λ r(x))", "the path cost, λ"),
@@ -19,7 +19,7 @@ KINDS = {
     "eam": ("the tilt, from the endpoint's noise level on", "the base's score, λ"),
     "ram": ("near the tilt, biased where the reward is curved", "regression onto the base, λ"),
     "draft, all steps": ("the highest reward", "nothing"),
-    "draft, last step": ("the highest reward that the last step can make", "nothing"),
+    "draft, last step": ("the highest reward", "nothing"),
     "refl": ("the highest reward of predicted images", "nothing"),
     "ddpo": ("the highest reward", "clipping, `kl_weight` (0 unless set)"),
 }
@@ -38,3 +38,15 @@ path laws, in nats, on 16 held-out trajectories. The command goes on where it wa
 """
 SWEPT = ", which a sweep of {count} rates on seed 0 chose (the highest held-out reward that kept the caption alignment within 0.05)"
 NOT_SWEPT = ": it is the recipe's own, {rate:g}, for every method, and no sweep has chosen a better one for each"
+LEVELS_NOTE = """
+Between checkpoints, the base included, the gain is taken as linear in √KL. * The level lies before the first checkpoint.
+"""
+READING = """
+## Reading it
+
+`draft` and `refl` have the highest reward, and most of it is reward hacking: alignment with the caption falls by 0.3 to 0.4, at KL divergences of 80 and more. With all steps back-propagated the first
+checkpoint is still sound (KL 19, gain 0.26, alignment -0.02). Back-propagation through one late step moves the layout too, because all steps share their weights. `am`, `buffer-am` and `eam` gain 0.2 at
+KL 3 to 5 and keep the captions; at KL 3 the two of Adjoint Matching gain most, where the gains of `draft`, `refl` and `ddpo` are inferred from checkpoints far away. `ram` and `ddpo` see no gradient of the
+reward and are slower, and `ddpo` drifts (KL 35). This is one seed, one reward and one learning rate for all, on one of the two embedded models: errors are over prompts, so what another seed would change is
+not in them. A lower rate keeps `draft` and `refl` nearer to the base.
+"""
