@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ _TERMINAL = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "CLICOLOR_FORCE", "TT
 def _isolate() -> None:
     # Without bytecode every command that a test starts would compile 6,000 files again: 10 s of a processor.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # A shell that starts the tests in the background has them ignore Ctrl-C, which some send to themselves.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # At import, before any library reads its settings; processes that tests start inherit them.
     for key in [key for key in os.environ if key.startswith(_USER_SETTINGS) or key in _LAUNCHER + _TERMINAL]:
         del os.environ[key]
