@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
@@ -40,7 +41,9 @@ def curves(file: Path, found: Mapping[str, Sequence[Run]], seconds: bool) -> Non
             low, high = ([a + sign * b for a, b in zip(y, error, strict=True)] for sign in (-1, 1))
             axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         axis.set(xlabel=label)
-    axes[-1].set_xscale("symlog", linthresh=1)
+    # Straight where the gain is linear in the root of the KL divergence, as the table has it.
+    axes[-1].set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    axes[-1].set(xlim=(0, None), xticks=[1, 5, 20, 50, 100])
     axes[0].set(ylabel="gain in reward")
     axes[-1].legend(fontsize=8)
     figure.savefig(file, metadata={"Date": None})
