@@ -109,3 +109,9 @@ def test_no_other_room_knows_a_denoiser_or_a_scheduler_by_name() -> None:
     found = {file: set(said(tree)) & (denoisers | SCHEDULERS) for file, tree in others.items()}
     assert {file: names for file, names in found.items() if names} == {}
     assert "unet" in set(said(TREES["diffusion/families/unet.py"]))  # it would be seen
+
+
+def test_files_are_short_enough_to_be_read() -> None:
+    """About 300 lines; a file that grows beyond asks to be divided."""
+    lengths = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in TREES}
+    assert {file: length for file, length in lengths.items() if length > 320} == {}

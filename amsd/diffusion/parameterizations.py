@@ -17,7 +17,7 @@ from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.held import AdapterCopy, CastCopy, HeldCopy, MergedCopy, cast_copy
 from amsd.diffusion.lora_file import write_safetensors
 from amsd.diffusion.parts import load_network
-from amsd.diffusion.policy import Policy
+from amsd.diffusion.policy import DTYPES, Policy
 from amsd.diffusion.quantization import quantize
 from amsd.diffusion.sharding import load_state, save_network
 from amsd.reading import reading, require_same, require_whole
@@ -26,30 +26,58 @@ from amsd.recipe import Model
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
-class FullPolicy(Policy):
-    """All weights are trained; the base is a frozen copy."""
+class NetworkPolicy(Policy):
+    """Every weight of one network is trained, in a folder of its own, beside a frozen base."""
 
-    def __init__(self, family: Family, model: Model) -> None:
+    def __init__(self, family: Family, model: Model, network: nn.Module, base: nn.Module, folder: str) -> None:
         super().__init__(family, model)
-        self._base = cast_copy(family.denoiser, self.dtype)
-        self._network = family.denoiser.to(torch.float32).requires_grad_(True)
-        self._call, self._call_base = family.network(self._network), family.network(self._base)
+        self._network = network.to(torch.float32).requires_grad_(True).eval()
+        self._base = base.requires_grad_(False).eval()
+        self._folder = folder
+        self._call, self._call_base = family.network(network), family.network(base)
 
     @property
     def networks(self) -> list[nn.Module]:
-        """Trained network and frozen copy."""
+        """Trained network and base."""
         return [self._network, self._base]
 
     @property
     def trained_network(self) -> nn.Module:
-        """The network that is not the copy."""
-        network: nn.Module = self._network
-        return network
+        """The network that is not the base."""
+        return self._network
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
         """Every parameter of the network."""
         return dict(self._network.named_parameters())
+
+    def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+        """Output of the base."""
+        with self.autocast():
+            return self._call_base(x, timesteps, condition)
+
+    def save(self, folder: Path) -> None:
+        """Write the network's folder."""
+        save_network(self._network, folder / self._folder)
+
+    def load(self, folder: Path) -> None:
+        """Read the network's folder."""
+        _restore(self._network, folder / self._folder)
+
+    def _new_copy(self) -> HeldCopy | None:
+        return None if self.dtype is torch.float32 else CastCopy(self._network, self.dtype)
+
+    @property
+    def _base_module(self) -> nn.Module:
+        return self._base
+
+
+class FullPolicy(NetworkPolicy):
+    """All weights are trained; the base is a frozen copy. Its folder has the network's name in the pipeline."""
+
+    def __init__(self, family: Family, model: Model) -> None:
+        base = cast_copy(family.denoiser, DTYPES[model.precision])
+        super().__init__(family, model, family.denoiser, base, family.denoiser_name)
 
     def _trained_output(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
         return self._call(x, timesteps, condition)
@@ -57,28 +85,8 @@ class FullPolicy(Policy):
     def _call_of(self, copied: nn.Module) -> Network:
         return self.family.network(copied)
 
-    def _new_copy(self) -> HeldCopy | None:
-        return None if self.dtype is torch.float32 else CastCopy(self._network, self.dtype)
-
-    def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
-        """Output of the frozen copy."""
-        with self.autocast():
-            return self._call_base(x, timesteps, condition)
-
-    def save(self, folder: Path) -> None:
-        """Write the network's folder, by its name in the pipeline."""
-        save_network(self._network, folder / self.family.denoiser_name)
-
-    def load(self, folder: Path) -> None:
-        """Read the network's folder."""
-        _restore(self._network, folder / self.family.denoiser_name)
-
     def _sampling_module(self, trained: nn.Module) -> nn.Module:
         return trained
-
-    @property
-    def _base_module(self) -> nn.Module:
-        return self._base
 
 
 class LoraPolicy(Policy):
@@ -190,65 +198,29 @@ class LoraPolicy(Policy):
                 self._network.enable_gradient_checkpointing()
 
 
-class OffsetPolicy(Policy):
-    """Base plus a learned difference: a copy of the network whose last layer starts at zero."""
+class OffsetPolicy(NetworkPolicy):
+    """Base plus a learned difference: a copy of the network whose last layer starts at zero.
+
+    Its folder is `offset/`, a network whose output is added to the base's (plain diffusers has no slot for it).
+    """
 
     def __init__(self, family: Family, model: Model) -> None:
-        super().__init__(family, model)
-        self._base = family.denoiser
-        self._offset = copy.deepcopy(self._base).to(torch.float32).requires_grad_(True)
-        self._base.to(self.dtype)
+        offset = copy.deepcopy(family.denoiser)
         for name in family.output_layers:
-            for parameter in self._offset.get_submodule(name).parameters():
+            for parameter in offset.get_submodule(name).parameters():
                 nn.init.zeros_(parameter)
-        self._call_base, self._call_offset = family.network(self._base), family.network(self._offset)
-
-    @property
-    def networks(self) -> list[nn.Module]:
-        """Base and difference."""
-        return [self._base, self._offset]
-
-    @property
-    def trained_network(self) -> nn.Module:
-        """The difference."""
-        network: nn.Module = self._offset
-        return network
-
-    @property
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Every parameter of the difference."""
-        return dict(self._offset.named_parameters())
+        super().__init__(family, model, offset, family.denoiser, "offset")
+        self._base.to(self.dtype)
 
     def _trained_output(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
-        return self._call_base(x, timesteps, condition) + self._call_offset(x, timesteps, condition)
+        return self._call_base(x, timesteps, condition) + self._call(x, timesteps, condition)
 
     def _call_of(self, copied: nn.Module) -> Network:
         call = self.family.network(copied)
         return lambda x, timesteps, condition: self._call_base(x, timesteps, condition) + call(x, timesteps, condition)
 
-    def _new_copy(self) -> HeldCopy | None:
-        return None if self.dtype is torch.float32 else CastCopy(self._offset, self.dtype)
-
-    def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
-        """Output of the base."""
-        with self.autocast():
-            return self._call_base(x, timesteps, condition)
-
-    def save(self, folder: Path) -> None:
-        """Write `offset/`, a network whose output is added to the base's (plain diffusers has no slot for it)."""
-        save_network(self._offset, folder / "offset")
-
-    def load(self, folder: Path) -> None:
-        """Read `offset/`."""
-        _restore(self._offset, folder / "offset")
-
     def _sampling_module(self, trained: nn.Module) -> nn.Module:
         return SummedNetworks(self._base, trained)
-
-    @property
-    def _base_module(self) -> nn.Module:
-        module: nn.Module = self._base
-        return module
 
 
 class SummedNetworks(nn.Module):
