@@ -98,6 +98,17 @@ def test_quadrature_and_iteration_agree_with_the_hand(strength: float, eta: int,
     assert abs(errors[1]) < 0.85 * abs(errors[0])  # it goes to zero with the number of steps
 
 
+@pytest.mark.parametrize("exact", [True, False], ids=["conditional mean", "own prediction"])
+@pytest.mark.parametrize("eta", [0, 1])
+def test_on_a_flow_path_ram_rests_at_the_same(eta: int, exact: bool) -> None:
+    errors = []
+    for count in (50, 100):
+        steps = shifted_flow(count, eta)
+        errors.append(abs(ram_fixed_point(steps, quadratic(1.0), exact).law(steps)[1] / by_hand(1.0, eta, exact) - 1))
+    assert errors[1] < 0.07
+    assert errors[1] < 0.65 * errors[0]
+
+
 def trained(
     method: dict[str, Any],
     steps: AffineSteps,
