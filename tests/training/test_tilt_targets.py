@@ -172,6 +172,15 @@ def test_ram_trains_to_the_fixed_point_of_its_own_prediction(strength: float, tm
         assert abs(variance / other - 1) > 0.03
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_for_a_linear_reward_ram_rests_at_the_exact_tilt_of_its_own_sampler(eta: float) -> None:
+    """Reward x: the mean moves by the variance of what the base's sampler draws, and the variance stays."""
+    steps = shifted_flow(20, eta)
+    mean, variance = ram_fixed_point(steps, lambda x: x).law(steps)
+    drawn = Linear.base(steps).law(steps)[1]
+    assert (mean, variance) == pytest.approx((drawn, drawn), rel=1e-4)
+
+
 PATHS = {"ddim": steps_of(20, 0.0), "flow": shifted_flow(20, 0.0)}
 MANY = {"ddim": steps_of(200, 0.0), "flow": shifted_flow(200, 0.0)}
 """The law of what a sampler draws misses that of its model by an error of first order in its steps."""
@@ -213,6 +222,29 @@ def test_the_line_of_eams_target_is_the_tilted_models_prediction(path: str) -> N
                 torch.testing.assert_close(target, expected)
             else:  # pure noise: the velocity is the noise minus the mean of the data, which is 0
                 torch.testing.assert_close(target, x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "strength"), [*(("ddim", strength) for strength in STRENGTHS), ("flow", 5.0)])
+def test_eam_trains_to_the_tilt(path: str, strength: float, tmp_path: Path) -> None:
+    """The sampler's own error at these 100 steps is 1% (above), so that training may miss by as much."""
+    steps = {"ddim": steps_of, "flow": shifted_flow}[path](100, 0.0)
+    method = {"name": "eam", "endpoint_level": 0.3, "timesteps_per_trajectory": 20}
+    found, trainer, _ = trained(method, steps, quadratic(strength), 400, 64, tmp_path / "run")
+    end = trainer.sampled
+    before = float(steps.alpha[end].square() + steps.s[end].square())
+    assert found.law(steps, end)[1] == pytest.approx(1 / (1 / before + strength), rel=0.02)
+
+
+@pytest.mark.slow
+def test_eam_trains_to_the_mean_of_a_linear_tilt(tmp_path: Path) -> None:
+    """Reward x at the endpoint's level: the mean moves by the variance there. A flow path forgets its first noise."""
+    steps = shifted_flow(40, 0.0)
+    method = {"name": "eam", "endpoint_level": 0.3, "timesteps_per_trajectory": 20}
+    found, trainer, _ = trained(method, steps, lambda x: x, 200, 64, tmp_path / "run")
+    end = trainer.sampled
+    wanted = float(steps.alpha[end].square() + steps.s[end].square())
+    assert found.law(steps, end)[0] == pytest.approx(wanted, rel=0.01)
 
 
 def test_eams_target_on_a_flow_path_from_a_clean_endpoint() -> None:
