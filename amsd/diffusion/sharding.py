@@ -77,17 +77,20 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def shard(network: nn.Module) -> None:
-    """Divide a network among the processes, block by block, where it lies (`torch.distributed.fsdp.fully_shard`).
-
-    The blocks are those that diffusers says must not be split.
-    """
+    """Divide a network among the processes, block by block, where it lies (`torch.distributed.fsdp.fully_shard`)."""
     from torch.distributed.fsdp import fully_shard
 
-    names = set(getattr(network, "_no_split_modules", None) or ())
+    names = block_classes(network)
     for module in reversed(list(network.modules())):  # children before their parents
         if type(module).__name__ in names and module is not network:
             fully_shard(module)
     fully_shard(network)
+
+
+def block_classes(network: nn.Module) -> list[str]:
+    """Classes of the blocks of a network: those that diffusers says must not be split, as far as it has them."""
+    named = set(getattr(network, "_no_split_modules", None) or ())
+    return sorted(named & {type(module).__name__ for module in network.modules()})
 
 
 def sum_and_let_go(network: nn.Module) -> None:

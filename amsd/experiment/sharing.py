@@ -12,7 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from amsd.diffusion.policy import Policy
-from amsd.diffusion.sharding import shard
+from amsd.diffusion.sharding import block_classes, shard
 from amsd.recipe import Recipe
 from amsd.recipe.rules import require_even
 from amsd.training import processes
@@ -61,6 +61,8 @@ def divided(policy: Policy, recipe: Recipe, accelerator: Accelerator) -> Iterato
         if accelerator.is_fsdp2:
             from accelerate.utils import fsdp2_prepare_model
 
+            # The plugin remembers the blocks of the network before, perhaps of another run of this Python process.
+            accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = block_classes(network)
             fsdp2_prepare_model(accelerator, network)
         else:
             shard(network)
