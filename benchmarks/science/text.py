@@ -32,6 +32,10 @@ TITLES = {
 #: Shift of the terminal mean that is missing with a_k at the fixed point, in closed form (docs/method.md), by N.
 CLOSED_FORM = {5: 0.457, 10: 0.290, 20: 0.164, 50: 0.071}
 READING = {
+    "flow": (
+        "As on the UNet model the reward rises with λ, fine-tuning without guidance gains most at equal updates, and the mask costs a part of the gain. The end of the grid decides whether anything "
+        "is learned ([method.md](method.md#10-flow-matching-models))."
+    ),
     "lambda": (
         "Reward rises and pixel diversity falls with λ, as in the reference's table (λ = 10, 31.6, 100: ImageReward .342, .555, .787; DreamSim variance .377, .363, .336). "
         "The variance of the classifier's features does not fall; at λ = 125, where alignment with the caption falls, it rises: objects that leave their "

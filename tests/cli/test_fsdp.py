@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from amsd.experiment.plan import make_plan
 from amsd.recipe import load_recipe
 from amsd.run_directory import RunDirectory
 from tests import pipelines
-from tests.cli.commands import lines
+from tests.cli.commands import finish, lines, start
 from tests.cli.test_processes import assert_close, in_one, in_two
 
 RECIPE = """
@@ -117,3 +118,55 @@ def test_what_cannot_be_divided_is_refused(recipe: Path) -> None:
     for setting in ("model.parameterization=lora", "model.precision=fp16"):
         with pytest.raises(UsageError, match=r"training\.fsdp"):
             load_recipe(recipe, [setting])
+
+
+ACCELERATE = """
+import copy, sys
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import fsdp2_prepare_model
+
+from amsd.diffusion.sharding import block_classes, sum_and_let_go
+from amsd.experiment.sharing import plugin
+from amsd.recipe import load_recipe
+from tests import pipelines
+
+dist.init_process_group("gloo")
+settings = plugin(load_recipe("flow", ["training.fsdp=true"]), cpu=False)
+accelerator = SimpleNamespace(
+    state=SimpleNamespace(fsdp_plugin=settings), mixed_precision="no", is_main_process=False,
+    device=torch.device("cpu"), torch_device_mesh=None,
+)
+network = pipelines.stable_diffusion_3(t5=False).transformer.requires_grad_(True)
+whole = copy.deepcopy(network)
+settings.transformer_cls_names_to_wrap = block_classes(network)
+fsdp2_prepare_model(accelerator, network)
+sum_and_let_go(network)
+random = torch.Generator().manual_seed(0)
+given = {
+    "hidden_states": torch.randn(1, 16, 8, 8, generator=random), "timestep": torch.tensor([500.0]),
+    "encoder_hidden_states": torch.randn(1, 5, 32, generator=random),
+    "pooled_projections": torch.randn(1, 32, generator=random), "return_dict": False,
+}
+one, other = network(**given)[0], whole(**given)[0]
+torch.testing.assert_close(one, other)
+one.square().sum().backward()
+(dist.get_world_size() * other.square().sum()).backward()
+for mine, theirs in zip(network.parameters(), whole.parameters(), strict=True):
+    if theirs.grad is not None:
+        torch.testing.assert_close(mine.grad.full_tensor(), theirs.grad, rtol=1e-4, atol=1e-5)
+assert sum(type(module).__name__ == "FSDPJointTransformerBlock" for module in network.modules()) == 2
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_accelerate_divides_a_network_alike(tmp_path: Path) -> None:
+    """What GPUs use: accelerate's own FSDP2, over gloo; gradients are sums over the processes."""
+    script = tmp_path / "script.py"
+    script.write_text(ACCELERATE, encoding="utf-8")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    ended = finish(start(script, launcher=launcher))
+    assert ended.returncode == 0, ended.stderr
