@@ -23,6 +23,8 @@ measured on the CPU (docs/verified.md)."""
 ASSUMED_TFLOPS = 100.0
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180)
 """Usual sizes of a GPU's memory in GB."""
+COMMON_CARD = 80
+"""GB above which a plan thinks of several cards."""
 ROOM = 1.2
 """A fifth is kept for activations of a single row outside of the decoder and for what the driver takes."""
 #: Below this a device waits for launches and memory: arithmetic says nothing of the time, nor pixels of the memory.
@@ -179,10 +181,11 @@ class Plan:
         rewards = 1e9 * sum(gigabytes for name, gigabytes in _downloaded(self.recipe) if name in trained)
         needed = ROOM * (self.memory_bytes + self.decoding_bytes + rewards)
         card = next((size for size in CARDS if needed <= size * 1e9), None)
-        if card is not None:
-            return f"at least a GPU of {card} GB"
-        fsdp = self.recipe.model.parameterization != "lora"
-        return f"no GPU of {CARDS[-1]} GB holds it" + ("; training.fsdp divides it among several" if fsdp else "")
+        text = f"no GPU of {CARDS[-1]} GB holds it" if card is None else f"at least a GPU of {card} GB"
+        whole = self.recipe.model.parameterization != "lora" and not self.recipe.training.fsdp
+        if whole and (card is None or card > COMMON_CARD):
+            text += "; training.fsdp divides it among several"
+        return text
 
     def _evaluation(self) -> str:
         settings = len(self.recipe.evaluation_settings)
