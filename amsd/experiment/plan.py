@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from amsd.diffusion.blueprint import Blueprint, blueprint
-from amsd.diffusion.families.base import DECODED_PIXELS
+from amsd.diffusion.families.decoding import DECODED_PIXELS
 from amsd.diffusion.quantization import BITS
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity

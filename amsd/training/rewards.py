@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amsd.diffusion.families.base import DECODED_PIXELS
+from amsd.diffusion.families.decoding import DECODED_PIXELS
 from amsd.diffusion.noise import normal
 from amsd.matching import smooth
 from amsd.reading import is_shortage

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from amsd.diffusion.families import base, family_for
+from amsd.diffusion.families import decoding, family_for
 from amsd.diffusion.loading import load_family, locate
 from amsd.errors import UsageError
 from amsd.recipe import Model
@@ -175,6 +175,6 @@ def test_decoding_in_slices_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         family.pipeline.vae, "decode", lambda z, **options: sizes.append(len(z)) or decode(z, **options)
     )
-    monkeypatch.setattr(base, "DECODED_PIXELS", 2 * 16 * 16)
+    monkeypatch.setattr(decoding, "DECODED_PIXELS", 2 * 16 * 16)
     assert torch.allclose(family.decode(latents), whole, atol=1e-5)
     assert sizes == [2, 2, 1]

@@ -20,8 +20,6 @@ from amsd.diffusion.steps import AffineSteps
 from amsd.errors import UsageError
 from amsd.recipe import Model, Recipe, Schedule
 
-DECODED_PIXELS = 2 * 512 * 512
-"""Pixels that are decoded at once: two images of 512 x 512."""
 _CHOICES = ("max_sequence_length", "embedded_guidance", "prompt_windows")
 """Keys of the recipe's `[model]` that some families have."""
 
@@ -306,15 +304,3 @@ class Family(Texts):
             UsageError: the format has no names for the layers of this family.
         """
         raise UsageError("--format kohya: the format's names are known for UNets only; export without --format.")
-
-
-def decode_in_slices(vae: Any, scaled: Tensor, pixels: int) -> Tensor:
-    """Images (B, 3, H, W), about [0, 1], of latents (B, C, h, w) that are scaled as the decoder takes them.
-
-    In slices of `DECODED_PIXELS`, for a decoder needs far more memory per image than the denoiser does; in float32,
-    whatever the networks' precision. `pixels` is the number of pixels of one image.
-    """
-    rows = max(1, DECODED_PIXELS // pixels)
-    with torch.autocast(scaled.device.type, enabled=False):
-        images = [vae.decode(part, return_dict=False)[0] for part in scaled.float().split(rows)]
-    return torch.cat(images) / 2 + 0.5

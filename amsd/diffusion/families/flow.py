@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amsd.diffusion.families.base import Family, decode_in_slices
+from amsd.diffusion.families.base import Family
+from amsd.diffusion.families.decoding import decode_in_slices
 from amsd.diffusion.families.flow_scheduler import SOCFlowMatchScheduler
 from amsd.diffusion.guidance import TextCondition
 from amsd.diffusion.steps import AffineSteps

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from amsd.diffusion.families.base import Family, decode_in_slices
+from amsd.diffusion.families.base import Family
 from amsd.diffusion.families.ddim_export import departures, inference_scheduler
 from amsd.diffusion.families.ddim_scheduler import SOCDDIMScheduler
+from amsd.diffusion.families.decoding import decode_in_slices
 from amsd.diffusion.families.fit import Configs, require_channels, require_width, text_config
 from amsd.diffusion.families.kohya import base_version
 from amsd.diffusion.guidance import Network, TextCondition
