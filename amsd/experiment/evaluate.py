@@ -47,6 +47,11 @@ class PolicyEvaluation:
             self.base = Evaluated(tuple(evaluator.evaluate(pipeline, self._base_weights)))
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its pictures."""
+        return self._policy.family.size
+
+    @property
     def device(self) -> torch.device:
         """Where the networks lie."""
         return self._policy.family.device
@@ -151,6 +156,7 @@ def evaluate_checkpoint(
         from amsd.experiment.models import load_model
 
         model = load_model(base, recipe.model, evaluation.device)
+        model.require_size(evaluation.size)
         against = tuple(model.evaluated(evaluation.evaluator))
     results = evaluation.of_checkpoint(checkpoint, against).results
     if processes.rank() == 0:

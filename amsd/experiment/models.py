@@ -15,6 +15,7 @@ from amsd.diffusion import lora_input
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.loading import load_family, locate, named_as, other_model
 from amsd.diffusion.policy import DTYPES
+from amsd.errors import UsageError
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.identity import pipeline_identity
 from amsd.evaluation.result import EvaluationResult
@@ -37,6 +38,20 @@ class LoadedModel:
     """Identity of everything in it."""
     name: str
     """What the user called it."""
+
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Check that its pictures are as large as those that they are paired with, (height, width).
+
+        Raises:
+            UsageError: they are not.
+        """
+        own = self.family.size
+        if tuple(own) != tuple(size):
+            raise UsageError(
+                f"{self.name} draws pictures of {own[0]} x {own[1]} pixels and the other model of "
+                f"{size[0]} x {size[1]}, so they cannot be paired. Set model.size for both, or choose another --base "
+                "or --base none."
+            )
 
     @contextmanager
     def drawing(self) -> Iterator[Any]:
@@ -110,7 +125,9 @@ def evaluate_model(
     base: Sequence[EvaluationResult] | None = None
     if paired:
         base = model.evaluated(evaluator)
+        size = model.family.size
         model = load_model(target, recipe.model, device)
+        model.require_size(size)
     results = tuple(model.evaluated(evaluator, base))
     folder = output or Path(FOLDER) / model.folder_name
     if rank() == 0:

@@ -161,3 +161,12 @@ def test_refusals_name_the_way_out(place: Path, case: str) -> None:
     assert outcome.exception.exit_code == 2
     assert text in str(outcome.exception)
     assert not Path("e").exists()
+
+
+def test_models_whose_pictures_differ_in_size_are_not_paired(place: Path) -> None:
+    few = ("evaluation.prompts=1", "evaluation.samples_per_prompt=1", "evaluation.diversity=[]")
+    arguments = ["eval", "other", "--recipe", "shapes", *(word for each in few for word in ("--set", each))]
+    error = CliRunner().invoke(app, arguments).exception
+    assert isinstance(error, AmsdError)
+    assert error.exit_code == 2
+    assert "other draws pictures of 16 x 16 pixels and the other model of 32 x 32" in str(error)
