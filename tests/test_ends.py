@@ -83,7 +83,7 @@ def test_a_dropped_step_is_made_again_alike(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, kept: int
 ) -> None:
     """Two signals in a step of a buffered run: while it collects, in the loss, and in the update (which is kept)."""
-    from amsd.training import trainer
+    from amsd.training import update
     from amsd.training.methods.adjoint_matching import AMTrainer
 
     changes = {**BUFFER, "training": {"steps": 6, "checkpoint_every": 3, "keep": 9}, "evaluation": {"every": 0}}
@@ -110,7 +110,7 @@ def test_a_dropped_step_is_made_again_alike(
         elif at == "match":
             patch.setattr(AMTrainer, "match", twice(AMTrainer.match, 4))
         else:
-            patch.setattr(trainer, "take_step", twice(trainer.take_step, 4))
+            patch.setattr(update, "take_step", twice(update.take_step, 4))
         with pytest.raises(AnnouncedEnd):
             train(chosen, tmp_path / "run", resume=False)
     run = RunDirectory(tmp_path / "run")
