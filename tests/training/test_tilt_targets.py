@@ -237,6 +237,17 @@ def test_eam_trains_to_the_tilt(path: str, strength: float, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_ram_trains_to_the_tilt_of_a_linear_reward(tmp_path: Path) -> None:
+    steps = shifted_flow(10, 0.0)
+    method = {"name": "ram", "group_size": 8}
+    found, _, _ = trained(method, steps, lambda x: x, 300, 256, tmp_path / "run", rate=0.05)
+    mean, variance = found.law(steps)
+    drawn = Linear.base(steps).law(steps)[1]
+    assert mean == pytest.approx(drawn, rel=0.01)
+    assert variance == pytest.approx(drawn, rel=0.015)
+
+
+@pytest.mark.slow
 def test_eam_trains_to_the_mean_of_a_linear_tilt(tmp_path: Path) -> None:
     """Reward x at the endpoint's level: the mean moves by the variance there. A flow path forgets its first noise."""
     steps = shifted_flow(40, 0.0)
