@@ -103,11 +103,19 @@ class JsonlTracker(Tracker):
 
 
 def trim(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop, atomically, the lines of steps after `step` and lines that are torn; return what is kept."""
+    """Drop, atomically, what was said after `step` and lines that are torn; return what is kept.
+
+    The first line of a later step ends the file: whatever follows it was said later too, and will be said again.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    kept = [line for line in lines if (entry := parse(line)) is not None and entry.step <= step]
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        entry = parse(line)
+        if entry is not None and entry.kind == "step" and entry.step > step:
+            break
+        if entry is not None and entry.step <= step:
+            kept.append(line)
     write_text(path, "".join(line + "\n" for line in kept))
     return [json.loads(line) for line in kept]
 

@@ -134,3 +134,20 @@ def test_full_disk_is_a_run_error(tmp_path: Path) -> None:
     one.on_start(story.info(tmp_path))
     with pytest.raises(RunError, match="No space left"):
         story.step(one, 1)
+
+
+def test_what_was_said_after_a_later_step_is_said_again(tmp_path: Path) -> None:
+    """Also where it bears no step: else it would stand before the step that made it be said."""
+    start = story.info(tmp_path)
+    for resumed_from in (None, 0):
+        tracker = JsonlTracker()
+        tracker.on_start(story.info(tmp_path, resumed_from) if resumed_from is not None else start)
+        story.evaluate(tracker, start.run, 0, None)
+        story.step(tracker, 1)
+        tracker.on_notice(Notice("all-masked", "nothing was learned"))
+        story.step(tracker, 2)
+        tracker.on_end("failed" if resumed_from is None else "finished", "full" if resumed_from is None else None)
+    lines = [json.loads(line) for line in start.run.metrics.read_text(encoding="utf-8").splitlines()]
+    told = [line.get("notice") or line.get("evaluation") or line["step"] for line in lines]
+    assert told[-3:] == [1, "all-masked", 2]
+    assert told.count("all-masked") == 1
