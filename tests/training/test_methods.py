@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,13 +17,13 @@ from amsd.recipe.cost import cost_per_trajectory
 from amsd.recipe.methods import METHODS
 from amsd.recipe.rules import warnings
 from amsd.run_directory import RunDirectory
+from tests.cli.commands import lines
 
 SETTINGS = (
     "schedule.num_inference_steps=4", "optimizer.prompts_per_step=4", "optimizer.micro_batch=2", "training.steps=3",
     "training.checkpoint_every=1", "training.validate_every=3",
     "evaluation.every=0", "tracking.trackers=none", "method.timesteps_per_trajectory=2",
 )  # fmt: skip
-TIMES = ("seconds/", "share/", "collection/", "images_per_second", "time")
 WITH_BASE = {"am", "buffer-am", "eam", "ram"}
 """Methods whose loss needs the base's predictions."""
 
@@ -34,12 +32,6 @@ def trained(recipe: str, method: str, run: Path, *options: str) -> None:
     settings = [part for each in (*SETTINGS, f"method.name={method}") for part in ("--set", each)]
     outcome = CliRunner().invoke(app, ["train", recipe, *settings, "--output", str(run), *options])
     assert outcome.exit_code == 0, outcome.output
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without times."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in found]
 
 
 @pytest.mark.parametrize(
