@@ -75,7 +75,8 @@ def test_settings_of_the_reference(name: str) -> None:
 
 def test_the_schema_file_is_up_to_date() -> None:
     file = folder("recipes") / "schema.json"
-    assert file.read_text(encoding="utf-8") == schema_text(), "run: amsd recipe schema > recipes/schema.json"
+    stored = json.loads(file.read_text(encoding="utf-8"))  # older pydantic writes 0.0 for 0
+    assert stored == json.loads(schema_text()), "run: amsd recipe schema > recipes/schema.json"
 
 
 def test_the_schema_names_every_section_and_refuses_others() -> None:
