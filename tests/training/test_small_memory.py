@@ -202,7 +202,7 @@ def test_what_does_not_go_together_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_published_sizes_are_counted() -> None:
-    """Numbers of the published files' tensors."""
+    """What these architectures have in public descriptions; not compared with the published files."""
     counted = [each.parameters for each in (CLIP_L, CLIP_L_POOLED, CLIP_G_POOLED, T5_XXL, VAE, VAE_16)]
     assert counted == [123_060_480, 123_650_304, 694_659_840, 4_762_310_656, 83_653_863, 83_819_683]
 

@@ -1,6 +1,7 @@
 """Models on the hub whose architecture is known without asking the hub: sizes for plans, counted and not copied.
 
-Configurations are those of the repositories' `config.json`; the parameters are counted on networks without storage.
+Configurations are written down from public descriptions and were not compared with the published files; the
+parameters are counted on networks without storage.
 """
 
 from __future__ import annotations
