@@ -179,7 +179,9 @@ def spoil(scene: Scene, number: int, draw: random.Random) -> Attempt:
     """One file of a finished run damaged: the report shows the rest; a resume names it, or ends as the whole run."""
     run, kind = scene.folder / f"damage-{number}", DAMAGES[number % len(DAMAGES)]
     shutil.copytree(scene.whole, run)
-    files = sorted(file for file in run.rglob("*") if file.is_file() and "wandb" not in file.parts)
+    older = {f"step-{step:06d}" for step in RunDirectory(run).steps()[:-1]}  # nothing goes on from them
+    files = sorted(file for file in run.rglob("*") if file.is_file() and not older.intersection(file.parts))
+    files = [file for file in files if "wandb" not in file.parts]
     chosen = draw.choice(files)
     _spoil(chosen, kind)
     said = run.with_suffix(".said")
