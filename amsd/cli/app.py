@@ -18,6 +18,7 @@ from amsd.cli.launch import launched, rank, report_code
 from amsd.cli.train import Interrupted
 from amsd.ends import INTERRUPTED
 from amsd.errors import AmsdError, UsageError
+from amsd.reading import is_shortage, reason_of
 
 app = typer.Typer(
     name="amsd",
@@ -117,6 +118,8 @@ def _last_resort(error: Exception) -> NoReturn:
     report_code(1)
     if _debug():
         raise error
+    if is_shortage(error):
+        _end(f"Error: {_SHORTAGE} ({reason_of(error)})", 1, everyone=True)
     _end(f"Error: {_described(error)}\n(amsd --debug ... shows the traceback)", 1, everyone=True)
 
 

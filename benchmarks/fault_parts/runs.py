@@ -38,7 +38,7 @@ MOMENTS: tuple[tuple[str, str, int], ...] = (
     ("checkpoint", "amsd.training.checkpoint:shutil.rmtree", 6),
     ("checkpoint", "amsd.run_directory:RunDirectory.point", 6),
     ("checkpoint", "amsd.training.persistence:save_optimizer", 3),
-    ("evaluation", "amsd.evaluation.evaluator:Evaluator._generate", 3),
+    ("evaluation", "amsd.evaluation.evaluator:Evaluator._completed", 3),
     ("evaluation", "amsd.evaluation.result:EvaluationResult.save", 4),
     ("evaluation", "amsd.experiment.evaluate:compare_pictures", 3),
     ("evaluation", "amsd.training.checkpoint:CheckpointScores._write", 3),

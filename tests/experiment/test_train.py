@@ -272,17 +272,14 @@ def fails_on_cats(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
 def test_a_reward_that_cannot_work_says_so_before_the_first_step(model: Path, tmp_path: Path) -> None:
     tree = recipe(model).model_dump(mode="json", exclude_none=True)
     tree["reward"] = [{"name": "python:tests.experiment.test_train:fails_on_cats"}]
-    with pytest.raises(KeyError) as failure:
+    with pytest.raises(RunError, match=r"reward 'python:tests.*:fails_on_cats' raised KeyError: .*line \d"):
         train(from_dict(tree), tmp_path / "run", resume=False)
-    (note,) = failure.value.__notes__
-    assert "the reward 'python:tests.experiment.test_train:fails_on_cats'" in note
-    assert "test_train.py, line " in note
     assert not (tmp_path / "run").exists()  # nothing was created
 
 
 def test_a_reward_that_is_not_finite_stops_the_run_with_step_phase_and_prompt(model: Path, tmp_path: Path) -> None:
     tree = recipe(model, evaluation={"every": 0}).model_dump(mode="json", exclude_none=True)
     tree["reward"] = [{"name": "python:tests.experiment.test_train:nan_for_cats"}]
-    with pytest.raises(RunError, match=r"Step 1, .* the reward 'python:.*:nan_for_cats' is not .*'a cat'"):
+    with pytest.raises(RunError, match=r"Step 1: the reward 'python:.*:nan_for_cats' is nan for 1 of 4 .*'a cat'"):
         train(from_dict(tree), tmp_path / "run", resume=False)
     assert not RunDirectory(tmp_path / "run").steps()

@@ -104,7 +104,7 @@ def test_a_run_that_died_says_so(tmp_path: Path) -> None:
 
 def test_values_that_are_not_finite_are_counted(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", recipe())
-    append(folder, {"step": 61, "loss": None, "kl": float("nan")})
+    append(folder, {"step": 61, "loss": None, "kl": None})
     run = load_run(folder)
     assert run.curves["loss"].not_finite == run.curves["kl"].not_finite == 1
     assert len(run.curves["loss"].steps) == 60

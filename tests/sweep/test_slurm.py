@@ -68,7 +68,11 @@ def test_a_signal_that_comes_too_late_is_refused(make_plan: MakePlan, tmp_path: 
         script(make_plan(slurm={"signal_seconds": 30}, execution={"terminate_seconds": 60.0}), tmp_path, 1)
 
 
-def test_slurm_without_slurm_or_shared_storage_is_refused(make_plan: MakePlan, tmp_path: Path) -> None:
+def test_slurm_without_slurm_or_shared_storage_is_refused(
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no Slurm, whatever this machine has
+
     def launch(storage: str | None) -> None:
         SlurmLauncher().launch(Launch(make_plan(), tmp_path, storage, 2, lambda _: nullcontext(lambda: None)))
 
