@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum, auto
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -52,7 +53,7 @@ class Ends:
         self.number: int | None = None
         """The first signal that came."""
         self._count = 0
-        self._finishing = self._holding = False
+        self._wait = _Wait.NONE
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Ends:
@@ -70,28 +71,52 @@ class Ends:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._count += 1
         self.number = self.number or number
-        if self._holding or (self._finishing and (self._count == 1 or not self._alone)):
-            return
-        raise AnnouncedEnd(self.number)
+        if self._wait is _Wait.NONE or (self._wait is _Wait.STEP and self._count > 1 and self._alone):
+            raise AnnouncedEnd(self.number)
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
         """Inside, the first signal waits; a second one raises, unless `hold` was called meanwhile."""
-        self._finishing = True
-        try:
+        with self._waiting(_Wait.STEP):
             yield
-        finally:
-            self._finishing = self._holding = False
 
     def hold(self) -> None:
         """Until the end of the surrounding `finishing`, nothing raises: what is half done would be lost."""
-        self._holding = True
+        self._wait = _Wait.ALL
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Inside, nothing raises; ask for `number` afterwards."""
-        self._holding = True
+        with self._waiting(_Wait.ALL):
+            yield
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a signal raises at once, also one that came just before."""
+        with self._waiting(_Wait.NONE):
+            if self.number:
+                raise AnnouncedEnd(self.number)
+            yield
+
+    @contextmanager
+    def _waiting(self, wait: _Wait) -> Iterator[None]:
+        before, self._wait = self._wait, wait
         try:
             yield
         finally:
-            self._holding = False
+            self._wait = before
+
+
+class _Wait(Enum):
+    """Which signals wait for a better moment."""
+
+    NONE = auto()
+    STEP = auto()
+    """The first one."""
+    ALL = auto()
+
+
+def ignore() -> None:
+    """Let no signal disturb a process that is ending."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

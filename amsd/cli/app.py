@@ -16,7 +16,7 @@ from amsd.cli import demo, diagnose, evaluate, export, recipe, report, sample, s
 from amsd.cli.hints import Commands
 from amsd.cli.launch import launched, rank, report_code
 from amsd.cli.train import Interrupted
-from amsd.ends import INTERRUPTED
+from amsd.ends import INTERRUPTED, ignore
 from amsd.errors import AmsdError, UsageError
 from amsd.reading import is_shortage, reason_of
 
@@ -93,6 +93,7 @@ def main() -> None:
     try:
         app()
     except Interrupted as interruption:
+        ignore()  # an impatient second Ctrl-C would change the exit code
         _end(str(interruption), interruption.exit_code, everyone=False)
     except AmsdError as error:
         if _debug():

@@ -77,17 +77,22 @@ class SOCTrainer(Method[E]):
         self.step = self.keeper.resume()
         if self.step and self._ends_here():
             return
-        while self.step < self.recipe.training.steps:
-            where = happening(f"Step {self.step + 1}")
-            with self._dropping(), self.keeper.withdrawing(self.step), where:
-                self._train_step(self.step + 1)
-            if self.keeper.is_due(self.step):
-                record = self.keeper.write(self.step)
-                self._end_if_asked()
-                self.keeper.score(record)
-                if self._ends_here():
+        with self._ends.held():  # between two steps a signal waits until all processes have heard of it
+            while self.step < self.recipe.training.steps:
+                self._make_step(self.step + 1)
+                if self.keeper.is_due(self.step) and self._ends_here():
                     return
+                self._end_if_asked()
+
+    def _make_step(self, step: int) -> None:
+        """A step and, where one is due, its checkpoint and that one's evaluation."""
+        with self._dropping(), self.keeper.withdrawing(self.step), happening(f"Step {step}"):
+            self._train_step(step)
+        if self.keeper.is_due(self.step):
+            record = self.keeper.write(self.step)
             self._end_if_asked()
+            with self._ends.at_once():
+                self.keeper.score(record)
 
     def _ends_here(self) -> bool:
         """Whether the checkpoint of this step, if it has one, is the run's last although steps are left."""
