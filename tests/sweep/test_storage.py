@@ -12,7 +12,8 @@ from optuna.trial import TrialState
 
 from amsd.errors import RunError, UsageError
 from amsd.sweep.storage import default_url, open_storage, patient
-from amsd.sweep.study import locate
+from amsd.sweep.study import create, join, locate
+from tests.sweep.conftest import MakePlan
 
 
 class Away(InMemoryStorage):
@@ -67,3 +68,11 @@ def test_places_without_a_sweep_are_said(tmp_path: Path) -> None:
         locate(str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="no sweep there"):
         locate(default_url(tmp_path))
+
+
+@pytest.mark.parametrize("form", ["journal:{folder}/j?x%20#é.log", "sqlite:///{folder}/s %25#é.db"])
+def test_names_with_special_characters_are_files_of_that_name(make_plan: MakePlan, tmp_path: Path, form: str) -> None:
+    url = form.format(folder=tmp_path)
+    handle = create(make_plan(), tmp_path / "sweep", url)
+    assert Path(url.removeprefix("journal:").removeprefix("sqlite://")).is_file()
+    assert join(handle.url, handle.study.study_name, tmp_path / "sweep").study.study_name == "small"
