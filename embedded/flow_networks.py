@@ -1,5 +1,6 @@
 """The parts of the embedded flow-matching model: a Stable Diffusion 3 pipeline in miniature, of diffusers' classes."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,10 @@ def save_flow(networks: dict[str, nn.Module], path: Path, shift: float) -> None:
     halved = {name: network.half() for name, network in networks.items()}
     halved |= {name: network.float() for name, network in halved.items() if name != "transformer"}
     assemble_flow(halved, load_vae().half(), shift).save_pretrained(path, safe_serialization=True)
+    file = path / "vae" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)  # where this machine has the other embedded model
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def encode(networks: dict[str, nn.Module], ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from amsd.run_directory import RunDirectory, damage
 from benchmarks.fault_parts.children import Child, Strike, amsd
+from benchmarks.fault_parts.damaging import damage_file
 from benchmarks.fault_parts.tally import Attempt
 
 STEPS = 8
@@ -183,7 +184,7 @@ def spoil(scene: Scene, number: int, draw: random.Random) -> Attempt:
     files = sorted(file for file in run.rglob("*") if file.is_file() and not older.intersection(file.parts))
     files = [file for file in files if "wandb" not in file.parts]
     chosen = draw.choice(files)
-    _spoil(chosen, kind)
+    damage_file(chosen, kind)
     said = run.with_suffix(".said")
     code = amsd(["report", str(run), "--html", str(run.with_suffix(".html"))], said).wait()
     fault = "" if code in (0, 2) else f"the report ended with {code}"
@@ -196,17 +197,3 @@ def spoil(scene: Scene, number: int, draw: random.Random) -> Attempt:
     elif str(run) not in child.said and name.name not in child.said:
         fault = fault or f"ended with {code} and does not name {name}"
     return Attempt(f"{name} {kind}: {fault}" if fault else "", said.read_text(errors="replace"))
-
-
-def _spoil(file: Path, kind: str) -> None:
-    data = file.read_bytes()
-    if kind == "truncated":
-        file.write_bytes(data[: len(data) // 2])
-    elif kind == "emptied":
-        file.write_bytes(b"")
-    elif kind == "another type":
-        file.write_bytes(b"[3, null]" if file.suffix != ".png" else b"\x89PNG nothing")
-    else:
-        file.unlink()
-        if kind == "folder":
-            file.mkdir()

@@ -20,6 +20,7 @@ from amsd.files import DiskError, clear_unfinished, write_folder, write_text, wr
 from amsd.recipe import Recipe, dump_toml, from_dict
 from amsd.recipe.load import read_toml
 from amsd.run_directory import FORMAT, RunDirectory, damage
+from benchmarks.fault_parts.damaging import damage_file
 from tests import pipelines
 from tests.experiment.test_train import lines, recipe
 
@@ -50,20 +51,6 @@ def run(chosen: Recipe, tmp_path_factory: pytest.TempPathFactory) -> RunDirector
     return RunDirectory(folder)
 
 
-def spoil(file: Path, kind: str) -> None:
-    data = file.read_bytes()
-    if kind == "truncated":
-        file.write_bytes(data[: len(data) // 2])
-    elif kind == "emptied":
-        file.write_bytes(b"")
-    elif kind == "another type":
-        file.write_bytes(b"[3, null]" if file.suffix != ".png" else b"\x89PNG nothing")
-    else:
-        file.unlink()
-        if kind == "folder":
-            file.mkdir()
-
-
 def files_of(run: RunDirectory) -> Iterator[Path]:
     """Every file, of the newest checkpoint only."""
     for file in sorted(run.path.rglob("*")):
@@ -79,7 +66,7 @@ def test_a_damaged_file_is_survived_or_named(chosen: Recipe, run: RunDirectory, 
     for number, name in enumerate(files_of(run)):
         copy = tmp_path / str(number)
         shutil.copytree(run.path, copy)
-        spoil(copy / name, kind)
+        damage_file(copy / name, kind)
         shown = CliRunner().invoke(app, ["report", str(copy), "--html", str(tmp_path / "page.html")])
         if shown.exception is not None and not isinstance(shown.exception, (AmsdError, SystemExit)):
             raw.append(f"report, {name}: {shown.exception!r}")

@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+import amsd
 from amsd.shapes import pipeline_path, prompts_path
 from amsd.shapes.captions import vocabulary
 from amsd.shapes.rewards import color_accuracy, form_accuracy
@@ -72,3 +74,9 @@ def test_half_precision_loads(pipeline: StableDiffusionPipeline) -> None:
     assert {half.unet.dtype, half.vae.dtype, half.text_encoder.dtype} == {torch.float16}
     for name, value in half.unet.state_dict().items():
         assert torch.equal(value.float(), pipeline.unet.state_dict()[name]), name
+
+
+def test_no_shipped_file_names_a_place_of_the_machine_it_was_made_on() -> None:
+    files = [*Path(amsd.__file__).parent.joinpath("shapes").rglob("*.json")]
+    assert files
+    assert [file for file in files if "_name_or_path" in file.read_text(encoding="utf-8")] == []

@@ -25,10 +25,10 @@ from amsd.rewards.combination import Term, WeightedReward
 from amsd.rewards.simple import Brightness
 from amsd.run_directory import RunDirectory
 from amsd.training.checkpoint import newest_whole
-from amsd.training.events import CheckpointRecord, Notice, StepRecord
 from amsd.training.methods import trainer_of
 from amsd.training.problem import ControlProblem
 from tests.training.gaussian import GaussianFamily
+from tests.training.listening import Values
 from tests.training.test_closed_form import steps_of
 
 STEPS = 4
@@ -52,22 +52,6 @@ class Turning:
 
     def truncated(self, prompts: Any) -> int:
         return 0
-
-
-class Values:
-    """What was logged of each step."""
-
-    def __init__(self) -> None:
-        self.of_steps: list[dict[str, float]] = []
-
-    def on_step(self, record: StepRecord) -> None:
-        self.of_steps.append(dict(record.values))
-
-    def on_phase(self, phase: str, step: int) -> None: ...
-
-    def on_checkpoint(self, record: CheckpointRecord) -> None: ...
-
-    def on_notice(self, notice: Notice) -> None: ...
 
 
 def trained(reward: WeightedReward, folder: Path, method: str = "am", steps: int = 3) -> list[dict[str, float]]:

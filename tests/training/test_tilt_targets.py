@@ -23,12 +23,12 @@ from amsd.diffusion.parameterizations import build_policy
 from amsd.diffusion.steps import AffineSteps, affine_steps, flow_steps
 from amsd.recipe import from_dict
 from amsd.run_directory import RunDirectory
-from amsd.training.events import CheckpointRecord, Notice, StepRecord
 from amsd.training.methods import trainer_of
 from amsd.training.methods.eam import endpoint_step, renoised
 from amsd.training.methods.regression import RegressionTrainer
 from amsd.training.problem import ControlProblem
 from tests.training.linear import Linear, LinearFamily, eam_fixed_point, ram_fixed_point, regressed, reward_of
+from tests.training.listening import Values
 from tests.training.test_closed_form import steps_of
 
 STRENGTHS = (1.0, 5.0, 25.0)
@@ -141,22 +141,6 @@ def trained(
     trainer.fit()
     assert isinstance(trainer, RegressionTrainer)
     return Linear.of(family.pipeline.unet), trainer, values.of_steps
-
-
-class Values:
-    """Keeps what is logged of every step."""
-
-    def __init__(self) -> None:
-        self.of_steps: list[dict[str, float]] = []
-
-    def on_step(self, record: StepRecord) -> None:
-        self.of_steps.append(dict(record.values))
-
-    def on_phase(self, phase: str, step: int) -> None: ...
-
-    def on_checkpoint(self, record: CheckpointRecord) -> None: ...
-
-    def on_notice(self, notice: Notice) -> None: ...
 
 
 @pytest.mark.slow
