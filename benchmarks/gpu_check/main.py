@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(check: Check) -> None:
     from gpu_check import bare, compiled, environment, smoke, steps, waits
 
-    cuda, tests = check.cuda, smoke.GpuTests(check)
+    tests = smoke.GpuTests(check)
     check.attempt("environment", lambda: environment.environment(check, IMPORT_TORCH), needs=1)
     check.attempt("limits", lambda: environment.limits(check), needs=5)
     if not check.options.only or "pytest" in check.options.only:
@@ -59,7 +59,7 @@ def _run(check: Check) -> None:
     check.attempt("bare unet", lambda: bare.bare(check), needs=60)
     if not check.options.only or "train" in check.options.only:
         steps.cases(check)
-    check.attempt("syncs", lambda: waits.waits(check), needs=15 + (steps.COMPILE_RESERVE if cuda else 0))
+    check.attempt("syncs", lambda: waits.waits(check), needs=15 + steps.reserve_for_compile(check))
     check.attempt("compile", lambda: compiled.compiled(check), needs=60)
     steps.table(check)
     if not check.options.tiny:
