@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from amsd.diffusion.parameterizations import build_policy
+from amsd.files import write_json
 from amsd.recipe import Recipe, RewardTerm
 from amsd.recipe.cost import training_cost
 from amsd.recipe.methods import METHODS
@@ -116,27 +117,68 @@ def test_the_page_of_gpu_sizes_holds_what_the_plan_computes(benchmark: Callable[
     assert sizing.page(text) == text
 
 
-def test_methods_are_compared_at_equal_work(benchmark: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run of the leaderboard costs its budget to a tenth, and the gain at a KL lies on the run's own curve."""
+@pytest.fixture
+def leaderboard(benchmark: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A module of `benchmarks/methods`."""
     monkeypatch.syspath_prepend(str(BENCHMARKS / "methods"))
-    runs, results = benchmark("runs"), benchmark("results")
-    assert {settings["method.name"] for settings in runs.METHODS.values()} == set(METHODS)
-    for name in runs.METHODS:
-        length = runs.Length(12_000, 3)
-        recipe = runs.recipe_of(name, 4e-4, 0, length)
+    return benchmark
+
+
+@pytest.mark.parametrize("model", ["unet", "flow"])
+def test_methods_are_compared_at_equal_work(leaderboard: Callable[[str], Any], model: str) -> None:
+    """Every run of the leaderboard costs its budget to a tenth, and its rate is a multiple of its recipe's."""
+    parts, results = leaderboard("parts"), leaderboard("results")
+    assert {settings["method.name"] for settings in parts.METHODS.values()} == set(METHODS)
+    length = parts.Length(12_000, 3)
+    for name in parts.METHODS:
+        recipe = parts.Part(model, name, 3.0, 0).recipe(length)
         assert training_cost(recipe) == pytest.approx(length.budget, rel=0.1)
         assert recipe.training.steps == length.checkpoints * recipe.training.validate_every
         assert recipe.evaluation.metrics == ("shapes:alignment",)
+        assert recipe.optimizer.learning_rate == pytest.approx({"unet": 1.2e-3, "flow": 6e-4}[model])
+        assert recipe.method.tilt in (results.TILT, None)
+
+
+def test_gains_at_a_divergence_and_distances_to_the_tilt(leaderboard: Callable[[str], Any]) -> None:
+    parts, results = leaderboard("parts"), leaderboard("results")
 
     def point(kl: float, gains: list[float]) -> Any:
-        return results.Point(100.0, 1.0, kl, {results.REWARD: gains})
+        return results.Point(10, 100.0, 1.0, kl, {parts.REWARD: gains})
 
-    first = results.Run(0, (point(2.0, [0.1, 0.3]), point(6.0, [0.4, 0.8])))
-    second = results.Run(0, (point(2.0, [0.0, 0.2]), point(6.0, [0.2, 0.4])))
+    first = results.Run(0, "here", (point(2.0, [0.1, 0.3]), point(6.0, [0.4, 0.8])))
+    second = results.Run(0, "here", (point(2.0, [0.0, 0.2]), point(6.0, [0.2, 0.4])))
     assert first.gain_at(0.5) == pytest.approx(0.1)  # linear in the root of the KL divergence
     assert first.gain_at((2**0.5 + 6**0.5) ** 2 / 4) == pytest.approx(0.4)
     assert first.gain_at(7.0) is None
-    found = results.against([first], [second], results.REWARD)
+    found = results.against([first], [second], parts.REWARD)
     assert (found.value, found.error) == pytest.approx((0.3, 0.1))
-    both = results.change([first, second], results.REWARD)  # seeds .6 and .3, prompts .3 and .6
+    both = results.change([first, second], parts.REWARD)  # seeds .6 and .3, prompts .3 and .6
     assert (both.value, both.error) == pytest.approx((0.45, math.hypot(0.15, 0.15)))
+    distance = results.distance([first, second])
+    assert (distance.value, distance.error) == pytest.approx((6 - 50 * 0.45, 50 * both.error))
+
+
+def test_the_leaderboards_parts_follow_from_the_results_that_are_there(
+    leaderboard: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Seeds wait for their method's learning rate; results of two folders become those of one."""
+    parts, results, pool = leaderboard("parts"), leaderboard("results"), leaderboard("pool")
+    plan = pool.Plan(tmp_path / "one", parts.Length(), ["unet"], ["am", "ram"], seeds=3)
+
+    def write(folder: str, name: str, factor: float, gain: float, alignment: float) -> None:
+        changes = {parts.REWARD: [gain, gain], parts.ALIGNMENT: [alignment, alignment], parts.DIVERSITY: [0.0, 0.0]}
+        point = {"step": 40, "forwards": 24_000.0, "seconds": 60.0, "kl": 3.0, "changes": changes}
+        write_json(parts.Part("unet", name, factor, 0).result(tmp_path / folder), {"machine": "x", "points": [point]})
+
+    assert list(plan.parts())[-4:] == [None] * 4
+    for index, factor in enumerate(parts.FACTORS):
+        write("one", "am", factor, 0.1 + index, -0.2 * (index == 2))  # the highest reward has left the captions
+        write("other", "ram", factor, 0.1 + index, -0.1 - index)  # all have: the one that departed least
+    waiting = [part for part in plan.parts() if part is not None and part.seed]
+    assert waiting == [parts.Part("unet", "am", parts.FACTORS[1], seed) for seed in (1, 2)]
+    assert (results.add(plan.out, tmp_path / "other"), results.add(plan.out, tmp_path / "other")) == (3, 0)
+    assert [part for part in plan.parts() if part.seed and part.method == "ram"] == [
+        parts.Part("unet", "ram", parts.FACTORS[0], seed) for seed in (1, 2)
+    ]
+    with pool._held(waiting[0], plan.out) as held, pool._held(waiting[0], plan.out) as again:
+        assert (held, again) == (True, False)

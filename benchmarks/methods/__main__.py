@@ -1,8 +1,9 @@
-"""All methods at equal work on the embedded model, and the page that reports them: `python benchmarks/methods OUT`.
+"""All methods at equal work on both embedded models, and the page that reports them: `python benchmarks/methods OUT`.
 
-Every run is an ordinary `amsd` training in OUT/<length>/<method>/lr-<rate>/seed-<s>, skipped where it is finished: the
-command can be stopped and repeated. First each method's learning rate is chosen by a sweep of equal size on seed 0,
-then the other seeds are run. `docs/methods.md` and its plots are rewritten from what is there.
+Every run is an ordinary `amsd` training that leaves a small result file in OUT; what is there is not run again, so the
+command can be stopped and repeated, on several processes (`--processes`) and for a limited time (`--seconds`). First
+each method's learning rate is chosen by a sweep of equal size on seed 0, then the other seeds are run. `--add FOLDER`
+takes in what another machine has found. `docs/methods.md` and its plots are rewritten from what is there.
 """
 
 from __future__ import annotations
@@ -12,37 +13,38 @@ from typing import Annotated
 
 import typer
 from page import write_page
-from results import chosen_rate
-from runs import BUDGET, METHODS, RATES, Length, run_missing
+from parts import BUDGET, FACTORS, METHODS, MODELS, Length
+from pool import Plan, run_all
+from results import add
 
 
 def main(
-    out: Annotated[Path, typer.Argument(help="Folder for the runs.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the results.")],
     only: Annotated[list[str] | None, typer.Option(help="Methods to run; unset: all.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Models to run, unet or flow; unset: both.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method at its chosen learning rate.")] = 3,
     budget: Annotated[int, typer.Option(min=1000, help="Network forward-equivalents of a run.")] = BUDGET,
     checkpoints: Annotated[int, typer.Option(min=1, help="Evaluated steps of a run.")] = 4,
     sweep: Annotated[bool, typer.Option(help="Whether each method's learning rate is chosen by a sweep.")] = True,
-    seconds: Annotated[bool, typer.Option(help="Whether the machine was idle, so that seconds mean something.")] = True,
+    processes: Annotated[int, typer.Option(min=1, help="Runs at once; give each one thread (OMP_NUM_THREADS=1).")] = 1,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Stop after so long; unset: when all is done.")] = None,
+    merge: Annotated[list[Path] | None, typer.Option("--add", help="Folder with results of another machine.")] = None,
     page: Annotated[Path, typer.Option(help="Page to write.")] = Path("docs/methods.md"),
     train: Annotated[bool, typer.Option(help="Whether to run what is missing.")] = True,
     write: Annotated[bool, typer.Option(help="Whether to write the page.")] = True,
 ) -> None:
     """Run what is missing and write the page."""
-    wanted = only or [*METHODS]
-    if unknown := set(wanted) - {*METHODS}:
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}; known are {', '.join(METHODS)}")
-    length = Length(budget, checkpoints)
+    wanted, models, length = only or [*METHODS], model or [*MODELS], Length(budget, checkpoints)
+    for names, known in ((wanted, METHODS), (models, MODELS)):
+        if unknown := set(names) - {*known}:
+            raise typer.BadParameter(f"{', '.join(sorted(unknown))}; known are {', '.join(known)}")
     folder = out / length.name
+    for other in merge or ():
+        typer.echo(f"{add(folder, other / length.name)} results added from {other}")
     if train:
-        for rate in RATES if sweep else RATES[:1]:
-            for name in wanted:
-                run_missing(folder, name, rate, 0, length)
-        for seed in range(1, seeds):
-            for name in wanted:
-                run_missing(folder, name, chosen_rate(folder, name), seed, length)
+        run_all(Plan(folder, length, models, wanted, seeds, FACTORS if sweep else FACTORS[:1]), processes, seconds)
     if write:
-        write_page(folder, page, length, seconds)
+        write_page(folder, page, length)
         typer.echo(page)
 
 

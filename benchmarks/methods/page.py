@@ -1,79 +1,94 @@
-"""`docs/methods.md` and its plots, from the runs of `benchmarks/methods`."""
+"""`docs/methods.md` and its plots, from the results of `benchmarks/methods`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from parts import ALIGNMENT, METHODS, METRICS, MODELS, REWARD, Length, Part
 from plots import curves
-from results import ALIGNMENT, METRICS, REWARD, Run, against, change, chosen, over_seeds, runs_of, swept_rates
-from runs import METHODS, RATES, Length, recipe_of
-from text import HEAD, KINDS, LEVELS_NOTE, MEASURED, NOT_SWEPT, READING, SWEPT
+from results import Run, against, change, chosen, distance, over_seeds, runs_of, swept_factors, timed
+from text import HEAD, KINDS, LEVELS_NOTE, MEASURED, NAMES, NOT_SWEPT, READING, SECTION, SWEPT
 
 from amsd.recipe.cost import cost_per_trajectory
 
 LEVELS = (3.0, 20.0)
 """KL divergences at which gains are compared."""
+Found = Mapping[str, tuple[float, list[Run]]]
+"""Method to the factor of its learning rate and its runs."""
 
 
-def write_page(out: Path, page: Path, length: Length, seconds: bool) -> None:
+def write_page(out: Path, page: Path, length: Length) -> None:
     """Write the page and its plots; what was not run is not there."""
     images = page.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     parts = [HEAD.format(kinds="\n".join(_kind(name, length) for name in METHODS))]
-    found = chosen(out)
-    if found:
-        curves(images / "methods.svg", {name: runs for name, (_, runs) in found.items()}, seconds)
-        counts = sorted({len(runs) for _, runs in found.values()})
-        seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) + " for each method"
-        swept = len(swept_rates(out)) > 1
-        rates = SWEPT.format(count=len(swept_rates(out))) if swept else NOT_SWEPT.format(rate=RATES[0])
+    everything = {model: found for model in MODELS if (found := chosen(out, model))}
+    if everything:
+        counts = sorted({len(runs) for found in everything.values() for _, runs in found.values()})
+        seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        swept = min(len(swept_factors(out, model)) for model in everything)
+        rates = SWEPT.format(count=swept) if swept > 1 else NOT_SWEPT
+        options = _options(length, swept > 1, everything)
+        parts.append(MEASURED.format(budget=length.budget, seeds=seeds, rates=rates, options=options))
+    for model, found in everything.items():
+        curves(images / f"methods-{model}.svg", {name: runs for name, (_, runs) in found.items()})
         missing = [name for name in METHODS if name not in found]
         parts += [
-            MEASURED.format(budget=length.budget, seeds=seeds, rates=rates, options=_options(length, swept)),
+            SECTION.format(name=NAMES[model], model=model, recipe=MODELS[model], machine=_machine(found)),
             f"\nNot run yet: {'; '.join(missing)}.\n" if missing else "",
-            "\n## At the end\n\n", _ends(found, seconds),
-            "\n## At equal KL divergence\n\n", _levels(found), LEVELS_NOTE,
-            *(("\n## The sweep of the learning rate\n\nGain and, in brackets, change of alignment.\n\n", _sweep(out))
-              if swept else ()),
-            READING if not missing else "",
+            "\n### At the end\n\n", _ends(model, found), "\n### At equal KL divergence\n\n", _levels(found),
+            LEVELS_NOTE,
         ]  # fmt: skip
-    page.write_text("".join(parts), encoding="utf-8")
+        if len(swept_factors(out, model)) > 1:
+            parts += ["\n### The sweep of the learning rate\n\n", _sweep(out, model)]
+    complete = len(everything) == len(MODELS) and all(len(found) == len(METHODS) for found in everything.values())
+    page.write_text("".join([*parts, READING if complete else ""]), encoding="utf-8")
 
 
-def _options(length: Length, swept: bool) -> str:
+def _options(length: Length, swept: bool, found: Mapping[str, Found]) -> str:
     given = [f" --budget {length.budget}"] if length.budget != Length().budget else []
     given += [f" --checkpoints {length.checkpoints}"] if length.checkpoints != Length().checkpoints else []
+    given += [f" --model {model}" for model in found] if len(found) < len(MODELS) else []
     return "".join(given) + ("" if swept else " --no-sweep --seeds 1")
 
 
 def _kind(name: str, length: Length) -> str:
-    recipe = recipe_of(name, RATES[0], 0, length)
+    recipe = Part("unet", name, 1.0, 0).recipe(length)
     target, held = KINDS[name]
     needed = "needed" if recipe.method.needs_reward_gradient else "not needed"
     return f"| {name} | {target} | {needed} | {cost_per_trajectory(recipe).total:.3g} | {held} |"
 
 
-def _ends(found: dict[str, tuple[float, list[Run]]], seconds: bool) -> str:
+def _machine(found: Found) -> str:
+    name, count = timed([runs for _, runs in found.values()])
+    others = " (only the runs that were made there)" if count > 1 else ""
+    return f"{name}, one thread for each run{others}"
+
+
+def _ends(model: str, found: Found) -> str:
     reference = found["am"][1] if "am" in found else None
-    heads = ["method", "rate", "seeds", "network calls", *(["seconds"] if seconds else []), "KL", "gain in reward"]
+    machine = timed([runs for _, runs in found.values()])[0]
+    heads = ["method", "rate", "seeds", "network calls", "seconds", "KL", "gain in reward", "nearer to the tilt, nats"]
     rows = [[*heads, "alignment", "pixel diversity", "gain over am"], ["---"] * (len(heads) + 3)]
-    for name, (rate, runs) in found.items():
+    for name, (factor, runs) in found.items():
         last = [run.points[-1] for run in runs]
-        time = [f"{over_seeds([point.seconds for point in last]).value:.0f}"] if seconds else []
-        kl = over_seeds([point.kl for point in last])
-        versus = "" if reference is None or name == "am" else against(runs, reference, REWARD).shown()
+        times = [run.points[-1].seconds for run in runs if run.machine == machine]
+        kl, nearer = over_seeds([point.kl for point in last]), distance(runs)
+        changes = [change(runs, metric).shown() for metric in METRICS]
         rows.append(
             [
-                name, f"{rate:g}", str(len(runs)), f"{last[0].forwards:,.0f}", *time,
-                f"{kl.value:.1f}" + (f" ± {kl.error:.1f}" if len(runs) > 1 else ""),
-                *(change(runs, metric).shown() for metric in METRICS), versus,
+                name, f"{Part(model, name, factor, 0).rate:g}", str(len(runs)), f"{last[0].forwards:,.0f}",
+                f"{over_seeds(times).value:.0f}" if times else "–",
+                f"{kl.value:.1f}" + (f" ± {kl.error:.1f}" if len(runs) > 1 else ""), changes[0],
+                f"{-nearer.value:+.1f} ± {nearer.error:.1f}", *changes[1:],
+                "" if reference is None or name == "am" else against(runs, reference, REWARD).shown(),
             ]
         )  # fmt: skip
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return _table(rows)
 
 
-def _levels(found: dict[str, tuple[float, list[Run]]]) -> str:
+def _levels(found: Found) -> str:
     heads = ["method", *(f"gain at KL {level:g}" for level in LEVELS), "KL: gain at the checkpoints"]
     rows = [heads, ["---"] * len(heads)]
     for name, (_, runs) in found.items():
@@ -81,7 +96,7 @@ def _levels(found: dict[str, tuple[float, list[Run]]]) -> str:
         kls = [over_seeds([run.points[step].kl for run in runs]).value for step in steps]
         measured = [f"{kl:.1f}: {change(runs, REWARD, step).value:+.3f}" for step, kl in zip(steps, kls, strict=True)]
         rows.append([name, *(_at_level(runs, level) for level in LEVELS), ", ".join(measured)])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return _table(rows)
 
 
 def _at_level(runs: Sequence[Run], level: float) -> str:
@@ -94,14 +109,16 @@ def _at_level(runs: Sequence[Run], level: float) -> str:
     return shown if len(gains) == len(runs) else f"{shown} ({len(gains)} of {len(runs)} seeds)"
 
 
-def _sweep(out: Path) -> str:
+def _sweep(out: Path, model: str) -> str:
     """Gain and change of alignment of seed 0 at every rate."""
-    rates = sorted(swept_rates(out))
-    rows = ["| method | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|"]
+    factors = sorted(swept_factors(out, model))
+    rates = [f"{Part(model, 'am', factor, 0).rate:g}" for factor in factors]
+    rows = [["method", *rates], ["---"] * (len(rates) + 1)]
     for name in METHODS:
-        cells = []
-        for rate in rates:
-            runs = [run for run in runs_of(out, name, rate) if run.seed == 0]
-            cells.append(f"{runs[0].change(REWARD):+.3f} ({runs[0].change(ALIGNMENT):+.3f})" if runs else "not run")
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(rows) + "\n"
+        found = [next(run for run in runs_of(out, model, name, factor) if run.seed == 0) for factor in factors]
+        rows.append([name, *(f"{run.change(REWARD):+.3f} ({run.change(ALIGNMENT):+.3f})" for run in found)])
+    return "Gain and, in brackets, change of alignment, both of seed 0.\n\n" + _table(rows)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

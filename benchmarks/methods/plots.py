@@ -10,7 +10,8 @@ import numpy as np
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
-from results import REWARD, Point, Run, change, over_seeds
+from parts import REWARD
+from results import Point, Run, change, over_seeds
 
 COLORS = ("#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#999999", "#000000")  # Okabe and Ito
 mpl.rcParams.update(
@@ -27,11 +28,10 @@ AXES: Mapping[str, Callable[[Point], float]] = {
 }
 
 
-def curves(file: Path, found: Mapping[str, Sequence[Run]], seconds: bool) -> None:
+def curves(file: Path, found: Mapping[str, Sequence[Run]]) -> None:
     """Gain in reward of each method, with one standard error, against work, time and distance from the base."""
-    shown = {label: value for label, value in AXES.items() if seconds or "seconds" not in label}
-    figure, axes = plt.subplots(1, len(shown), figsize=(3.5 * len(shown), 3.4), sharey=True)
-    for axis, (label, value) in zip(axes, shown.items(), strict=True):
+    figure, axes = plt.subplots(1, len(AXES), figsize=(3.5 * len(AXES), 3.4), sharey=True)
+    for axis, (label, value) in zip(axes, AXES.items(), strict=True):
         for color, (name, runs) in zip(COLORS, found.items(), strict=False):
             steps = range(min(len(run.points) for run in runs))
             x = [0.0, *(over_seeds([value(run.points[step]) for run in runs]).value for step in steps)]

@@ -1,27 +1,22 @@
-"""What the runs found, read from their run directories."""
+"""What the runs found, read from their result files."""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
-from runs import METHODS, RATES, folder, is_finished
+from parts import ALIGNMENT, FACTORS, METHODS, REWARD, Part
 
-from amsd.recipe.cost import forwards_per_step
-from amsd.recipe.load import load_recipe
-from amsd.run_directory import RunDirectory
-
-REWARD = "shapes:right"
-ALIGNMENT = "shapes:alignment"
-DIVERSITY = "diversity/pixels"
-METRICS = (REWARD, ALIGNMENT, DIVERSITY)
 KEPT = 0.05
 """Fall of the caption alignment, in the metric's units, beyond which a learning rate is not chosen."""
+TILT = 50.0
+"""The reward multiplier of both recipes."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +26,16 @@ class Estimate:
     value: float
     error: float
 
-    def shown(self, sign: str = "+") -> str:
-        """`value ± error`, to three decimals."""
-        return f"{self.value:{sign}.3f} ± {self.error:.3f}"
+    def shown(self, sign: str = "+", digits: int = 3) -> str:
+        """`value ± error`."""
+        return f"{self.value:{sign}.{digits}f} ± {self.error:.{digits}f}"
 
 
 @dataclass(frozen=True)
 class Point:
     """One run at one of its checkpoints."""
 
+    step: int
     forwards: float
     """Network forward-equivalents of the training so far."""
     seconds: float
@@ -49,12 +45,22 @@ class Point:
     changes: Mapping[str, Sequence[float]]
     """Metric -> paired difference to the base model, for each prompt."""
 
+    @property
+    def distances(self) -> list[float]:
+        """How much farther from the tilt the policy is than the base, in nats, by prompt; negative is nearer.
+
+        KL(policy || tilt) - KL(base || tilt) = KL(policy || base) - lambda (gain in reward), for path laws and a
+        memoryless sampler: the normalization of the tilt, which nobody knows, cancels.
+        """
+        return [self.kl - TILT * gain for gain in self.changes[REWARD]]
+
 
 @dataclass(frozen=True)
 class Run:
     """One finished run."""
 
     seed: int
+    machine: str
     points: tuple[Point, ...]
 
     def change(self, metric: str) -> float:
@@ -76,36 +82,54 @@ class Run:
         return None
 
 
-def runs_of(out: Path, name: str, rate: float) -> list[Run]:
+def runs_of(out: Path, model: str, name: str, factor: float) -> list[Run]:
     """Finished runs of a method at one learning rate, by seed."""
-    seeds = range(100)
-    return [_read(folder(out, name, rate, seed), seed) for seed in seeds if is_finished(folder(out, name, rate, seed))]
+    files = [(seed, Part(model, name, factor, seed).result(out)) for seed in range(100)]
+    return [_read(file, seed) for seed, file in files if file.is_file()]
 
 
-def swept_rates(out: Path) -> list[float]:
-    """Rates that every method has run at, in the order of the sweep."""
-    return [rate for rate in RATES if all(runs_of(out, name, rate) for name in METHODS)]
+def swept_factors(out: Path, model: str) -> list[float]:
+    """Learning rates that every method has run at, as factors of the recipe's, in the order of the sweep."""
+    return [factor for factor in FACTORS if all(runs_of(out, model, name, factor) for name in METHODS)]
 
 
-def chosen_rate(out: Path, name: str) -> float:
+def chosen_factor(out: Path, model: str, name: str) -> float:
     """The swept rate whose run on seed 0 ends with the highest reward and has kept to the captions.
 
-    Where no rate was swept it is the recipe's own, the first.
+    Where none has kept to them it is the one that departed least; where none was swept, the recipe's own, the first.
     """
-    found = {rate: runs_of(out, name, rate)[0] for rate in swept_rates(out)}
-    kept = {rate: run for rate, run in found.items() if run.change(ALIGNMENT) > -KEPT}
-    return max(kept or found, key=lambda rate: found[rate].change(REWARD), default=RATES[0])
+    swept = {factor: runs_of(out, model, name, factor) for factor in FACTORS}
+    found = {factor: runs[0] for factor, runs in swept.items() if runs and runs[0].seed == 0}
+    kept = {factor: run for factor, run in found.items() if run.change(ALIGNMENT) > -KEPT}
+    if kept:
+        return max(kept, key=lambda factor: kept[factor].change(REWARD))
+    return max(found, key=lambda factor: found[factor].change(ALIGNMENT), default=FACTORS[0])
 
 
-def chosen(out: Path) -> dict[str, tuple[float, list[Run]]]:
-    """Each method's learning rate and its runs; methods without a finished run are left out."""
-    rates = {name: chosen_rate(out, name) for name in METHODS}
-    return {name: (rate, runs) for name, rate in rates.items() if (runs := runs_of(out, name, rate))}
+def chosen(out: Path, model: str) -> dict[str, tuple[float, list[Run]]]:
+    """Each method's factor of the learning rate and its runs; methods without a finished run are left out."""
+    factors = {name: chosen_factor(out, model, name) for name in METHODS}
+    return {name: (each, runs) for name, each in factors.items() if (runs := runs_of(out, model, name, each))}
+
+
+def add(out: Path, other: Path) -> int:
+    """Copy the results of another folder of the same length that are missing here; how many they are."""
+    missing = [file for file in sorted(other.rglob("seed-*.json")) if not (out / file.relative_to(other)).exists()]
+    for file in missing:
+        target = out / file.relative_to(other)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    return len(missing)
 
 
 def change(runs: Sequence[Run], metric: str, step: int = -1) -> Estimate:
     """Paired difference to the base model at one of the checkpoints."""
     return estimate([run.points[step].changes[metric] for run in runs])
+
+
+def distance(runs: Sequence[Run], step: int = -1) -> Estimate:
+    """Change of the distance to the tilt against the base's, in nats."""
+    return estimate([run.points[step].distances for run in runs])
 
 
 def against(runs: Sequence[Run], others: Sequence[Run], metric: str) -> Estimate:
@@ -128,20 +152,12 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     return Estimate(mean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0)
 
 
-def _read(run: Path, seed: int) -> Run:
-    each = forwards_per_step(load_recipe(run / "recipe.toml"))
-    base = _scores(next(RunDirectory(run).base_evaluation.glob("*.json")))
-    points, seconds = [], 0.0
-    for line in map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
-        seconds += line.get("seconds/total", 0.0)
-        folder = run / "checkpoints" / f"step-{line.get('step', 0):06d}" / "evaluation"
-        if "validation/kl" in line and folder.is_dir():
-            found = _scores(next(folder.glob("*.json")))
-            changes = {name: [a - b for a, b in zip(found[name], base[name], strict=True)] for name in METRICS}
-            points.append(Point(each * line["step"], seconds, line["validation/kl"], changes))
-    return Run(seed, tuple(points))
+def timed(runs: Sequence[Sequence[Run]]) -> tuple[str, int]:
+    """The machine that most of the runs were made on, and on how many machines they were made."""
+    counts = Counter(run.machine for group in runs for run in group)
+    return counts.most_common(1)[0][0], len(counts)
 
 
-def _scores(file: Path) -> dict[str, list[float]]:
-    metrics: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))["metrics"]
-    return {name: metric["per_prompt"] for name, metric in metrics.items()}
+def _read(file: Path, seed: int) -> Run:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return Run(seed, found["machine"], tuple(Point(**point) for point in found["points"]))

@@ -29,15 +29,26 @@ MEASURED = """
 
     python benchmarks/methods runs/methods{options}
 
-trains every method on the embedded model by the recipe `shapes` (reward `shapes:right`: the object is to the right), with the same prompts, batch, sampler, and λ = 50 where a method has one. Only the
-method differs, and its learning rate{rates}. Every run has about {budget:,} F of training; the recipe itself spends 25,000. Seeds: {seeds}. Gains are
+trains every method on the embedded models (reward `shapes:right`: the object is to the right), with the same prompts, batch, sampler, and λ = 50 where a method has one. Only the
+method differs, and its learning rate{rates}. Every run has about {budget:,} F of training, which is what the recipe `shapes` itself spends. Seeds: {seeds} for each method. Gains are
 paired differences to the base model on 16 held-out prompts × 4 samples with common noise; errors are one standard error over seeds and prompts (with one seed over prompts alone). KL is that of the
-path laws, in nats, on 16 held-out trajectories. The command goes on where it was stopped.
+path laws, in nats, on 16 held-out trajectories.
 
-![Gain in reward against network calls and KL divergence](images/methods.svg)
+*Nearer to the tilt* is KL(base ‖ tilt) - KL(model ‖ tilt) = λ × gain - KL, of path laws, with λ = 50 for every method: the tilt's unknown normalization is the same in both and cancels. Above 0 the
+training has come nearer to p(x) exp(λ r(x)) than the base is, below 0 it has left both.
+
+The command goes on where it was stopped; `--processes 8` makes eight runs at once, and `--add FOLDER` takes in the results of another machine.
+"""
+NAMES = {"unet": "UNet with DDIM's path", "flow": "Flow model"}
+SECTION = """
+## {name}
+
+Recipe `{recipe}`. Seconds of training are those on {machine}.
+
+![Gain in reward against network calls, seconds and KL divergence](images/methods-{model}.svg)
 """
 SWEPT = ", which a sweep of {count} rates on seed 0 chose (the highest held-out reward that kept the caption alignment within 0.05)"
-NOT_SWEPT = ": it is the recipe's own, {rate:g}, for every method, and no sweep has chosen a better one for each"
+NOT_SWEPT = ": it is the recipe's own for every method, and no sweep has chosen a better one for each"
 LEVELS_NOTE = """
 Between checkpoints, the base included, the gain is taken as linear in √KL. * The level lies before the first checkpoint.
 """
