@@ -255,6 +255,13 @@ def kl_at(run: Run, step: int) -> Metric | None:
     return Metric(statistics.fmean(recent), error)
 
 
+def kl_names(story: Story) -> list[str]:
+    """Logged KL divergences, those that most of the runs have first: all methods are measured alike on a fixed batch
+    (`validation/kl`), and not every method logs its own (`kl`)."""
+    counts = {name: sum(name in run.curves for run in story.runs) for name in ("validation/kl", "kl")}
+    return sorted((name for name, count in counts.items() if count), key=lambda name: -counts[name])
+
+
 def pareto(pairs: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the pairs that no other pair beats in both (larger is better), by ascending first number."""
     order = sorted(range(len(pairs)), key=lambda index: pairs[index], reverse=True)

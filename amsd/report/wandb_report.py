@@ -12,7 +12,7 @@ from typing import Any
 from amsd.errors import RunError, UsageError
 from amsd.recipe import Tracking
 from amsd.recipe.guidance_modes import FULL, MIXED, TRAJECTORIES, UNGUIDED, GuidanceMode
-from amsd.report.story import Story, reward_terms
+from amsd.report.story import Story, kl_names, reward_terms
 from amsd.report.tables import ReportTable, tables
 from amsd.report.winner import headline, standfirst
 from amsd.report.words import facts, notices
@@ -85,8 +85,7 @@ def build_report(story: Story) -> Any:
             wr.PanelGrid(runsets=runsets, panels=_parameter_panels(wr, story)),
         ]
     blocks += [
-        wr.H1(text="How large the adjoint was"),
-        wr.PanelGrid(runsets=runsets, panels=_adjoint_panels(wr)),
+        *_adjoint_blocks(wr, story, runsets),
         wr.H1(text="How fast it went"),
         wr.PanelGrid(runsets=runsets, panels=_speed_panels(wr, story)),
         wr.H1(text="The numbers"),
@@ -164,8 +163,11 @@ def _settings(story: Story) -> str:
 
 def _tradeoff_panels(wr: Any, story: Story) -> list[Any]:
     reward = wr.SummaryMetric(evaluation_key(story.reward))
-    kl = wr.SummaryMetric("kl")
-    panels = [wr.ScatterPlot(title="Reward against KL to the base (nats)", x=kl, y=reward, layout=_place(wr, 12))]
+    panels = [
+        wr.ScatterPlot(title="Reward against KL to the base (nats)", x=wr.SummaryMetric(name), y=reward,
+                       layout=_place(wr, 12))
+        for name in kl_names(story)[:1]
+    ]  # fmt: skip
     if story.diversity:
         diversity = wr.SummaryMetric(evaluation_key(story.diversity))
         title = "Reward against diversity"
@@ -193,7 +195,8 @@ def _pictures(wr: Any, story: Story) -> list[Any]:
 def _curve_panels(wr: Any, story: Story) -> list[Any]:
     evaluated = [story.reward, *([story.diversity] if story.diversity else []), *story.held_out[:3], *story.distances]
     terms = [(key, False) for key in reward_terms(story)]
-    wanted = [("reward/mean", False), *terms, ("kl", False), ("loss", True), ("gradient_norm", True)]
+    divergences = [(key, False) for key in kl_names(story)]
+    wanted = [("reward/mean", False), *terms, *divergences, ("loss", True), ("gradient_norm", True)]
     panels = [
         wr.LinePlot(title=f"{name} in evaluation", x="eval/step", y=[evaluation_key(name)]) for name in evaluated
     ] + [
@@ -203,18 +206,23 @@ def _curve_panels(wr: Any, story: Story) -> list[Any]:
     return _arranged(wr, panels)
 
 
-def _adjoint_panels(wr: Any) -> list[Any]:
-    places = ("first", "middle", "last")
-    return _arranged(
-        wr, [wr.LinePlot(title=f"|a|, {place} index", y=[f"adjoint_norm/{place}"], log_y=True) for place in places]
-    )
+def _adjoint_blocks(wr: Any, story: Story, runsets: list[Any]) -> list[Any]:
+    """Norms at three places of the schedule; nothing for methods without an adjoint."""
+    names = {place: f"adjoint_norm/{place}" for place in ("first", "middle", "last")}
+    if not any(name in run.curves for run in story.runs for name in names.values()):
+        return []
+    panels = [wr.LinePlot(title=f"|a|, {place} index", y=[name], log_y=True) for place, name in names.items()]
+    return [wr.H1(text="How large the adjoint was"), wr.PanelGrid(runsets=runsets, panels=_arranged(wr, panels))]
 
 
 def _parameter_panels(wr: Any, story: Story) -> list[Any]:
     key = evaluation_key(story.reward)
-    results = [evaluation_key(story.diversity)] if story.diversity else []
+    results = [*([evaluation_key(story.diversity)] if story.diversity else []), *kl_names(story)[:1]]
     columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(name)) for name in _config_keys(story)]
-    columns += [wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(name)) for name in (*results, "kl", key)]
+    columns += [
+        wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(name))
+        for name in (*results, *kl_names(story)[:1], key)
+    ]
     return [
         wr.ParallelCoordinatesPlot(title="Every run as a line", columns=columns, layout=_place(wr, 0, w=24)),
         *(slices := _slices(wr, story, key)),

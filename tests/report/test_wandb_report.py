@@ -10,7 +10,7 @@ import pytest
 
 from amsd.errors import UsageError
 from amsd.recipe import RewardTerm
-from amsd.report.story import Story
+from amsd.report.story import ShownRun, Story
 from amsd.report.tables import tables
 from amsd.report.wandb_report import markdown, publish, require_key
 from amsd.report.winner import headline
@@ -95,6 +95,30 @@ def test_terms_of_a_reward_have_their_curves(sent: list[dict[str, Any]], a_run: 
     run = replace(entry.run, recipe=entry.run.recipe.model_copy(update={"reward": terms}))
     publish(replace(a_run, entries=(replace(entry, run=run),)))
     assert {"reward/brightness", "reward/mean"} <= set(re.findall(r'"(reward/[a-z]+)"', sent[0]["spec"]))
+
+
+@pytest.mark.parametrize("logged", [("validation/kl",), ("kl", "validation/kl"), ()])
+def test_methods_that_log_other_names_have_their_divergence(
+    logged: tuple[str, ...], sent: list[dict[str, Any]], a_sweep: Story
+) -> None:
+    """DRaFT, ReFL and DDPO log no `kl` and have no adjoint; the divergence is measured on a fixed batch."""
+
+    def rid(shown: ShownRun) -> ShownRun:
+        if shown.run is None:
+            return shown
+        curve = shown.run.curves["kl"]
+        kept = {name: each for name, each in shown.run.curves.items() if name != "kl" and "adjoint" not in name}
+        return replace(shown, run=replace(shown.run, curves={**kept, **dict.fromkeys(logged, curve)}))
+
+    publish(replace(a_sweep, entries=tuple(map(rid, a_sweep.entries))))
+    spec = json.loads(sent[0]["spec"])
+    assert "adjoint_norm" not in json.dumps(spec)
+    shown: dict[str, set[str]] = {panel["viewType"]: set() for panel in panels(spec)}
+    for panel in panels(spec):
+        shown[panel["viewType"]] |= {name for name in ("kl", "validation/kl") if f'{name}"' in json.dumps(panel)}
+    assert shown["Run History Line Plot"] >= set(logged)
+    for kind in ("Scatter Plot", "Parallel Coordinates Plot"):
+        assert ("validation/kl" in shown[kind]) == bool(logged)
 
 
 @pytest.mark.filterwarnings("ignore:Filter expression contains")

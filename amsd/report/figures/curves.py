@@ -42,6 +42,7 @@ _LOGGED = (
     _Logged("reward/mean", "Reward in training", "mean over the batch"),
     _Logged("predicted_shift", "Reward above the base, predicted", "first order in the control"),
     _Logged("kl", "KL to the base model", "nats", "sqrt"),
+    _Logged("validation/kl", "KL on held-out prompts", "nats", "sqrt"),
     _LOSS,
     _Logged("control_to_target", "Control against target", "ratio of norms"),
     _Logged("gradient_norm", "Gradient norm", "before clipping", "log"),
