@@ -3,7 +3,8 @@
 The rules are the same for models, weights of rewards and prompts. What the hub's cache holds is used without any
 request. `HF_HUB_OFFLINE` (or `TRANSFORMERS_OFFLINE`) forbids every request. Before the first request a short probe
 decides whether there is a network at all. Whatever the hub refuses becomes one message with the way out. The client
-itself finds the token (`hf auth login` or `HF_TOKEN`) and shows the progress of downloads.
+itself finds the token (`hf auth login` or `HF_TOKEN`) and shows bars of downloads on a terminal; in a pipe
+`downloads` says what arrives.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from amsd import downloads
 from amsd.errors import RunError, UsageError
 from amsd.network import unreachable
 from amsd.reading import reason_of
@@ -115,7 +117,8 @@ class Repository:
 
         with self._asking(what, f"{what}: {self.name}/{file} cannot be downloaded", way_out):
             try:
-                return Path(hf_hub_download(self.name, file, revision=self.revision, repo_type=self.kind))
+                with self.telling():
+                    return Path(hf_hub_download(self.name, file, revision=self.revision, repo_type=self.kind))
             except RemoteEntryNotFoundError:
                 return None
 
@@ -127,11 +130,20 @@ class Repository:
         """
         from huggingface_hub import snapshot_download
 
-        with self._asking(what, f"{what} cannot be downloaded", way_out):
+        with self._asking(what, f"{what} cannot be downloaded", way_out), self.telling():
             found = snapshot_download(
                 self.name, revision=self.revision, repo_type=self.kind, allow_patterns=list(patterns)
             )
         return Path(found)
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Inside, say what arrives of this repository, whichever library downloads it."""
+        from huggingface_hub import constants
+
+        folder = Path(constants.HF_HUB_CACHE) / "--".join((f"{self.kind}s", *self.name.split("/")))
+        with downloads.told(self.name, folder):
+            yield
 
     @contextmanager
     def _asking(self, what: str, otherwise: str, way_out: str) -> Iterator[None]:

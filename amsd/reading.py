@@ -77,7 +77,7 @@ def parsed(text: str | bytes) -> Any:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:30]} is no finite number")
+        raise ValueError(f"{text[:30]} is not a finite number")
     return value
 
 

@@ -16,7 +16,7 @@ def demo(
     recipe: RecipeOption = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Prompt to begin with.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 7860,
-    host: Annotated[str, typer.Option(help="Address; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
 ) -> None:
     """Open a page in the browser: base and fine-tuned model on the same noise (extra `amsd[demo]`)."""
     source = resolve(checkpoint, recipe, [])

@@ -27,11 +27,13 @@ def evaluate(
     assignments: SetOption = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="MODEL|none", help="Model to pair with; unset: the recipe's, or the run's own."),
+        typer.Option(
+            "--base", metavar="MODEL|none", help="Model to compare with [default: the recipe's, or the run's own base]."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for a model's results; unset: evaluations/NAME-WEIGHTS."),
+        typer.Option("--output", "-o", help="Folder for a model's results [default: evaluations/NAME-WEIGHTS]."),
     ] = None,
     watch: Annotated[
         Path | None, typer.Option("--watch", metavar="RUN_DIR", help="Evaluate checkpoints of this run as they appear.")

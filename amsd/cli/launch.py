@@ -78,7 +78,7 @@ def relaunch(arguments: Sequence[str], processes: int) -> int:
     if frozen.rank is not None:
         raise RunError(
             f"Process {frozen.rank} of {processes} was stopped (SIGSTOP, or a debugger) for {FROZEN_AFTER:g} s while "
-            "the others waited for it. All were ended; --resume goes on."
+            "the others waited for it. amsd ended them all. Continue with --resume."
         )
     ended = {index: process.exitcode for index, process in failure.failures.items() if index not in found}
     # Without a word: the others then fail as well, or are told to end, because they cannot go on without it.
@@ -87,7 +87,9 @@ def relaunch(arguments: Sequence[str], processes: int) -> int:
         index, code = next(iter(dead.items()))
         how = signal.Signals(-code).name
         hint = " (out of memory?)" if how == "SIGKILL" else ""
-        raise RunError(f"Process {index} of {processes} died: {how}{hint}. The others were ended; --resume goes on.")
+        raise RunError(
+            f"Process {index} of {processes} died: {how}{hint}. amsd ended the others. Continue with --resume."
+        )
     failed = [code for code in found.values() if code not in (0, INTERRUPTED, REQUEUE)]
     if failed or not (received or found):
         return max(failed, default=1)

@@ -15,11 +15,11 @@ AllowCodeOption = Annotated[
     bool,
     typer.Option(
         "--allow-code",
-        help="Let code and pickles run, and reward servers be used, that a received run or recipe names.",
+        help="Allow the code, pickles and reward servers that a received run or recipe names.",
     ),
 ]
 CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory (its best).")
+    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run (its best checkpoint).")
 ]
 ModelArgument = Annotated[
     str,
@@ -31,5 +31,5 @@ ModelArgument = Annotated[
 ]
 RecipeOption = Annotated[
     str | None,
-    typer.Option("--recipe", help="Recipe; unset: that of the checkpoint or export, or `shapes` for `base`."),
+    typer.Option("--recipe", help="Recipe [default: that of the checkpoint or export; for `base`: shapes]."),
 ]

@@ -36,7 +36,7 @@ def list_recipes() -> None:
 def show(
     recipe: RecipeArgument,
     assignments: SetOption = None,
-    comments: Annotated[bool, typer.Option(help="Print above each key what it means.")] = True,
+    comments: Annotated[bool, typer.Option(help="Explain each key in a comment above it.")] = True,
 ) -> None:
     """Print a recipe with every key, as TOML that runs again."""
     from amsd.recipe import dump_toml, load_recipe

@@ -25,7 +25,7 @@ def report(
             "--html",
             "-o",
             metavar="FILE",
-            help="The page; unset: report.html beside the results.",
+            help="File for the page [default: report.html beside the results].",
         ),
     ] = None,
     wandb: Annotated[

@@ -20,11 +20,13 @@ def sample(
     count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Image j starts from seed + j.")] = 0,
     eta: Annotated[float, typer.Option(min=0.0, help="Noise of the sampler; 0 is none.")] = 0.0,
-    guidance_scale: Annotated[float | None, typer.Option(min=0.0, help="Guidance scale; unset: the recipe's.")] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option("--negative-prompt", "-n", help="Negative prompt; unset: the recipe's.")
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=0.0, help="Guidance scale [default: the recipe's].")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Inference steps; unset: the recipe's.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative-prompt", "-n", help="Negative prompt [default: the recipe's].")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Inference steps [default: the recipe's].")] = None,
     base: Annotated[str | None, typer.Option("--base", help="Model that a LoRA file is added to.")] = None,
     recipe: RecipeOption = None,
     assignments: SetOption = None,

@@ -26,7 +26,7 @@ _Where = Annotated[str, typer.Argument(metavar="SWEEP", help="The sweep's folder
 
 @app.command("run")
 def run(
-    sweep: Annotated[str, typer.Argument(help="A sweep file, or the name of a shipped sweep.")],
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of a shipped sweep.")],
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the sweep file.")
     ] = None,
@@ -124,7 +124,7 @@ def _run(name: str, request: Launch, console: Console) -> None:
     results = results_of(done.handle)
     console.print(overview(results))
     if before and before == [(trial.number, trial.state) for trial in results.trials] and not done.interrupted:
-        typer.echo("Nothing was left to do: the budget is used up. A larger one, such as --trials, goes on.")
+        typer.echo("Nothing is left to do: the budget is used up. To go on, raise it, for example with --trials N.")
     if results.best is not None:
         next_steps = f"Page: amsd report {folder}\nWinning recipe: amsd sweep best {folder} -o best.toml"
         console.print(next_steps, highlight=False, soft_wrap=True)

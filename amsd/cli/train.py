@@ -30,9 +30,11 @@ def train(
     recipe: RecipeArgument,
     assignments: SetOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run directory; unset: runs/NAME-SETTINGS-IDENTITY.")
+        Path | None, typer.Option("--output", "-o", help="Run directory [default: runs/NAME-SETTINGS-IDENTITY].")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run from its newest whole checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run from its newest complete checkpoint.")
+    ] = False,
     processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")] = False,
     allow_code: AllowCodeOption = False,

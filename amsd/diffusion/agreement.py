@@ -101,11 +101,17 @@ def _require_equal(theirs: Arguments, ours: Arguments, receiver: str) -> None:
     for name, value in _tensors(theirs).items():
         other = _tensors(ours).get(name)
         if other is None or not _close(value, other):
-            found = "nothing" if other is None else f"shape {tuple(other.shape)} or other values"
             raise RunError(
-                f"amsd gives {receiver} another {name} than the model's own pipeline does ({found} for shape "
-                f"{tuple(value.shape)}): it would train another model than the files mean. Please report the model."
+                f"amsd and the model's own pipeline do not agree on the {name} of {receiver}: the pipeline gives shape "
+                f"{tuple(value.shape)}, amsd gives {_described(other, value)}. amsd would train a different model than "
+                "the files describe. Please report this model."
             )
+
+
+def _described(other: Tensor | None, value: Tensor) -> str:
+    if other is None:
+        return "nothing"
+    return "other values" if other.shape == value.shape else f"shape {tuple(other.shape)}"
 
 
 def _tensors(arguments: Arguments) -> dict[str, Tensor]:

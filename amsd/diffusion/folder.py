@@ -91,10 +91,10 @@ def inspect(path: Path, what: str, variant: str | None = None, t5: bool = True) 
     index = read_json(path / INDEX, what)
     name, families = index.get("_class_name"), known_families()
     if not isinstance(name, str) or name not in families:
-        raise UsageError(f"{what}: {path / INDEX} is of a {name}; supported are {', '.join(sorted(families))}.")
+        raise UsageError(f"{what}: {path / INDEX} describes a {name}; amsd supports {', '.join(sorted(families))}.")
     optional = family_class(str(name)).optional_parts
     if not t5 and not optional:
-        raise UsageError(f"model.t5 = false: a {name} has no text encoder that it can do without.")
+        raise UsageError(f"model.t5 = false: a {name} needs all of its text encoders. Remove the key.")
     left_out = () if t5 else optional
     parts = {part.name: part for part in _parts(path, index, what, variant, left_out)}
     if variant is not None and not any(part.variant == variant for part in parts.values()):
@@ -110,8 +110,7 @@ def _parts(
             continue
         if len(entry) != 2 or not all(isinstance(word, str) for word in entry):
             raise UsageError(
-                f"{what}: {path / INDEX} says {entry!r} of {name}, where a library and a class should be named. "
-                "Download it again."
+                f"{what}: {path / INDEX} says {entry!r} for {name}; expected a library and a class. Download it again."
             )
         library, class_name = entry
         folder = path / name
@@ -121,8 +120,8 @@ def _parts(
             library = "diffusers"
         if library not in ("diffusers", "transformers"):
             raise UsageError(
-                f"{what}: {path / INDEX} names {library}.{class_name} for {name}: code that comes with a model is not "
-                "run. Use a model of diffusers' and transformers' own classes."
+                f"{what}: {path / INDEX} names {library}.{class_name} for {name}: amsd does not "
+                "run code that comes with a model. Use a model of diffusers' and transformers' own classes."
             )
         if _is_network(library, class_name):
             config = read_json(folder / "config.json", what)

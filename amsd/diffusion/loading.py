@@ -79,7 +79,8 @@ def local_folder(model: Model) -> Path:
     if Path(source).is_dir():
         return Path(source)
     what = f"model.pretrained = {source!r}"
-    with reading(what, "its download", f"Try again, or download it once: `hf download {source}`."):
+    again = f"Try again, or download it once: `hf download {source}`."
+    with reading(what, "its download", again), Repository(source, model.revision).telling():
         found = DiffusionPipeline.download(
             source, revision=model.revision, variant=model.variant, safety_checker=None, requires_safety_checker=False,
             **({} if model.t5 else {"text_encoder_3": None, "tokenizer_3": None}),

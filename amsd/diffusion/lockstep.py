@@ -82,7 +82,7 @@ class LockStep:
     def _help(self, due: int) -> None:
         differentiated, index = divmod(due - 1, len(self._networks))
         if self._arguments is None:
-            raise RunError("A process has never used the network that the others use: training.fsdp = false helps.")
+            raise RunError("One process never used a network that the others use. Set training.fsdp = false.")
         args, kwargs = self._arguments
         x = first_floating([*args, *kwargs.values()])
         mine = x.detach().requires_grad_(bool(differentiated))

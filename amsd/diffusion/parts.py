@@ -73,13 +73,13 @@ def require_classes(folder: Folder, what: str) -> None:
         expected, found = parameters[part.name].annotation, _class_of(part, what)
         if part.name.startswith("text_encoder") and isinstance(expected, type) and not issubclass(found, expected):
             raise UsageError(
-                f"{what}: its {part.name} is a {part.class_name}, but a {folder.pipeline_class} asks a "
+                f"{what}: its {part.name} is a {part.class_name}, but a {folder.pipeline_class} needs a "
                 f"{expected.__name__}. Name that class in model_index.json if the files hold it."
             )
         said = part.config.get("_class_name", part.class_name)
         if part.library == "diffusers" and said != part.class_name:
             _LOG.warning(
-                "%s: %s is of a %s, but model_index.json names a %s, which is used.",
+                "%s: %s describes a %s, but model_index.json names a %s. amsd follows model_index.json.",
                 what, part.folder / "config.json", said, part.class_name,
             )  # fmt: skip
 
@@ -103,7 +103,7 @@ def load_network(part: Part, what: str) -> Any:
         )  # fmt: skip
     left_over = [key for key in report["unexpected_keys"] if not _harmless(key, part.class_name)]
     if any(key.startswith("vision_model.") for key in report["unexpected_keys"]):
-        _LOG.warning("%s: %s holds a whole CLIP; its text half is used.", what, place)
+        _LOG.warning("%s: %s holds a whole CLIP model. amsd uses its text encoder.", what, place)
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     audit(
         {"missing": report["missing_keys"], "left over": left_over, "of another shape": mismatched}, f"{what}: {place}"

@@ -118,7 +118,7 @@ def _take_denoiser(policy: FullPolicy, model: Model, what: str) -> None:
         )
     for name in ("vae", *own.text_encoder_names):
         if _differ(own.pipeline.components.get(name), other.pipeline.components.get(name)):
-            _LOG.warning("%s: its %s is not that of the base, which is used.", what, name)
+            _LOG.warning("%s: its %s differs from the base model's. amsd uses the base model's.", what, name)
     policy.trained_network.load_state_dict(state)
 
 
@@ -189,6 +189,7 @@ def _impossible(model: Model, what: str) -> str:
     }
     return (
         f"{what}: model.parameterization = {model.parameterization!r} can begin from "
-        f"{ways[model.parameterization]}, and this is none. To train on top of any model, set model.pretrained to it "
-        "(a checkpoint becomes a pipeline by `amsd export CHECKPOINT --to FOLDER`); it is the base then."
+        f"{ways[model.parameterization]}, and this is none of them. To train on top of any model, set "
+        "model.pretrained to it (a checkpoint becomes a pipeline by `amsd export CHECKPOINT --to FOLDER`), "
+        "which is then the base."
     )

@@ -73,7 +73,7 @@ class Evaluator:
             UsageError: there are no prompts, or too few prompts or samples for a metric.
         """
         if not prompts:
-            raise UsageError("there are no evaluation prompts")
+            raise UsageError("there are no evaluation prompts: set prompts.evaluation")
         self._recipe = recipe
         self._prompts = tuple(prompts[: recipe.evaluation.prompts])
         self._samples = recipe.evaluation.samples_per_prompt
@@ -235,5 +235,7 @@ def _reference(base: EvaluationResult | None, name: str, version: str) -> tuple[
         return None
     metric = base.metrics.get(name)
     if metric is None or metric.version != version:
-        raise UsageError(f"{base.name}: the base model has no result of {name!r} in version {version!r}")
+        raise UsageError(
+            f"{base.name}: the base model has no result of {name!r} in version {version!r}; evaluate it again"
+        )
     return metric.per_prompt

@@ -204,14 +204,14 @@ def _metric_from(data: Mapping[str, Any]) -> Metric:
 def _table(data: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = data[name]
     if not isinstance(value, dict):
-        raise ValueError(f"{name} is no object")
+        raise ValueError(f"{name} is not an object")
     return value
 
 
 def _list(data: Mapping[str, Any], name: str) -> list[Any]:
     value = data[name]
     if not isinstance(value, list):
-        raise ValueError(f"{name} is no list")
+        raise ValueError(f"{name} is not a list")
     return value
 
 

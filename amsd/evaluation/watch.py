@@ -39,7 +39,7 @@ def new_checkpoints(
             if problem is None:
                 yield checkpoint
             elif checkpoint.is_dir():
-                _LOG.warning("%s is damaged and passed over: %s", checkpoint, problem)
+                _LOG.warning("%s is damaged, so amsd skips it: %s", checkpoint, problem)
         if last:
             return
         sleep(interval)

@@ -96,7 +96,7 @@ def _memorylessness(found: Probe, steps: AffineSteps, prompts: int) -> Finding:
     value = terminal_correlation(found.first, found.second, prompts)
     expected = unit_variance_correlation(steps)
     if value <= MEMORY_LIMIT:
-        verdict = "The sampler forgets its initial noise, as the theory asks."
+        verdict = "The sampler forgets its initial noise, as the theory requires."
     else:
         verdict = (
             f"The sampler remembers its initial noise, so about {value:.0%} of the tilt is missing in the directions "
@@ -147,9 +147,9 @@ def _target_spread(targets: Tensor) -> Finding:
         )
     else:
         verdict = (
-            "A few trajectories have almost all of the target. There a small change of the noise changes the outcome. "
-            "The quantile mask and gradient clipping keep training stable but leave out a part of these targets, so "
-            "expect a smaller change of the reward than lambda asks for."
+            "A few trajectories carry almost all of the target. For them a small change of the noise changes the "
+            "picture. The quantile mask and gradient clipping keep training stable but drop a part of these targets. "
+            "Expect a smaller change of the reward than lambda asks for."
         )
     details = {"median": median, "largest": float(norms.max()), "top_5_percent_share": share, "norms": norms.tolist()}
     return Finding("target-spread", spread, SPREAD_LIMIT, verdict, details)
@@ -178,8 +178,8 @@ def _reward_spread(rewards: Tensor, prompts: int, multiplier: float) -> Finding:
         )
     elif value > STRONG:
         verdict = (
-            f"The reward is very strong: its spread over samples is {deviation:.2g}. Expect that it is exploited, and "
-            f"lower method.reward_multiplier (about {100 / deviation:.1g})."
+            f"The reward is very strong: its spread over samples is {deviation:.2g}. Training will exploit it. "
+            f"Lower method.reward_multiplier (to about {100 / deviation:.1g})."
         )
     else:
         verdict = f"Lambda fits the reward, whose spread over samples is {deviation:.2g}."

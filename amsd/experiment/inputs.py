@@ -38,7 +38,7 @@ class Inputs:
             common = len(set(self.training.texts) & set(self.held_out.texts))
             if common:
                 some = "1 evaluation prompt is" if common == 1 else f"{common} evaluation prompts are"
-                yield f"{some} trained on too."
+                yield f"{some} in the training set too."
 
 
 def check_inputs(recipe: Recipe, download: bool = True) -> Inputs:

@@ -151,7 +151,7 @@ class Plan:
     def _time(self) -> str:
         steps = self.recipe.training.steps
         if self._small:
-            return f"no estimate for {steps} steps: arithmetic does not decide the time of a model this small"
+            return f"no estimate for {steps} steps: the model is too small, overheads decide its time"
         seconds = self._seconds(self.forwards_per_step)
         return (
             f"{_duration(seconds)} per step ({self.recipe.optimizer.prompts_per_step / seconds:.2g} images/s), "

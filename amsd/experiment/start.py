@@ -83,7 +83,9 @@ def _recorded_prompts(run: RunDirectory) -> dict[str, dict[str, Any]]:
         found = parsed_object(run.prompts.read_bytes())
         return {role: {"sha256": str(found[role]["sha256"]), "prompts": found[role]["prompts"]} for role in found}
     except (OSError, ValueError, LookupError, TypeError) as error:
-        _LOG.warning("%s is damaged (%r): whether the prompts are still the same is not checked", run.prompts, error)
+        _LOG.warning(
+            "%s is damaged (%r), so amsd cannot check whether the prompts are still the same", run.prompts, error
+        )
         return {}
 
 
@@ -117,7 +119,7 @@ def _require_same_prompts(run: RunDirectory, before: dict[str, dict[str, Any]], 
     for role, found in now.items():
         if role in before and before[role]["sha256"] != found["sha256"]:
             raise UsageError(
-                f"{run.path}: the {role} prompts of {found['source']} are not those that the run was started with "
+                f"{run.path}: the {role} prompts of {found['source']} differ from those that the run was started with "
                 f"({before[role]['prompts']} prompts with sha256 {before[role]['sha256'][:12]}, now {found['prompts']} "
                 f"with {found['sha256'][:12]}). Bring the old prompts back, or choose another --output."
             )

@@ -50,7 +50,8 @@ def _column(source: str, name: str, split: str, column: str | None) -> list[str]
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or offline is not None
     try:
-        table = datasets.load_dataset(name, split=split)
+        with Repository(name, kind="dataset").telling():
+            table = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         if offline is not None:
             raise PromptError(f"{source}: is not in the local cache and {offline}. {_WAY_OUT}") from None

@@ -33,7 +33,7 @@ def read_file(path: Path, column: str | None = None) -> list[str]:
         raise PromptError(f"{path}: unknown format {path.suffix!r}; prompt files are {', '.join(READERS)}.")
     try:
         if path.stat().st_size > LARGEST:
-            raise PromptError(f"{path}: has {path.stat().st_size:,} bytes, which is more than prompts need.")
+            raise PromptError(f"{path}: has {path.stat().st_size:,} bytes; a prompt file may have {LARGEST:,}.")
         return reader(path, column)
     except OSError as error:
         raise PromptError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -148,7 +148,9 @@ def find_column(names: Iterable[str], where: str, wanted: str | None = None) -> 
 def _say_choice(where: str, names: tuple[str, ...]) -> None:
     """Say once which of several columns is read."""
     others = ", ".join(map(repr, names[1:]))
-    _LOG.warning("%s: %r is read, though %s may hold prompts too. prompts.column chooses.", where, names[0], others)
+    _LOG.warning(
+        "%s: amsd reads the column %r; %s may hold prompts too. Set prompts.column to choose.", where, names[0], others
+    )
 
 
 def _shown(names: list[str]) -> str:

@@ -104,7 +104,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > LARGEST:
-            raise UsageError(f"{path}: has {path.stat().st_size:,} bytes; that is no recipe or sweep.")
+            raise UsageError(f"{path}: has {path.stat().st_size:,} bytes; a recipe or sweep may have {LARGEST:,}.")
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -146,7 +146,7 @@ def assign(tree: dict[str, Any], key: str, value: Any) -> None:
     """
     parts = key.replace("[", ".").replace("]", "").split(".")
     if len(parts) > DEEPEST:
-        raise RecipeError("--set", [Problem(key, f"names {len(parts)} tables within each other; no key does")])
+        raise RecipeError("--set", [Problem(key, f"is nested {len(parts)} tables deep; no key is")])
     node: Any = tree
     for depth, part in enumerate(parts):
         here = ".".join(parts[: depth + 1])

@@ -71,7 +71,7 @@ def _reward_names(recipe: Recipe) -> Iterator[Problem]:
     seen: set[str] = set()
     for index, term in enumerate(recipe.reward):
         if term.name in seen:
-            yield Problem(f"reward[{index}].name", "the same reward stands twice; add up the weights", term.name)
+            yield Problem(f"reward[{index}].name", "the same reward is listed twice; add up the weights", term.name)
         seen.add(term.name)
         if term.weight == 0:
             yield Problem(f"reward[{index}].weight", "a reward of weight 0 has no effect", 0.0,
@@ -92,7 +92,7 @@ def _servers(recipe: Recipe) -> Iterator[Problem]:
 def _best(recipe: Recipe) -> Iterator[Problem]:
     known = {term.name for term in recipe.reward} | {*recipe.evaluation.metrics}
     if recipe.evaluation.best is not None and recipe.evaluation.best not in known:
-        yield Problem("evaluation.best", f"is not evaluated; evaluated are {', '.join(sorted(known))}",
+        yield Problem("evaluation.best", f"is not evaluated; this recipe evaluates {', '.join(sorted(known))}",
                       recipe.evaluation.best)  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def _guarded(reward: Reward, images: Tensor, prompts: Sequence[str], kind: str) 
         raise
     except SystemExit as error:
         raise RewardFailed(
-            f"{kind} {reward.name!r} wanted to end the process (SystemExit: {error.code}){place_of(error)}"
+            f"{kind} {reward.name!r} tried to end the process (SystemExit: {error.code}){place_of(error)}"
         ) from error
     except BaseException as error:
         if is_shortage(error) or (isinstance(error, RuntimeError) and _SHORTAGE.search(str(error))):

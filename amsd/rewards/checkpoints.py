@@ -40,7 +40,9 @@ def find_file(source: str, what: str, sha256: str | None = None) -> Path:
                 f"{what} = {source!r}: no such file. A file on the hub is written {HUB}OWNER/REPOSITORY/FILE."
             )
     if sha256 is not None and (found := file_hash(path)) != sha256.lower():
-        raise UsageError(f"{what} = {source!r}: its sha256 is {found}, not {sha256}. It is another or a damaged file.")
+        raise UsageError(
+            f"{what} = {source!r}: its sha256 is {found}, not {sha256}. The file is damaged, or it is a different one."
+        )
     return path
 
 

@@ -187,11 +187,11 @@ def _doubt(target: Target, path: Path, record: CodeFile | None, received: Sequen
     if Path(record.path) != path:
         return f"but the run was trained with {record.path}"
     if path.parts[1] in ("proc", "dev"):  # the same name is another file for every process
-        return "which is no place of a file"
+        return "which is not the path of a file"
     if any(path.resolve().is_relative_to(folder.resolve()) for folder in received):
         return "which came with the run"
     if path.resolve().is_relative_to(Path(sysconfig.get_path("stdlib")).resolve()) and "site-packages" not in str(path):
-        return "which is no scorer of yours but Python's own library"
+        return "which belongs to Python's own library"
     if sha256(path) != record.sha256:
         return "which has changed since the run was trained"
     return None

@@ -243,7 +243,7 @@ def _whole(answer: Any, deadline: float) -> bytes:
         if time.monotonic() > deadline:
             raise TimeoutError
         if sum(map(len, parts)) > _LARGEST:
-            raise _Refused(f"its answer has more than {_LARGEST:,} bytes, which is no list of scores.")
+            raise _Refused(f"its answer has more than {_LARGEST:,} bytes; a list of scores is shorter.")
     return b"".join(parts)
 
 

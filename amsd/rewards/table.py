@@ -166,8 +166,8 @@ def unchecked(trained: Sequence[str], metrics: Sequence[str]) -> str | None:
     shapes = all(name.startswith("shapes:") for name in trained)
     advice = "shapes:alignment" if shapes and "shapes classifier" not in kinds else options[0]
     return (
-        f"evaluation.metrics names no reward of another kind than the trained one ({', '.join(sorted(kinds))}), so "
-        f"reward hacking would not be seen. Add one, such as {advice!r}."
+        f"All of evaluation.metrics is of the trained kind ({', '.join(sorted(kinds))}), so nothing would show reward "
+        f"hacking. Add a metric of another kind, such as {advice!r}."
     )
 
 

@@ -118,7 +118,7 @@ def calls_of(images_per_call: object, groupwise: object) -> int | None:
     if isinstance(images_per_call, bool) or not isinstance(images_per_call, int) or images_per_call < 1:
         raise UsageError(f"option images_per_call = {images_per_call!r}: must be a whole number from 1 on")
     if groupwise:
-        raise UsageError("options images_per_call and groupwise exclude each other: a group is never divided")
+        raise UsageError("options images_per_call and groupwise cannot be used together: a group is never divided")
     return images_per_call
 
 

@@ -62,14 +62,14 @@ def _metrics(plan: SweepPlan) -> Iterator[Problem]:
     fixed = not any(key.startswith(("evaluation.", "schedule.", "guidance.")) for key in {*sweep.search, *searched})
     for index, objective in enumerate(sweep.objective):
         if fixed and objective.setting is not None and objective.setting not in settings:
-            problem = "is no evaluation setting of the base recipe"
+            problem = "is not an evaluation setting of the base recipe"
             yield Problem(f"objective[{index}].setting", problem, objective.setting, _near(objective.setting, settings))
         if is_distance(objective.metric):
             yield from _distance_objective(f"objective[{index}]", objective)
     labels = [objective.label for objective in sweep.objective]
     for index, label in enumerate(labels):
         if label in labels[:index]:
-            yield Problem(f"objective[{index}]", "the same objective stands twice", label)
+            yield Problem(f"objective[{index}]", "the same objective is listed twice", label)
 
 
 def _distance_objective(key: str, objective: Objective) -> Iterator[Problem]:

@@ -220,7 +220,7 @@ def outline(plan: SweepPlan) -> Iterator[str]:
     )
     costs = {point.key: point.cost for point in queued}
     if len(costs) < len(queued):
-        yield f"Copies of other points, which take over their results: {len(queued) - len(costs)}."
+        yield f"{_counted(len(queued) - len(costs), 'trial')} will reuse the result of an identical point."
     if not endless:
         drawn = count - len(queued)  # what a sampler will draw is unknown: counted as the base recipe
         total = sum(costs.values())

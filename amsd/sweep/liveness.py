@@ -164,4 +164,4 @@ class Liveness:
                 self._trials.put_back(trial_id)
                 logger.warning("Trial %d: %s is silent; the trial is queued again.", number, who)
         except UpdateFinishedTrialError:
-            logger.info("Trial %d ended just before it was taken for lost.", number)
+            logger.info("Trial %d ended just before amsd declared it lost.", number)

@@ -75,7 +75,7 @@ def restore_plan(data: Any, source: str = "sweep in the storage") -> SweepPlan:
         UsageError: it is damaged, or a newer amsd wrote it.
     """
     if not isinstance(data, Mapping):
-        raise UsageError(f"{source}: is no plan of a sweep")
+        raise UsageError(f"{source}: is not the plan of a sweep")
     require_format(data.get("format", FORMAT), source)
     if not all(isinstance(data.get(part), Mapping) for part in ("sweep", "recipe")):
         raise UsageError(f"{source}: the plan is damaged or not made by amsd (no table of a sweep, or of its recipe)")

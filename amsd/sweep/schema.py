@@ -74,7 +74,7 @@ class Dimension(Section):
         elif self.step is not None or self.log or self.type is not None or self.points is not None:
             raise ValueError("step, log, type and points belong to a range with low and high")
         if self.choices is not None and len({(type(c), c) for c in self.choices}) < len(self.choices):
-            raise ValueError("a choice stands twice")
+            raise ValueError("a choice is listed twice")
         return self
 
     def _check_range(self) -> None:
@@ -87,7 +87,7 @@ class Dimension(Section):
         if self.step is not None and (self.high - self.low) / self.step > 2**53:
             raise ValueError(f"step = {self.step:g} is too small for a range from {self.low:g} to {self.high:g}")
         if self.log and self.step is not None:
-            raise ValueError("log and step exclude each other")
+            raise ValueError("log and step cannot be used together")
         if self.is_int and not all(isinstance(v, int) for v in (self.low, self.high, self.step) if v is not None):
             raise ValueError("an int range needs integers for low, high and step")
 
@@ -280,5 +280,5 @@ class Sweep(Section):
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed stands twice")
+            raise ValueError("a seed is listed twice")
         return seeds

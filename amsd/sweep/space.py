@@ -71,7 +71,7 @@ def declared(dimension: Dimension, value: Any) -> Any:
                 return choice
         raise ValueError(f"{value!r} is not one of {list(dimension.choices or dimension.variants or ())}")
     if not is_number or not dimension.low <= value <= dimension.high or (dimension.is_int and value != int(value)):
-        raise ValueError(f"{value!r} is no {dimension.kind} from {dimension.low:g} to {dimension.high:g}")
+        raise ValueError(f"{value!r} must be of type {dimension.kind}, from {dimension.low:g} to {dimension.high:g}")
     return int(value) if dimension.is_int else float(value)
 
 
@@ -177,13 +177,13 @@ def satisfying(sweep: Sweep, name: str) -> dict[str, Any]:
     for parent, condition in sweep.search[name].when.items():
         fitting = next((v for v in _candidates(sweep.search[parent], condition) if condition.holds(v)), None)
         if fitting is None:
-            raise ValueError(f"no value of {parent} fulfils the condition, so this dimension is never searched")
+            raise ValueError(f"no value of {parent} meets the condition, so this dimension is never searched")
         chosen |= {**satisfying(sweep, parent), parent: fitting}
     return chosen
 
 
 def _candidates(dimension: Dimension, condition: Condition) -> Iterator[Any]:
-    """Values among which there is one that fulfils the condition, if the dimension has any such value."""
+    """Values among which there is one that meets the condition, if the dimension has any such value."""
     if dimension.low is None or dimension.high is None:
         yield from values(dimension)
         return

@@ -168,7 +168,7 @@ def run_point(text: str, assignments: Sequence[str], folder: Path | None) -> dic
     try:
         plan = restore_plan(parsed(text), "--plan")
     except ValueError as error:
-        raise UsageError(f"--plan: is no JSON ({error})") from None
+        raise UsageError(f"--plan: is not JSON ({error})") from None
     chosen: dict[str, Any] = {}
     for assignment in assignments:
         key, _, value = assignment.partition("=")
@@ -218,7 +218,7 @@ def _run_chosen(
     plan: SweepPlan, folder: Path, executor: TrialExecutor, stop: Stop, run_id: str, chosen: dict[str, Any]
 ) -> dict[str, float]:
     if not re.fullmatch(r"[A-Za-z0-9][\w-]{0,127}", run_id):  # it names a folder
-        raise RunError(f"W&B names the run {run_id!r}; only letters, digits, - and _ are taken")
+        raise RunError(f"W&B names the run {run_id!r}; amsd takes only letters, digits, - and _")
     seed = chosen.pop("training.seed", plan.sweep.seeds[0])
     if isinstance(seed, bool) or seed not in plan.sweep.seeds:
         raise RunError(f"W&B chose training.seed = {seed!r}, but the sweep's seeds are {list(plan.sweep.seeds)}")
@@ -271,4 +271,4 @@ def require_key() -> None:
                          "Unset it, or use --backend optuna, which works offline.")  # fmt: skip
     if not wandb.login(prompt=False, verify=False):
         raise UsageError("--backend wandb needs a W&B key: set WANDB_API_KEY or run `wandb login` "
-                         "(WANDB_BASE_URL for an own server), or use --backend optuna, which needs none.")  # fmt: skip
+                         "(WANDB_BASE_URL for your own server), or use --backend optuna without a key.")  # fmt: skip

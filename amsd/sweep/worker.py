@@ -233,7 +233,7 @@ def _alike(error: str | None) -> str:
 def _copied(twin: FrozenTrial, trial: Trial) -> Outcome:
     source = twin.user_attrs.get(names.OUTCOME, {})
     number = source.get("copy_of") if source.get("copy_of") is not None else twin.number
-    logger.info("Trial %d equals trial %d; its values are taken over.", trial.number, number)
+    logger.info("Trial %d equals trial %d and takes over its values.", trial.number, number)
     trial.set_user_attr(names.RUNS, twin.user_attrs.get(names.RUNS, []))
     status = "complete" if twin.state.name == "COMPLETE" else "pruned"
     values: Sequence[float] = twin.values if status == "complete" else ()

@@ -59,7 +59,7 @@ def require_known_trackers(wanted: Sequence[str]) -> None:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UsageError(f"tracking.trackers: {name!r} is no tracker; there are {', '.join(known)}.{hint}")
+            raise UsageError(f"tracking.trackers: {name!r} is not a tracker. Trackers: {', '.join(known)}.{hint}")
 
 
 def resolve(name: str) -> Open:

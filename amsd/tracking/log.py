@@ -115,8 +115,8 @@ def lost_steps(path: Path, step: int) -> str:
         return ""
     count = "1 step is" if missing == 1 else f"{missing} steps are"
     return (
-        f"{path.name} is damaged: of the first {step} steps {count} missing in it. The training goes on from its "
-        "checkpoint, which is whole; curves and reports have a gap."
+        f"{path.name} is damaged: {count} missing of the first {step}. The checkpoint is whole, so training continues. "
+        "Curves and reports have a gap."
     )
 
 

@@ -216,7 +216,7 @@ def _make_smaller(size: ChunkSize, count: int, shortage: str) -> None:
             what = (
                 f"({size.work.many.format(count=count)}); set optimizer.micro_batch and training.collection_batch to 1"
             )
-        raise RunError(f"Out of memory {what}. {size.work.way_out} What was said: {shortage}")
+        raise RunError(f"Out of memory {what}. {size.work.way_out} PyTorch said: {shortage}")
     size.failed(count)
     what = size.work.many.format(count=count)
     _LOG.warning("%s does not fit into memory; trying %d. (%s)", what, size.next, shortage)

@@ -119,7 +119,7 @@ class Keeper:
                 raise
             left = self.run.pointer("latest")
             kept = "no checkpoint is left" if left is None else f"the newest is now {left.name}"
-            raise Diverged(f"{error}\nThe checkpoint of step {step} was taken back; {kept}.") from error
+            raise Diverged(f"{error}\namsd removed the checkpoint of step {step}; {kept}.") from error
 
     def resume(self) -> int:
         """Bring everything back to the newest whole checkpoint; returns its step, 0 if there is none.

@@ -185,8 +185,8 @@ class SOCTrainer(Method[E]):
         guard = self.updater.guard
         notice = Notice(
             "update-skipped",
-            f"The update was left out, because its loss or gradient is not finite ({guard.in_a_row} in a row; "
-            f"more than {guard.patience} end the run).",
+            f"amsd skipped an update, because its loss or gradient is not finite ({guard.in_a_row} in a row; "
+            f"the run ends after more than {guard.patience}).",
             step,
         )
         for listener in self.listeners:

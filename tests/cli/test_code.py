@@ -229,7 +229,7 @@ def test_a_place_that_is_another_file_for_every_process_is_no_record(
     monkeypatch.setattr(Path, "is_file", lambda self: str(self) == place or self.exists())
     recipe = from_dict({"reward": [{"name": "python:watch.py:score"}], "code": {"watch.py": {"path": place}}})
     record = {"watch.py": CodeFile(path=place, sha256="0")}
-    with pytest.raises(UsageError, match="no place of a file"):
+    with pytest.raises(UsageError, match="not the path of a file"):
         require_consent(recipe, record, [], allowed=False)
 
 

@@ -99,7 +99,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str, bool]] = {
     "pointer tokenizer": ("tokenizer/tokenizer.json", lambda f: f.write_bytes(POINTER), "tokenizer.*git-lfs", True),
     "no vocabulary": ("tokenizer/tokenizer.json", lambda f: f.unlink(), "tokenizer", True),
     "unknown class": ("model_index.json", configuration(unet=["diffusers", "UNet9"]), "no class UNet9|UNet9", True),
-    "own code": ("model_index.json", configuration(unet=["my_unet", "MyUNet"]), "is not run", True),
+    "own code": ("model_index.json", configuration(unet=["my_unet", "MyUNet"]), "does not run code", True),
     "another family": ("model_index.json", configuration(_class_name="KandinskyPipeline"), "KandinskyPipeline", True),
     "a folder for a file": (UNET, lambda f: (f.unlink(), f.mkdir()), "does not exist", True),
     "a link to itself": (TEXT, lambda f: (f.unlink(), f.symlink_to(f)), "does not exist", True),
@@ -108,9 +108,9 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str, bool]] = {
                                     "vae.*weights of .* are not finite", False),
     "a pickle cut off": (UNET, lambda f: pickled(f, half=True), r"unet.*\.bin cannot be read", True),
     "a pickle of more": (TEXT, lambda f: pickled(f, more=Path("x")), r"pytorch_model\.bin cannot be read", True),
-    "an entry of nothing": ("model_index.json", configuration(unet=[]), "where a library and a class", True),
+    "an entry of nothing": ("model_index.json", configuration(unet=[]), "expected a library and a class", True),
     "an entry of numbers": ("model_index.json", configuration(unet=["diffusers", 7]), "a library and a class", True),
-    "a list as pipeline": ("model_index.json", configuration(_class_name=["pipeline", "Mine"]), "supported are", True),
+    "a list as pipeline": ("model_index.json", configuration(_class_name=["pipeline", "Mine"]), "amsd supports", True),
     "half an SDXL": ("model_index.json", configuration(_class_name="StableDiffusionXLPipeline"),
                      "it has no text_encoder_2", True),
     "no tokenizer": ("model_index.json", configuration(tokenizer=[None, None]), "tokenizer", True),
@@ -119,15 +119,15 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str, bool]] = {
     "a tokenizer that gives more": ("tokenizer/tokenizer_config.json", configuration(model_max_length=77),
                                     "gives up to 77 tokens.*reads 16", True),
     "the whole of a CLIP": ("model_index.json", configuration(text_encoder=["transformers", "CLIPModel"]),
-                            "text_encoder is a CLIPModel.* asks a CLIPTextModel", True),
+                            "text_encoder is a CLIPModel.* needs a CLIPTextModel", True),
     "a pooled text encoder": ("model_index.json", configuration(
-        text_encoder=["transformers", "CLIPTextModelWithProjection"]), "asks a CLIPTextModel", True),
+        text_encoder=["transformers", "CLIPTextModelWithProjection"]), "needs a CLIPTextModel", True),
     "a scale of nothing": ("vae/config.json", configuration(scaling_factor=0), "scaling_factor = 0", True),
     "no size": ("unet/config.json", configuration(sample_size=None), r"set model\.size", True),
     "a byte order mark": ("unet/config.json", lambda f: f.write_bytes(b"\xef\xbb\xbf" + f.read_bytes()),
                           r"config\.json begins with a byte order mark", True),
     "too deep": ("vae/config.json", lambda f: f.write_text("[" * 100_000), r"config\.json is not valid JSON", True),
-    "no number": ("scheduler/scheduler_config.json", configuration(beta_end=float("nan")), "is no finite number", True),
+    "no number": ("scheduler/scheduler_config.json", configuration(beta_end=float("nan")), "is not a finite", True),
     "unknown prediction": ("scheduler/scheduler_config.json", configuration(prediction_type="noise"), "'noise'", True),
 }  # fmt: skip
 
@@ -181,7 +181,7 @@ def test_a_text_encoder_in_a_whole_clip_is_read_and_said(
     found = load_family(Model(pretrained=str(tmp_path / "model"))).pipeline.text_encoder.state_dict()
     own = load_family(Model(pretrained=str(good))).pipeline.text_encoder.state_dict()
     assert all(torch.equal(own[name], value) for name, value in found.items())
-    assert "holds a whole CLIP; its text half is used" in caplog.text
+    assert "holds a whole CLIP model. amsd uses its text encoder" in caplog.text
     blueprint(Model(pretrained=str(tmp_path / "model")))
 
 
@@ -189,7 +189,7 @@ def test_a_configuration_of_another_class_is_said(good: Path, tmp_path: Path, ca
     shutil.copytree(good, tmp_path / "model")
     configuration(_class_name="AutoencoderKL")(tmp_path / "model" / "unet" / "config.json")
     load_family(Model(pretrained=str(tmp_path / "model")))
-    assert "is of a AutoencoderKL, but model_index.json names a UNet2DConditionModel" in caplog.text
+    assert "describes a AutoencoderKL, but model_index.json names a UNet2DConditionModel" in caplog.text
 
 
 def test_the_whole_folder_is_loaded_and_planned(good: Path) -> None:
@@ -301,12 +301,12 @@ def test_a_disagreement_with_the_pipeline_is_found(family: Any, monkeypatch: pyt
     require_agreement(family)
     with monkeypatch.context() as patch:
         patch.setattr(type(family), "_unscaled", lambda self, config, latents: latents)
-        with pytest.raises(RunError, match="the decoder another latents"):
+        with pytest.raises(RunError, match="do not agree on the latents of the decoder"):
             require_agreement(family)
     with monkeypatch.context() as patch:
         encode = type(family).encode
         patch.setattr(type(family), "encode", lambda self, prompts: encode(self, [f"{p} x" for p in prompts]))
-        with pytest.raises(RunError, match="the denoiser another encoder_hidden_states"):
+        with pytest.raises(RunError, match="do not agree on the encoder_hidden_states of the denoiser"):
             require_agreement(family)
 
 

@@ -110,7 +110,7 @@ def test_a_damaged_log_is_named_once_and_the_training_goes_on(run: RunDirectory,
     notices = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines() if '"notice"' in line]
     said = [line["text"] for line in notices if line["notice"] == "damaged-log"]
     assert said
-    assert all("metrics.jsonl is damaged: of the first" in text for text in said)
+    assert all("metrics.jsonl is damaged:" in text for text in said)
     kept = logged(run)
     assert {STEPS + 1, STEPS + 2} <= kept.keys()
     for step in kept.keys() & whole.keys():

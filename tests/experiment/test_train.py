@@ -254,7 +254,7 @@ def test_edited_prompts_are_not_resumed(model: Path, tmp_path: Path, role: str) 
     chosen = recipe(model, prompts={role: str(file)}, **short)
     train(chosen, tmp_path / "run", resume=False)
     file.write_text("a cat\na dog\na cow\n", encoding="utf-8")
-    with pytest.raises(UsageError, match=rf"the {role}.*prompts\.txt are not those.*2 prompts.*now 3.*--output"):
+    with pytest.raises(UsageError, match=rf"the {role}.*prompts\.txt differ from those.*2 prompts.*now 3.*--output"):
         train(chosen, tmp_path / "run", resume=True)
     file.write_text("  a cat\n\na dog\n", encoding="utf-8")
     train(chosen, tmp_path / "run", resume=True)

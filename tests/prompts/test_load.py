@@ -256,8 +256,8 @@ def test_of_several_columns_the_first_is_read_and_said(tmp_path: Path, caplog: p
         (tmp_path / name).write_text(content, encoding="utf-8")
         assert load_prompts(str(tmp_path / name)).texts == ("yes",)
         (said,) = [text for text in caplog.messages if name in text]
-        assert "'prompt' is read, though" in said
-        assert "prompts.column chooses" in said
+        assert "amsd reads the column 'prompt'" in said
+        assert "Set prompts.column to choose" in said
     assert load_prompts(str(tmp_path / "a.json"), column="caption").texts == ("no",)
 
 

@@ -100,9 +100,9 @@ TOGETHER = (
           "method.buffer.size", "Nearest: 250 or 375."),
     _with("a buffer below one step", '[method]\nname = "buffer-am"\n[method.buffer]\nsize = 8',
           "method.buffer.size", "Nearest: 125."),
-    _with("an unknown best", '[evaluation]\nbest = "clip-score"', "evaluation.best", "evaluated are brightness"),
+    _with("an unknown best", '[evaluation]\nbest = "clip-score"', "evaluation.best", "recipe evaluates brightness"),
     _with("draws without noise", "[method.smoothing]\nsamples = 4", "method.smoothing.noise_std", "all the same"),
-    _only("a reward twice", _REWARD + _REWARD, "reward[1].name", "stands twice"),
+    _only("a reward twice", _REWARD + _REWARD, "reward[1].name", "is listed twice"),
     _only("a reward without effect", _REWARD + "weight = 0.0", "reward[0].weight", "evaluation.metrics"),
 )  # fmt: skip
 

@@ -104,7 +104,7 @@ def test_variants_set_several_keys() -> None:
         (ETA + '[[objective]]\nmetric = "shapes:rigth"\n', "Did you mean 'shapes:right'?"),
         (ETA + OBJECTIVE + "[[first]]\nschedule.eta = 0.5\n", "first[0].schedule.eta: is not a value"),
         ("[search]\nschedule.eta = { choices = [1.0], when.mode.above = 1.0 }\n" + OBJECTIVE, "names no dimension"),
-        (ETA + 2 * OBJECTIVE, "the same objective stands twice"),
+        (ETA + 2 * OBJECTIVE, "the same objective is listed twice"),
         (ETA + '[pruner]\nname = "median"\n' + OBJECTIVE
          + '[[objective]]\nmetric = "train/kl"\n', "only a single objective can be pruned"),
         (ETA + "[execution]\nlost_after_seconds = 1.0\n" + OBJECTIVE, "at least twice"),

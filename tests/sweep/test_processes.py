@@ -164,7 +164,7 @@ def test_ctrl_c_of_the_sweep_command_hands_back_the_trials_of_all_workers(tmp_pa
     check_whole(results, trials=4, steps=steps)
     assert [trial.attempts for trial in results.trials] == [2, 2, 1, 1]
     output, errors = start().communicate(timeout=300)
-    assert "Nothing was left to do" in output, output + errors
+    assert "Nothing is left to do" in output, output + errors
 
 
 def test_the_sweep_command_runs_workers_and_stops_when_all_fail_alike(tmp_path: Path) -> None:

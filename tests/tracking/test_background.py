@@ -116,7 +116,7 @@ def test_a_resumed_run_repeats_no_evaluation_and_no_notice(tmp_path: Path) -> No
 
 def test_names() -> None:
     assert names()[:3] == ["wandb", "tensorboard", "trackio"]
-    with pytest.raises(UsageError, match=r"'tensorbord' is no tracker; .* Did you mean 'tensorboard'"):
+    with pytest.raises(UsageError, match=r"'tensorbord' is not a tracker. .* Did you mean 'tensorboard'"):
         require_known_trackers(["tensorbord"])
     assert Tracking.model_validate({"trackers": "none"}).trackers == ()
     assert Tracking.model_validate({"trackers": "tensorboard"}).trackers == ("tensorboard",)

@@ -230,7 +230,7 @@ def test_pictures_that_are_not_finite_are_never_scored(
     chosen = recipe(model)
     with pytest.raises(Diverged, match=r"images are not finite and are not scored \('a blue square'") as failure:
         train(chosen, run.path, resume=False)
-    assert "The checkpoint of step 4 was taken back; the newest is now step-000002." in str(failure.value)
+    assert "amsd removed the checkpoint of step 4; the newest is now step-000002." in str(failure.value)
     assert run.steps() == [2]
     assert run.pointer("best") == run.checkpoint(2)
     assert "4" not in json.loads((run.checkpoints / "scores.json").read_text(encoding="utf-8"))

@@ -93,7 +93,7 @@ WRONG: dict[str, tuple[Callable[[Tensor, list[str], Tensor], Any], str]] = {
     "raise": (raises(ValueError("no face in\nthis picture")), r"raised ValueError: no face in this picture"),
     "raise without words": (raises(AssertionError()), r"raised AssertionError"),
     "raise what is no Exception": (raises(Odd("odd")), r"raised Odd: odd"),
-    "exit": (raises(SystemExit(0)), r"wanted to end the process \(SystemExit: 0\)"),
+    "exit": (raises(SystemExit(0)), r"tried to end the process \(SystemExit: 0\)"),
     "None": (lambda x, p, s: None, r"returned None for 4 images"),
     "text": (lambda x, p, s: "0.5", r"returned '0\.5' \(a str\) for 4 images"),
     "a dictionary": (lambda x, p, s: {"score": 1}, r"a dict\) for 4 images"),
@@ -214,7 +214,7 @@ def late(images, prompts):
 @pytest.mark.parametrize(
     ("wrong", "code", "text"),
     [
-        ("raise SystemExit(3)", 1, "Step 2: reward 'python:{file}:late' wanted to end the process (SystemExit: 3)"),
+        ("raise SystemExit(3)", 1, "Step 2: reward 'python:{file}:late' tried to end the process (SystemExit: 3)"),
         (
             "raise ValueError('tired')",
             1,

@@ -102,7 +102,7 @@ def test_the_divergence_from_the_base_is_in_the_loss_and_logged(tmp_path: Path) 
         (["method.buffer.importance_weighting=true"], r"importance_weighting.*clipped ratio"),
         (["method.clip_range=1.0"], r"method\.clip_range.*below 1"),
         (["method.group_size=3"], r"method\.group_size.*must divide"),
-        (["guidance.guidance_scale=5.0", "guidance.guidance_in_control_computation=true"], r"guided as it is"),
+        (["guidance.guidance_scale=5.0", "guidance.guidance_in_control_computation=true"], r"with their guidance"),
     ],
 )
 def test_what_cannot_work_is_refused_in_words(settings: list[str], message: str) -> None:

@@ -41,7 +41,7 @@ def family_class(pipeline_class: str) -> type[Family]:
     """
     families = known_families()
     if pipeline_class not in families:
-        raise UsageError(f"{pipeline_class} is not supported; supported are {', '.join(sorted(families))}.")
+        raise UsageError(f"{pipeline_class} is not supported; amsd supports {', '.join(sorted(families))}.")
     module, _, name = families[pipeline_class].partition(":")
     return cast("type[Family]", getattr(import_module(module), name))
 

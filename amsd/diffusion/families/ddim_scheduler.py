@@ -235,7 +235,9 @@ class SOCDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
         """Position of a timestep on the grid."""
         hit = torch.nonzero(steps.timesteps == float(timestep)).flatten()
         if len(hit) != 1:
-            raise ValueError(f"timestep {float(timestep):g} is not on the grid of {len(steps)} steps")
+            raise ValueError(
+                f"timestep {float(timestep):g} is not on the grid of {len(steps)} steps: use scheduler.timesteps"
+            )
         k = int(hit[0])
         if steps.alpha_bar[k] == 0 and steps.prediction_type == "epsilon":
             raise ValueError(

@@ -77,7 +77,7 @@ def require_scaling(configs: Configs, what: str) -> None:
     """
     scale = configs["vae"].get("scaling_factor", 1.0)
     if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 < scale < float("inf"):
-        raise UsageError(f"{what}: its vae/config.json says scaling_factor = {scale!r}, where a number above 0 is due.")
+        raise UsageError(f"{what}: its vae/config.json says scaling_factor = {scale!r}; it must be above 0.")
 
 
 def require_channels(takes: int, makes: int, what: str) -> None:

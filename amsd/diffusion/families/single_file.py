@@ -229,7 +229,7 @@ def declare(pipeline: Any, file: Path, shapes: Shapes) -> None:
     if "ztsnr" in shapes and not scheduler.config.get("rescale_betas_zero_snr", False):
         changes["rescale_betas_zero_snr"] = True
     if changes:
-        _LOG.warning("%s declares %s; its configuration says otherwise, and the file is obeyed.", file, changes)
+        _LOG.warning("%s declares %s and its configuration says otherwise. amsd follows the file.", file, changes)
         pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
 
 

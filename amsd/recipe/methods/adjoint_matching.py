@@ -114,7 +114,7 @@ class AdjointMatching(MethodSection):
         if guidance.guidance_in_adjoint_computation != guidance.guidance_in_control_computation:
             yield Problem(
                 "guidance.guidance_in_control_computation",
-                "the adjoint and the control are guided differently: a mixed mode without a name or grounding",
+                "the adjoint and the control are guided differently; no theory covers this mode",
                 guidance.guidance_in_control_computation,
             )
 

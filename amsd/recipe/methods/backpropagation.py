@@ -21,7 +21,7 @@ class BackpropagationSection(MethodSection):
 
     def problems(self, recipe: Recipe) -> Iterator[Problem]:
         """Roles of guidance that do not exist."""
-        yield from unguided_roles(recipe, f"{self.label} back-propagates through the sampler, guided as it is")
+        yield from unguided_roles(recipe, f"{self.label} differentiates the sampler itself, with its guidance")
         yield from super().problems(recipe)
 
     def advice(self, recipe: Recipe) -> Iterator[Problem]:

@@ -194,7 +194,7 @@ class GroupedSection(MethodSection):
         yield from super().problems(recipe)
         total = recipe.optimizer.prompts_per_step
         if total < 2:
-            yield Problem("optimizer.prompts_per_step", "a sample has none of its prompt to be compared with", total,
+            yield Problem("optimizer.prompts_per_step", "each prompt needs two samples or more, to compare them", total,
                           "Use 2 or more.")  # fmt: skip
         elif self.group_size is not None and total % self.group_size:
             yield Problem("method.group_size", f"must divide optimizer.prompts_per_step = {total}", self.group_size)

@@ -62,8 +62,8 @@ class DDPO(BufferedSection, GroupedSection):
         steps = recipe.schedule.num_inference_steps
         if recipe.schedule.eta == 0:
             yield Problem(
-                "schedule.eta", "must be above 0 for ddpo: without noise a step's Gaussian is a point and has no "
-                "density to differentiate", 0.0, "Use 1.0; eta = 0 belongs in evaluation.eta.",
+                "schedule.eta", "must be above 0 for ddpo: without noise a step has no density to differentiate", 0.0,
+                "Use 1.0; eta = 0 belongs in evaluation.eta.",
             )  # fmt: skip
         elif self.timesteps_per_trajectory > controlled_steps(recipe):
             yield Problem(
@@ -76,7 +76,9 @@ class DDPO(BufferedSection, GroupedSection):
                           True, "Remove it.")  # fmt: skip
         if self.clip_range >= 1:
             yield Problem("method.clip_range", "must be below 1: a ratio is never negative", self.clip_range)
-        yield from unguided_roles(recipe, f"{self.label} takes the density of the sampler's own steps, guided as it is")
+        yield from unguided_roles(
+            recipe, f"{self.label} uses the density of the sampler's own steps, with their guidance"
+        )
         yield from super().problems(recipe)
 
     def advice(self, recipe: Recipe) -> Iterator[Problem]:

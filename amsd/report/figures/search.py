@@ -23,7 +23,7 @@ def history_figure(story: Story) -> Figure | None:
     trials = _trials(story)
     if len(trials) < 2:
         return None
-    return Figure(_history(story, trials, Frame(560, 330)), _history(story, trials, Frame(343, 290, left=44)))
+    return Figure(_history(story, trials, Frame(1120, 300, left=70)), _history(story, trials, Frame(343, 290, left=44)))
 
 
 def slice_panels(story: Story) -> list[Panel]:

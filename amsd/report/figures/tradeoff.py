@@ -148,7 +148,9 @@ def _mark(plot: _Plot, dot: _Dot, x: Scale, y: Scale, single: bool) -> str:
     spot = tag("path", **mark(shape, left, level, size), class_="spot" if dot.last else "spot small")
     step = ""
     if single and dot.last:
-        step = label(left - 10, level - 10, f"step {dot.point.step}", "note end halo")
+        near_end = left > (x.start + x.end) / 2
+        place = (left - 10 if near_end else left + 10, level - 10)
+        step = label(*place, f"step {dot.point.step}", f"note halo{' end' * near_end}")
     return tag(
         "g",
         bars + spot + step,

@@ -173,7 +173,7 @@ def _try(tick: Callable[[], None]) -> None:
     try:
         tick()
     except (AmsdError, OSError) as error:  # the storage or the terminal is away; the workers need no view
-        logger.warning("The sweep goes on, but could not be shown: %s: %s", type(error).__name__, error)
+        logger.warning("The sweep goes on, but its progress cannot be shown: %s: %s", type(error).__name__, error)
 
 
 def _spawn(options: list[str], source: str, gpus: str | None, log: Path) -> _Launched:

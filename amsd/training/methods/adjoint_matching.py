@@ -69,20 +69,24 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
             eta = self.recipe.schedule.eta
             yield Notice(
                 "clamped-noise",
-                f"eta = {eta:g} is too large for {len(steps.clamped)} steps; the noise is clamped there.",
+                f"eta = {eta:g} is too large for {len(steps.clamped)} of the {len(steps)} steps. There amsd limits the "
+                "noise.",
             )
         scale = steps.control_scale[steps.controlled].abs()
         if steps.prediction_type == "flow" and float(scale.max()) > STIFF * max(1.0, float(scale.median())):
             number = int(steps.controlled[scale.argmax()])
             text = (
                 f"Step {number} of {len(steps)} adds so little noise ({float(steps.sigma[number]):.2g}) that a control "
-                f"costs {float(scale.max()):.0f} times the change that it makes, and the loss sees little else. "
-                "schedule.shift_terminal = 0.1 or 0.2 ends the grid before (docs/method.md section 10)."
+                f"costs {float(scale.max()):.0f} times the change that it makes. This step dominates the loss. Set "
+                "schedule.shift_terminal to 0.1 or 0.2: the grid then ends before it (docs/method.md section 10)."
             )
             yield Notice("stiff-step", text, values={"control_scale": float(scale.max())})
         memory = unit_variance_correlation(steps)
         if memory > MEMORY_LIMIT:
-            text = f"The sampler remembers its initial noise (correlation {memory:.2f} for unit-variance data)."
+            text = (
+                f"The sampler remembers its initial noise (correlation {memory:.2f} for unit-variance data), so "
+                "training misses a part of its target. Use schedule.eta = 1, or more steps."
+            )
             yield Notice("not-memoryless", text, values={"correlation": memory})
 
     def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> AdjointExperience:
