@@ -15,15 +15,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from amsd.diffusion.families import family_for
+from amsd.diffusion.families.base import Family
+from amsd.diffusion.families.stable_diffusion_xl import StableDiffusionXL
 from amsd.diffusion.parameterizations import build_policy
 from amsd.experiment.setup import build_accelerator, build_problem
+from amsd.experiment.sharing import divided
 from amsd.files import write_text
 from amsd.recipe import Recipe, dump_toml, from_dict
 from amsd.recipe.cost import forwards_per_step as forwards_per_step
@@ -62,14 +74,82 @@ def random_pipeline(tiny: bool = False, device: str | torch.device = "cpu") -> S
             block_out_channels=(32, 32, 64, 64) if tiny else (320, 640, 1280, 1280),
         )  # fmt: skip
         encoder = CLIPTextModel(text)
-    scheduler = DDIMScheduler(
+    return StableDiffusionPipeline(
+        vae=vae.eval(), text_encoder=encoder.eval(), tokenizer=tokenizer, scheduler=_ddim(), unet=unet.eval(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def _ddim() -> DDIMScheduler:
+    """The scheduler of Stable Diffusion 1.5 and XL."""
+    return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,
     )  # fmt: skip
-    return StableDiffusionPipeline(
-        vae=vae.eval(), text_encoder=encoder.eval(), tokenizer=tokenizer, scheduler=scheduler, unet=unet.eval(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+
+
+def published_pipeline(family: type[Family], tiny: bool, device: str | torch.device, dtype: torch.dtype) -> Any:
+    """The first model that a family knows by heart, with random weights made on `device`: SDXL or Stable Diffusion 3.5.
+
+    Networks are made in `dtype`, the autoencoder in float32; a T5 encoder is left out. `tiny` cuts the widths.
+    """
+    known = family.published[0]
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(pipeline_path() / "tokenizer", model_max_length=77)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    changes = _NARROW if tiny else {}
+    latents = {} if family is StableDiffusionXL else {"shift_factor": 0.0609, "scaling_factor": 1.5305}
+    with torch.device(device):
+        vae = known.parts["vae"].made(**latents, **changes.get("vae", {}))
+        with _floating(dtype):
+            denoiser = getattr(diffusers, family.denoiser_class).from_config(
+                {**known.denoiser, **changes.get(family.denoiser_class, {})}
+            )
+            texts = {
+                name: known.parts[name].made(**ends, **changes.get("texts", {}))
+                for name in ("text_encoder", "text_encoder_2")
+            }
+    networks = {name: network.eval() for name, network in {**texts, "vae": vae, family.denoiser_name: denoiser}.items()}
+    tokenizers = {"tokenizer": tokenizer, "tokenizer_2": tokenizer}
+    if family is StableDiffusionXL:
+        pipeline = StableDiffusionXLPipeline(**networks, **tokenizers, scheduler=_ddim(), add_watermarker=False)
+    else:
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        pipeline = StableDiffusion3Pipeline(
+            **networks, **tokenizers, scheduler=scheduler, text_encoder_3=None, tokenizer_3=None
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+_NARROW: dict[str, dict[str, Any]] = {
+    "vae": {"block_out_channels": (32, 32, 32, 32)},
+    "texts": {
+        "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "projection_dim": 64,
+    },
+    "UNet2DConditionModel": {
+        "sample_size": 8, "block_out_channels": (32, 32, 64), "cross_attention_dim": 128,
+        "transformer_layers_per_block": (1, 1, 1), "attention_head_dim": (2, 2, 4), "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": 6 * 32 + 64,
+    },
+    "SD3Transformer2DModel": {
+        "sample_size": 8, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 4,
+        "joint_attention_dim": 128, "caption_projection_dim": 32, "pooled_projection_dim": 128,
+        "pos_embed_max_size": 16, "dual_attention_layers": (0,),
+    },
+}  # fmt: skip
+"""What a tiny pipeline of a published architecture changes, by its part."""
+
+
+@contextmanager
+def _floating(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def recipe_of(sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
@@ -91,9 +171,19 @@ def set_up(recipe: Recipe, pipeline: Any, device: torch.device) -> tuple[Control
         accelerator = Accelerator(mixed_precision=precision, cpu=True)
     else:
         accelerator = build_accelerator(recipe)
-    policy = build_policy(family_for(pipeline), recipe.model)
+    policy = build_policy(family_for(pipeline, recipe.model), recipe.model)
     policy.to(accelerator.device)
     return build_problem(recipe, accelerator, policy, PROMPTS), accelerator
+
+
+@contextmanager
+def set_up_divided(recipe: Recipe, pipeline: Any) -> Iterator[tuple[ControlProblem, Accelerator]]:
+    """The same with networks divided among the processes of the group that this process is in (`training.fsdp`)."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = build_accelerator(recipe)
+    policy = build_policy(family_for(pipeline, recipe.model), recipe.model)
+    with divided(policy, recipe, accelerator):
+        yield build_problem(recipe, accelerator, policy, PROMPTS), accelerator
 
 
 def another_problem(recipe: Recipe, accelerator: Accelerator, problem: ControlProblem) -> ControlProblem:

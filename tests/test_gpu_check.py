@@ -66,7 +66,7 @@ def run(tmp_path: Path, *options: str) -> tuple[list[dict[str, Any]], str]:
 
 @pytest.mark.slow
 def test_the_whole_check_but_compile_runs_on_the_cpu(tmp_path: Path) -> None:
-    parts = ["environment", "limits", "smoke", "agreement", "bare unet", "train", "syncs"]
+    parts = ["environment", "limits", "smoke", "agreement", "bare unet", "train", "sizes", "syncs"]
     rows, text = run(tmp_path, "--budget", "500", "--only", ",".join(parts))
     assert text.splitlines()[-1] == "crashes: 0;"
     assert [part for part in parts if not any(row["part"] == part for row in rows)] == []
@@ -89,3 +89,9 @@ def test_the_whole_check_but_compile_runs_on_the_cpu(tmp_path: Path) -> None:
     } <= train.keys()
     assert train["images_per_s"] * train["s_per_update"] == pytest.approx(2, rel=0.01)
     assert by_part["syncs"][0]["casts_and_copies"] > 0
+    sizes = {row["case"]: row for row in by_part["sizes"]}
+    for name in ("SD 3.5 medium, LoRA, 1024", "SDXL, LoRA, 1024", "FSDP2, SD 3.5 medium, full, 512"):
+        assert sizes[name]["s_per_update"] > 0
+        assert sizes[name]["plan_gib"] > 5
+    assert sizes["FSDP2, SD 3.5 medium, full, 512"]["network"].startswith("FSDP")
+    assert max(sizes["FSDP2, embedded flow model, fp32"]["relative_difference"].values()) < 1e-3

@@ -26,14 +26,19 @@ def shares(recipe: Recipe) -> bool:
 
 
 def plugin(recipe: Recipe, cpu: bool) -> Any:
-    """What accelerate has to know; None on the CPU, where it does not enter FSDP and PyTorch's own call stands in."""
+    """What accelerate has to know; None on the CPU, where it does not enter FSDP and PyTorch's own call stands in.
+
+    Precision is autocast's, as in one process. accelerate's own choice in bf16 would round what the network is given,
+    its time among it (993 becomes 992), and add the processes' gradients up in bf16.
+    """
     if cpu or not recipe.training.fsdp:
         return None
     from accelerate import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
     return FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True,
-        cpu_ram_efficient_loading=False,
+        cpu_ram_efficient_loading=False, mixed_precision_policy=MixedPrecisionPolicy(cast_forward_inputs=False),
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="comma-separated names of parts")
     parser.add_argument("--pytest-seconds", type=float, default=100.0, help="for the tests marked gpu; 0: none")
     parser.add_argument("--compile-child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--fsdp-child", action="store_true", help=argparse.SUPPRESS)
     found = parser.parse_args(arguments)
     only = tuple(name for name in found.only.split(",") if name)
     out = Path(os.environ.get("OUT") or tempfile.mkdtemp())
@@ -41,11 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         in_child(check)
         return
+    if found.fsdp_child:
+        from gpu_check import sizes
+
+        sizes.in_child(check)
+        return
     _run(check)
 
 
 def _run(check: Check) -> None:
-    from gpu_check import bare, compiled, environment, smoke, steps, waits
+    from gpu_check import bare, compiled, environment, sizes, smoke, steps, waits
 
     tests = smoke.GpuTests(check)
     check.attempt("environment", lambda: environment.environment(check, IMPORT_TORCH), needs=1)
@@ -59,6 +65,8 @@ def _run(check: Check) -> None:
     check.attempt("bare unet", lambda: bare.bare(check), needs=60)
     if not check.options.only or "train" in check.options.only:
         steps.cases(check)
+    if not check.options.only or "sizes" in check.options.only:
+        sizes.sizes(check)
     check.attempt("syncs", lambda: waits.waits(check), needs=15 + steps.reserve_for_compile(check))
     check.attempt("compile", lambda: compiled.compiled(check), needs=60)
     steps.table(check)

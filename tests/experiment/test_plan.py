@@ -60,6 +60,25 @@ def test_flow_models_are_planned_with_their_published_sizes(name: str, denoiser:
         make_plan(load_recipe(name, ["schedule.beta_start=0.001", "schedule.beta_end=0.01"]), 1)
 
 
+@pytest.mark.parametrize(
+    ("pretrained", "denoiser"),
+    [
+        ("stabilityai/stable-diffusion-xl-base-1.0", 2_567_463_684),
+        ("stabilityai/stable-diffusion-3-medium-diffusers", 2_028_328_000),
+        ("stabilityai/stable-diffusion-3.5-large", 8_056_627_520),
+        ("black-forest-labs/FLUX.1-schnell", 11_891_178_560),
+    ],
+)
+def test_other_published_models_are_planned_too(pretrained: str, denoiser: int) -> None:
+    """CLIP's two encoders and the autoencoders have their published sizes as well: 123, 695 and 84 million."""
+    recipe = "flux-lora" if "FLUX" in pretrained else "sd15-lora"
+    plan = make_plan(load_recipe(recipe, [f"model.pretrained={pretrained}"]), processes=1)
+    assert plan.denoiser_parameters == denoiser
+    if "xl" in pretrained:
+        assert plan.text_parameters == 123_060_480 + 694_659_840
+        assert plan.vae_parameters == 83_653_863
+
+
 @pytest.mark.parametrize("name", ["sd15-am", "sd15-buffer-am", "sd15-lora", "sd15-single-prompt"])
 def test_every_shipped_recipe_of_sd15_has_a_plan(name: str) -> None:
     text = dict(make_plan(load_recipe(name), processes=1).lines())

@@ -1,7 +1,7 @@
 """Models on the hub whose architecture is known without asking the hub: sizes for plans, counted and not copied.
 
-Configurations are written down from public descriptions and were not compared with the published files; the
-parameters are counted on networks without storage.
+Configurations are written down from public descriptions, and copies of them in several public repositories agree; they
+were not compared with the published files. The parameters are counted on networks without storage.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ class NetworkOnPaper:
     def parameters(self) -> int:
         """Number of its parameters."""
         return _count(self)
+
+    def made(self, **changes: Any) -> Any:
+        """The network with random weights, on the device and in the type that are PyTorch's defaults at the time."""
+        found, config = getattr(import_module(self.library), self.class_name), {**dict(self.config), **changes}
+        return found(found.config_class(**config)) if self.library == "transformers" else found.from_config(config)
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,6 @@ VAE_16 = _autoencoder(latent_channels=16, use_quant_conv=False, use_post_quant_c
 
 @cache
 def _count(network: NetworkOnPaper) -> int:
-    found, config = getattr(import_module(network.library), network.class_name), dict(network.config)
     with torch.device("meta"):
-        if network.library == "transformers":
-            made = found(found.config_class(**config))
-        else:
-            made = found.from_config(config)
+        made = network.made()
     return sum(parameter.numel() for parameter in made.parameters())

@@ -15,26 +15,36 @@ from amsd.diffusion.guidance import Network, TextCondition
 from amsd.errors import UsageError
 from amsd.recipe import Model
 
+_HEAD = 64
+"""Width of one attention head of the published models."""
+
+
+def _published(name: str, layers: int, positions: int, **config: Any) -> Published:
+    """A model of so many layers, and as many heads in each; `positions` is the side of its table of positions."""
+    return Published(
+        names=(name,),
+        denoiser={
+            "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": layers,
+            "attention_head_dim": _HEAD, "num_attention_heads": layers, "joint_attention_dim": 4096,
+            "caption_projection_dim": _HEAD * layers, "pooled_projection_dim": 2048, "pos_embed_max_size": positions,
+            **config,
+        },
+        parts={
+            "text_encoder": CLIP_L_POOLED, "text_encoder_2": CLIP_G_POOLED, "text_encoder_3": T5_XXL, "vae": VAE_16,
+        },
+        stored_bytes=2,
+    )  # fmt: skip
+
 
 class StableDiffusion3(FlowFamily):
     """`StableDiffusion3Pipeline`."""
 
     denoiser_class = "SD3Transformer2DModel"
     published = (
-        Published(
-            names=("stable-diffusion-3.5-medium",),
-            denoiser={
-                "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
-                "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096,
-                "caption_projection_dim": 1536, "pooled_projection_dim": 2048, "pos_embed_max_size": 384,
-                "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13)),
-            },
-            parts={
-                "text_encoder": CLIP_L_POOLED, "text_encoder_2": CLIP_G_POOLED, "text_encoder_3": T5_XXL, "vae": VAE_16,
-            },
-            stored_bytes=2,
-        ),
-    )  # fmt: skip
+        _published("stable-diffusion-3.5-medium", 24, 384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13))),
+        _published("stable-diffusion-3.5-large", 38, 192, qk_norm="rms_norm"),
+        _published("stable-diffusion-3-medium", 24, 192),
+    )
 
     text_encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     optional_parts = ("text_encoder_3", "tokenizer_3")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from amsd.diffusion.families.published import CLIP_G_POOLED, CLIP_L, VAE, Published
 from amsd.diffusion.families.unet import UNetFamily
 from amsd.diffusion.guidance import TextCondition
 
@@ -16,6 +17,21 @@ class StableDiffusionXL(UNetFamily):
 
     text_encoder_names = ("text_encoder", "text_encoder_2")
     scales_by_statistics = True
+    published = (
+        Published(
+            names=("stable-diffusion-xl-base",),
+            denoiser={
+                "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
+                "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20),
+                "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
+            },
+            parts={"text_encoder": CLIP_L, "text_encoder_2": CLIP_G_POOLED, "vae": VAE},
+            stored_bytes=4,
+        ),
+    )  # fmt: skip
 
     def _encode_window(self, prompts: Sequence[str]) -> TextCondition:
         """Token embeddings (B, L, D), pooled embeddings (B, P) and time ids (B, 6)."""
