@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from amsd.diffusion.activations import kept_bytes
 from amsd.diffusion.families import family_class, known_families
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.families.published import Published
@@ -70,6 +71,10 @@ class Blueprint:
     def forward_flops(self) -> float:
         """Floating-point operations of one forward pass for one picture, counted on shapes alone."""
         return _counted(self.family, self.family.denoiser)
+
+    def kept_bytes(self, dtype: torch.dtype) -> int:
+        """Activations of one forward pass for one picture that are kept for the pass back through the network."""
+        return kept_bytes(self.family, self.family.denoiser, dtype)
 
 
 def at_hand(model: Model) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from amsd.diffusion.blueprint import Blueprint, blueprint
 from amsd.diffusion.families.decoding import DECODED_PIXELS
+from amsd.diffusion.policy import DTYPES
 from amsd.diffusion.quantization import BITS
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity
@@ -26,7 +27,7 @@ CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180)
 COMMON_CARD = 80
 """GB above which a plan thinks of several cards."""
 ROOM = 1.2
-"""A fifth is kept for activations of a single row outside of the decoder and for what the driver takes."""
+"""A fifth is kept for what the loss and the driver take."""
 #: Below this a device waits for launches and memory: arithmetic says nothing of the time, nor pixels of the memory.
 SMALL_FORWARD_FLOPS = 1e10
 
@@ -48,6 +49,8 @@ class Plan:
     """network forward-equivalents per optimizer step (docs/method.md section 7)."""
     pixels: int
     """Of one image."""
+    back_bytes: float
+    """Activations of one trajectory that the adjoint's products with the network's Jacobian keep."""
     evaluation_prompts: int | None
     """None: the evaluation prompts are not on this machine yet."""
     download: str
@@ -172,14 +175,18 @@ class Plan:
         size = round(self.pixels**0.5)
         return text + (
             f"activations come on top, about {self.decoding_bytes / 2**30:.0f} GiB for the reward gradient through the "
-            f"decoder at {size} x {size}: {self._card()}"
+            f"decoder at {size} x {size}, then {self.back_bytes / 2**30:.1f} GiB for each trajectory's adjoint: "
+            f"{self._card()}"
         )
 
     def _card(self) -> str:
-        """The smallest usual card that holds weights, decoder and rewards; held-out scorers take turns with them."""
+        """The smallest usual card that holds weights, rewards, and decoder or adjoint, which take turns.
+
+        Held-out scorers take turns with them too.
+        """
         trained = {term.name for term in self.recipe.reward}
         rewards = 1e9 * sum(gigabytes for name, gigabytes in _downloaded(self.recipe) if name in trained)
-        needed = ROOM * (self.memory_bytes + self.decoding_bytes + rewards)
+        needed = ROOM * (self.memory_bytes + max(self.decoding_bytes, self.back_bytes) + rewards)
         card = next((size for size in CARDS if needed <= size * 1e9), None)
         text = f"no GPU of {CARDS[-1]} GB holds it" if card is None else f"at least a GPU of {card} GB"
         whole = self.recipe.model.parameterization != "lora" and not self.recipe.training.fsdp
@@ -216,9 +223,17 @@ def make_plan(recipe: Recipe, processes: int, found: Blueprint | None = None) ->
     trained = total if recipe.model.parameterization != "lora" else found.lora_parameters(lora.rank, lora.targets)
     return Plan(
         recipe, processes, total, found.quantizable_parameters, found.vae_parameters, found.text_parameters, trained,
-        found.forward_flops(), forwards_per_step(recipe, processes), found.pixels, _evaluation_prompts(recipe),
+        found.forward_flops(), forwards_per_step(recipe, processes), found.pixels, _back_bytes(recipe, found),
+        _evaluation_prompts(recipe),
         found.download,
     )  # fmt: skip
+
+
+def _back_bytes(recipe: Recipe, found: Blueprint) -> float:
+    """Of one trajectory: a row, or two where the adjoint is guided."""
+    guidance = recipe.guidance
+    rows = 2 if guidance.guidance_in_adjoint_computation and guidance.guidance_scale != 1 else 1
+    return float(rows * found.kept_bytes(DTYPES[recipe.model.precision]))
 
 
 def _at_a_time(recipe: Recipe, local: int) -> str:

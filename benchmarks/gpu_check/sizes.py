@@ -142,10 +142,11 @@ def _row(size: Size, recipe: Recipe, found: Peaks) -> dict[str, Any]:
 
 def _planned(plan: Plan) -> Mapping[str, Any]:
     """What the plan says of the published size, whatever was run."""
-    weights, decoder = plan.memory_bytes / GIB, plan.decoding_bytes / GIB
+    weights, decoder, adjoint = plan.memory_bytes / GIB, plan.decoding_bytes / GIB, plan.back_bytes / GIB
     return {
-        "plan_gib": round(weights + decoder, 2), "plan_gib_weights": round(weights, 2),
-        "plan_gib_decoder": round(decoder, 2), "plan": dict(plan.lines())["memory"],
+        "plan_gib": round(weights + max(decoder, adjoint), 2), "plan_gib_weights": round(weights, 2),
+        "plan_gib_decoder": round(decoder, 2), "plan_gib_adjoint": round(adjoint, 2),
+        "plan": dict(plan.lines())["memory"],
     }  # fmt: skip
 
 

@@ -87,6 +87,18 @@ def test_every_shipped_recipe_of_sd15_has_a_plan(name: str) -> None:
     assert "GiB for the reward gradient through the decoder at 512 x 512" in text["memory"]
 
 
+def test_the_adjoint_decides_where_it_is_larger_than_the_decoder() -> None:
+    """FLUX at 1024: the decoder takes 16 GiB, the activations of one trajectory more, and twice that where guided."""
+    sets = ["model.size=[1024, 1024]", "guidance.guidance_scale=2"]
+    plan = make_plan(load_recipe("flux-lora", sets), 1)
+    guided = make_plan(load_recipe("flux-lora", [*sets, "guidance.guidance_in_adjoint_computation=true"]), 1)
+    assert plan.decoding_bytes == 16 * 2**30
+    assert 16 * 2**30 < plan.back_bytes < 32 * 2**30
+    assert guided.back_bytes == 2 * plan.back_bytes
+    cards = [dict(each.lines())["memory"].rpartition("a GPU of ")[2] for each in (plan, guided)]
+    assert cards == ["80 GB", "96 GB"]
+
+
 def test_evaluation_is_counted_over_prompts_samples_and_settings() -> None:
     known = dict(make_plan(load_recipe("sd15-am", ["evaluation.prompts=100"]), 4).lines())
     # 100 prompts x 10 samples x 2 settings x 50 steps, guided; 803 GFLOP each at 100 TFLOP/s on 4 devices.
