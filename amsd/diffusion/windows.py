@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _SPECIAL = 2
 """Tokens of every window that mark its beginning and its end."""
@@ -20,8 +22,19 @@ def windows_needed(tokens: int, length: int) -> int:
     return max(1, -(-(tokens - _SPECIAL) // (length - _SPECIAL)))
 
 
+def encode_windows(pipeline: Any, names: Sequence[str], count: int, encode: Callable[[], T]) -> list[T]:
+    """What `encode` makes of each of the first `count` windows of its texts, read by the tokenizers `names`."""
+    if count == 1:
+        return [encode()]
+    found = []
+    for number in range(count):
+        with _reading_window(pipeline, names, number):
+            found.append(encode())
+    return found
+
+
 @contextmanager
-def reading_window(pipeline: Any, names: Sequence[str], number: int) -> Iterator[None]:
+def _reading_window(pipeline: Any, names: Sequence[str], number: int) -> Iterator[None]:
     """Inside, the tokenizers `names` of a pipeline give the window `number` of a text in place of its beginning."""
     own = {name: getattr(pipeline, name) for name in names}
     try:

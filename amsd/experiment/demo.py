@@ -9,6 +9,7 @@ from typing import Any
 from amsd.errors import UsageError
 from amsd.experiment.sample import SampleRequest, pictures
 from amsd.experiment.setup import build_accelerator, load_policy
+from amsd.prompts.cut import cut_prompts
 from amsd.recipe import Recipe
 
 _HEAD = "Both models draw the same prompt from the same noise. Image j starts from seed + j, as in `amsd sample`."
@@ -22,6 +23,10 @@ class Comparison:
         self._policy = load_policy(recipe, build_accelerator(recipe).device, checkpoint)
         self._scheduler = self._policy.family.exported_sampler(recipe.schedule)
         self._lock = threading.Lock()
+
+    def remarks(self, prompt: str) -> list[str]:
+        """What the models do not read of a prompt, as sentences."""
+        return list(cut_prompts(self._policy.family, self.recipe, {"given": [prompt]}))
 
     def draw(self, request: SampleRequest) -> tuple[list[Any], list[Any]]:
         """Pictures of the base model and of the fine-tuned one, pair by pair from one noise.
@@ -54,6 +59,8 @@ def build_page(comparison: Comparison, title: str, prompt: str) -> Any:
     def draw(text: str, count: float, seed: float, steps: float, scale: float, eta: float) -> tuple[Any, Any]:
         request = SampleRequest((text,), int(count), int(seed), float(eta), float(scale), int(steps))
         try:
+            for remark in comparison.remarks(text):
+                gradio.Warning(remark)
             return comparison.draw(request)
         except Exception as error:  # shown on the page; the server goes on
             raise gradio.Error(str(error)) from error

@@ -48,7 +48,7 @@ def _cut(family: Family, what: str, texts: Sequence[str]) -> Iterator[str]:
 
 def _way_out(family: Family, tokenizer: Any, t5: bool, longest: int) -> str:
     """The key that lets so long a prompt be read; empty where none does."""
-    if "prompt_windows" in family.model_keys:
+    if not t5 and "prompt_windows" in family.model_keys:
         needed = windows_needed(longest, int(tokenizer.model_max_length))
         return f" model.prompt_windows = {needed} reads all." if needed <= _largest("prompt_windows") else ""
     if t5 and longest <= _largest("max_sequence_length"):

@@ -68,7 +68,7 @@ class Model(Section):
     max_sequence_length: int | None = Field(default=None, ge=0, le=512)
     """Tokens that a T5 encoder reads (or, where it is absent, zero vectors in its place); unset: diffusers' default."""
     prompt_windows: int = Field(default=1, ge=1, le=16)
-    """Windows of 75 tokens in which Stable Diffusion 1, 2 and XL read prompts; what is longer is cut, with a notice."""
+    """Windows of 75 tokens in which CLIP of Stable Diffusion reads prompts; what is longer is cut, with a notice."""
     embedded_guidance: float | None = Field(default=None, ge=0, le=100)
     """Guidance that FLUX.1-dev takes as an input of its network; unset: diffusers' default, 3.5."""
     lora: Lora = Lora()

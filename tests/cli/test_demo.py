@@ -57,6 +57,13 @@ def test_an_empty_prompt_and_the_base_are_refused(comparison: Comparison) -> Non
     assert isinstance(CliRunner().invoke(app, ["demo", "base"]).exception, UsageError)
 
 
+def test_a_prompt_that_is_cut_is_said(comparison: Comparison) -> None:
+    assert comparison.remarks("a cat") == []
+    (remark,) = comparison.remarks("a red cat " * 20)
+    assert remark.startswith("1 given prompt is longer than the 16 tokens")
+    assert "model.prompt_windows = " in remark
+
+
 def test_without_gradio_one_line_says_how_to_get_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     error = CliRunner().invoke(app, ["demo", str(run)]).exception

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests import pipelines
 SHORT = "a red circle"
 LONG = "a red circle and " * 12
 UNETS = {"sd": pipelines.stable_diffusion, "sdxl": pipelines.stable_diffusion_xl}
+DRAWN = {**UNETS, "sd3": partial(pipelines.stable_diffusion_3, t5=False)}
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -44,10 +46,10 @@ def test_every_window_is_encoded_as_a_prompt_of_its_own(name: str) -> None:
     assert type(pipeline.tokenizer).__name__ == "CLIPTokenizer"
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", DRAWN)
 def test_pictures_are_drawn_from_all_windows(name: str) -> None:
     def draw(windows: int, prompt: str) -> Any:
-        family = family_for(UNETS[name](), Model(prompt_windows=windows))
+        family = family_for(DRAWN[name](), Model(prompt_windows=windows, t5=name != "sd3"))
         require_agreement(family)
         return family.draw(
             family.drawing_arguments(prompt, "a dog", 2), [torch.Generator().manual_seed(s) for s in (0, 1)],
@@ -86,5 +88,24 @@ def test_t5_has_a_limit_of_its_own() -> None:
     clip, t5 = cut_prompts(family, recipe(), {"evaluation": [LONG]})
     assert "16 tokens that CLIP reads" in clip
     assert t5.endswith(f"32 tokens that T5 reads; the rest is cut. model.max_sequence_length = {needed} reads all.")
-    with pytest.raises(UsageError, match="prompt_windows = 2 has no effect: StableDiffusion3 "):
-        family_for(pipeline, Model(prompt_windows=2))
+    assert clip.endswith("the rest is cut. model.prompt_windows = 6 reads all.")
+    (rest,) = cut_prompts(
+        family_for(pipeline, Model(prompt_windows=6, max_sequence_length=32)), recipe(), {"evaluation": [LONG]}
+    )
+    assert "T5 reads" in rest
+    with pytest.raises(UsageError, match="prompt_windows = 2 has no effect: Flux "):
+        family_for(pipelines.flux(), Model(prompt_windows=2))
+
+
+@pytest.mark.parametrize("tokens", [0, 32])
+def test_windows_are_those_of_clip_and_t5_reads_the_prompt_once(tokens: int) -> None:
+    pipeline = pipelines.stable_diffusion_3(t5=tokens > 0)
+    one, three = (family_for(pipeline, Model(prompt_windows=n, max_sequence_length=tokens)) for n in (1, 3))
+    length = pipeline.tokenizer.model_max_length
+    text = " ".join(["a"] * (length - 2)) + " red circle"
+    (plain, rest), found = (one.encode([each]) for each in (text, "red circle")), three.encode([text])
+    assert found.hidden_states.shape[1] == 3 * length + tokens
+    assert torch.equal(found.hidden_states[:, :length], plain.hidden_states[:, :length])
+    assert torch.allclose(found.hidden_states[:, length : 2 * length], rest.hidden_states[:, :length], atol=1e-6)
+    assert torch.equal(found.hidden_states[:, 3 * length :], plain.hidden_states[:, length:])
+    assert torch.equal(found.added["pooled_projections"], plain.added["pooled_projections"])

@@ -12,9 +12,11 @@ from amsd.diffusion.families.fit import require_channels, require_width
 from amsd.diffusion.families.flow import FlowFamily
 from amsd.diffusion.families.published import CLIP_G_POOLED, CLIP_L_POOLED, T5_XXL, VAE_16, Published
 from amsd.diffusion.guidance import Network, TextCondition
+from amsd.diffusion.windows import encode_windows, tokens_read
 from amsd.errors import UsageError
 from amsd.recipe import Model
 
+_CLIP_TOKENIZERS = ("tokenizer", "tokenizer_2")
 _HEAD = 64
 """Width of one attention head of the published models."""
 
@@ -48,7 +50,7 @@ class StableDiffusion3(FlowFamily):
 
     text_encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     optional_parts = ("text_encoder_3", "tokenizer_3")
-    model_keys = ("max_sequence_length",)
+    model_keys = ("max_sequence_length", "prompt_windows")
 
     @classmethod
     def require_fit(cls, configs: Mapping[str, Mapping[str, Any]], what: str) -> None:
@@ -95,15 +97,30 @@ class StableDiffusion3(FlowFamily):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextCondition:
-        """Token embeddings (B, L, D) and pooled embeddings (B, P)."""
-        embeddings, _, pooled, _ = self.pipeline.encode_prompt(
-            prompt=list(prompts), prompt_2=None, prompt_3=None, device=self.device, do_classifier_free_guidance=False,
-            max_sequence_length=self.text_tokens,
-        )  # fmt: skip
-        return TextCondition(embeddings.float(), {"pooled_projections": pooled.float()})
+        """Embeddings of CLIP's windows and then of T5's tokens (B, L, D); pooled ones (B, P) of the first window."""
+        windows = self._encode_windows(prompts)
+        # The pipeline puts T5's tokens behind those of CLIP; T5 has read the whole prompt each time.
+        halves = [
+            each.hidden_states.tensor_split([each.hidden_states.shape[1] - self.text_tokens], 1) for each in windows
+        ]
+        return TextCondition(torch.cat([*(clip for clip, _ in halves), halves[0][1]], 1), windows[0].added)
+
+    def _encode_windows(self, prompts: Sequence[str]) -> list[TextCondition]:
+        """What the pipeline makes of each window of CLIP's, with T5's tokens behind it."""
+
+        def encode() -> TextCondition:
+            embeddings, _, pooled, _ = self.pipeline.encode_prompt(
+                prompt=list(prompts), prompt_2=None, prompt_3=None, device=self.device,
+                do_classifier_free_guidance=False, max_sequence_length=self.text_tokens,
+            )  # fmt: skip
+            return TextCondition(embeddings.float(), {"pooled_projections": pooled.float()})
+
+        return encode_windows(self.pipeline, _CLIP_TOKENIZERS, self.model.prompt_windows, encode)
 
     def _tokens_read(self, encoder: str) -> int:
-        return self.text_tokens if encoder == "text_encoder_3" else super()._tokens_read(encoder)
+        if encoder == "text_encoder_3":
+            return self.text_tokens
+        return tokens_read(super()._tokens_read(encoder), self.model.prompt_windows)
 
     @property
     def text_tokens(self) -> int:
@@ -147,6 +164,8 @@ class StableDiffusion3(FlowFamily):
         """Shapes of one prompt's condition."""
         config = self.denoiser.config
         return TextCondition(
-            torch.empty(1, 77 + self.text_tokens, config.joint_attention_dim, device=device),
+            torch.empty(
+                1, 77 * self.model.prompt_windows + self.text_tokens, config.joint_attention_dim, device=device
+            ),
             {"pooled_projections": torch.empty(1, config.pooled_projection_dim, device=device)},
         )

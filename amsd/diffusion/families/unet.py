@@ -19,7 +19,7 @@ from amsd.diffusion.families.fit import Configs, require_channels, require_width
 from amsd.diffusion.families.kohya import base_version
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.steps import AffineSteps
-from amsd.diffusion.windows import reading_window, tokens_read
+from amsd.diffusion.windows import encode_windows, tokens_read
 from amsd.errors import UsageError
 from amsd.recipe import Schedule
 
@@ -68,12 +68,9 @@ class UNetFamily(Family):
     def encode(self, prompts: Sequence[str]) -> TextCondition:
         """Embeddings of the windows of each prompt, (B, windows x L, D); what is pooled is that of the first."""
         tokenizers = [name.replace("text_encoder", "tokenizer") for name in self.text_encoder_names]
-        if self.model.prompt_windows == 1:
-            return self._encode_window(prompts)
-        windows = []
-        for number in range(self.model.prompt_windows):
-            with reading_window(self.pipeline, tokenizers, number):
-                windows.append(self._encode_window(prompts))
+        windows = encode_windows(
+            self.pipeline, tokenizers, self.model.prompt_windows, lambda: self._encode_window(prompts)
+        )
         return TextCondition(torch.cat([each.hidden_states for each in windows], 1), windows[0].added)
 
     @abstractmethod
