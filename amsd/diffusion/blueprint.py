@@ -15,11 +15,12 @@ from torch import nn
 from amsd.diffusion.activations import kept_bytes
 from amsd.diffusion.families import family_class, known_families
 from amsd.diffusion.families.base import Family
+from amsd.diffusion.families.layout import parameters
 from amsd.diffusion.families.published import Published
-from amsd.diffusion.families.single_file import declare, default_configuration, parameters, stored_shapes
+from amsd.diffusion.families.single_file import declare, default_configuration, stored_shapes
 from amsd.diffusion.folder import Folder, configuration_parts, inspect
 from amsd.diffusion.loading import EMBEDDED, locate, locate_configuration
-from amsd.diffusion.parts import load_plain, require_sound
+from amsd.diffusion.parts import load_plain, require_fit, require_sound
 from amsd.diffusion.quantization import quantizable
 from amsd.errors import UsageError
 from amsd.hub import Repository
@@ -197,6 +198,7 @@ def _of_single_file(model: Model) -> Blueprint:
         config = read_json(folder / family.denoiser_name / "config.json", what)
         scale = _vae_scale(read_json(folder / "vae" / "config.json", what))
         plain = {name: load_plain(part, what) for name, part in configuration_parts(folder, what).items()}
+        _require_fit(folder, plain, what)
         found = _on_paper(family, config, scale, others, model, _NOTHING, plain)
         declare(found.family.pipeline, file, shapes)
     if found.parameters != stored:
@@ -205,6 +207,20 @@ def _of_single_file(model: Model) -> Blueprint:
             f"configuration describes one of {found.parameters:,}: set model.config to that of the same architecture."
         )
     return found
+
+
+def _require_fit(folder: Path, plain_parts: Mapping[str, Any], what: str) -> None:
+    """Check the configurations of a folder, whose weights are not read, against each other.
+
+    Raises:
+        UsageError: one is absent, or they disagree.
+    """
+    index = read_json(folder / "model_index.json", what)
+    configs = {path.parent.name: read_json(path, what) for path in sorted(folder.glob("*/config.json"))}
+    scheduler = {"scheduler": plain_parts["scheduler"].config} if "scheduler" in plain_parts else {}
+    tokenizers = {name: part for name, part in plain_parts.items() if name.startswith("tokenizer")}
+    named = {name: config for name, config in configs.items() if name in index}
+    require_fit(str(index.get("_class_name")), named | scheduler, tokenizers, what)
 
 
 def _on_paper(

@@ -17,6 +17,7 @@ _WEIGHTS = re.compile(
     r"(?P<base>diffusion_pytorch_model|model|pytorch_model)(\.(?P<variant>\w+))?(-\d+-of-\d+)?(\.(?P<legacy>\w+))?"
     r"\.(?P<suffix>safetensors|bin)"
 )
+_SHARD = re.compile(r"-\d+-of-\d+")
 _OWN = ("amsd", "amsd.diffusion.scheduler")
 """Where pipelines that were saved with amsd's own scheduler look for its class, today and in early versions."""
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -71,8 +72,17 @@ def require_pipeline(path: Path, what: str) -> None:
     if (path / INDEX).is_file():
         return
     networks = {family_class(name).denoiser_name: _NETWORKS for name in known_families()}
-    kind = next((f"; {text}" for name, text in (_KINDS | networks).items() if (path / name).exists()), "")
+    kind = next((f"; {text}" for name, text in (_KINDS | networks).items() if (path / name).exists()), _inside(path))
     raise UsageError(f"{what}: the folder has no {INDEX}, so it is not a diffusers pipeline{kind}.")
+
+
+def _inside(path: Path) -> str:
+    """Where a pipeline lies within a folder that is none: one or two levels below it (as in the hub's cache)."""
+    try:
+        found = next((index for deep in ("*", "*/*") for index in sorted(path.glob(f"{deep}/{INDEX}"))), None)
+    except OSError:
+        found = None
+    return "" if found is None else f"; there is one in it: {found.parent}"
 
 
 def inspect(path: Path, what: str, variant: str | None = None, t5: bool = True) -> Folder:
@@ -124,8 +134,8 @@ def _parts(
                 "run code that comes with a model. Use a model of diffusers' and transformers' own classes."
             )
         if _is_network(library, class_name):
-            config = read_json(folder / "config.json", what)
-            files, found = _weight_files(folder, what, variant)
+            config = _network_config(folder, what)
+            files, found = _weight_files(folder, what, variant, library)
             yield Part(name, library, class_name, folder, config, files, found)
         else:
             config = read_json(folder / "scheduler_config.json", what) if library == "diffusers" else {}
@@ -156,8 +166,8 @@ def network_part(folder: Path, what: str) -> Part:
     Raises:
         UsageError: a file is absent or damaged.
     """
-    config = read_json(folder / "config.json", what)
-    files, variant = _weight_files(folder, what, None)
+    config = _network_config(folder, what)
+    files, variant = _weight_files(folder, what, None, "diffusers")
     return Part(folder.name, "diffusers", str(config.get("_class_name")), folder, config, files, variant)
 
 
@@ -165,8 +175,23 @@ def _is_network(library: str, class_name: str) -> bool:
     return "Tokenizer" not in class_name and not (library == "diffusers" and class_name.endswith("Scheduler"))
 
 
-def _weight_files(folder: Path, what: str, variant: str | None) -> tuple[tuple[Path, ...], str | None]:
-    """The weight files of a part, and their variant."""
+def _network_config(folder: Path, what: str) -> Mapping[str, Any]:
+    """The configuration of a network whose weights are plain numbers.
+
+    Raises:
+        UsageError: it is absent, damaged, or that of a quantized network.
+    """
+    config = read_json(folder / "config.json", what)
+    if config.get("quantization_config") is not None:
+        raise UsageError(
+            f"{what}: {folder / 'config.json'} is that of a quantized network, and amsd reads plain weights. Use the "
+            'model that is not quantized; model.quantization = "nf4" stores the frozen network in four bits.'
+        )
+    return config
+
+
+def _weight_files(folder: Path, what: str, variant: str | None, library: str) -> tuple[tuple[Path, ...], str | None]:
+    """The weight files of a part that `library` reads, and their variant."""
     sets: dict[tuple[str | None, str], list[Path]] = {}
     for file in sorted(folder.iterdir()):
         match = _WEIGHTS.fullmatch(file.name)
@@ -176,7 +201,7 @@ def _weight_files(folder: Path, what: str, variant: str | None) -> tuple[tuple[P
         for suffix in ("safetensors", "bin"):
             files = sets.get((found, suffix))
             if files:
-                _require_shards(folder, files, what)
+                files = _whole_or_shards(folder, files, what, library, found)
                 for file in files:
                     require_whole(file, what)
                 return tuple(files), found
@@ -189,10 +214,27 @@ def _weight_files(folder: Path, what: str, variant: str | None) -> tuple[tuple[P
     raise UsageError(f"{what}: {folder} holds no weights (.safetensors or .bin). Download the model again.")
 
 
-def _require_shards(folder: Path, files: list[Path], what: str) -> None:
-    """Check that every part of a file in several parts is there."""
-    names = {file.name for file in files}
-    for file in files:
-        match = re.search(r"-\d+-of-(\d+)", file.name)
-        if match and len(names) != int(match[1]):
-            raise UsageError(f"{what}: {folder} holds {len(names)} of {int(match[1])} parts. Download it again.")
+def _whole_or_shards(folder: Path, files: list[Path], what: str, library: str, variant: str | None) -> list[Path]:
+    """Of the files of one network those that are read: a whole one, or the shards that an index names.
+
+    Where both are there, diffusers reads the shards and transformers the whole file.
+
+    Raises:
+        UsageError: shards without their index, an index that cannot be read, or one of a shard that is not there.
+    """
+    shards = [file for file in files if _SHARD.search(file.name)]
+    whole = [file for file in files if file not in shards]
+    if not shards or (whole and library == "transformers"):
+        return whole
+    base = _SHARD.split(shards[0].name)[0].partition(".")[0]
+    index = folder / f"{base}{shards[0].suffix}.index{f'.{variant}' if variant else ''}.json"
+    table = read_json(index, what).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(each, str) for each in table.values()):
+        raise UsageError(f"{what}: {index} has no table of files (weight_map). Download it again.")
+    lost = sorted(set(table.values()) - {file.name for file in shards})
+    if lost:
+        raise UsageError(
+            f"{what}: {folder} lacks {', '.join(lost[:3])}, which {index.name} names "
+            f"({len(lost)} of {len(set(table.values()))} files). Download it again."
+        )
+    return [file for file in shards if file.name in table.values()]

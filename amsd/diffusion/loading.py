@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +127,10 @@ def locate(model: Model) -> str:
     name = model.pretrained
     if model.is_single_file:
         path = Path(name).expanduser()
+        if path.is_dir():
+            raise UsageError(
+                f"model.pretrained = {name!r} is a folder; what ends with {path.suffix} is read as a file: rename it."
+            )
         if not path.is_file():
             raise UsageError(f"model.pretrained = {name!r}: no such file.")
         return str(path)
@@ -184,7 +189,9 @@ def _local(key: str, name: str) -> Path | None:
             ".safetensors. Convert it, or name a diffusers folder."
         )
     if only_path(name):
-        raise UsageError(f"{key} = {name!r}: no such folder.")
+        hub_id = re.match(r"https?://[^/]+/([^/]+/[^/?#]+)", name)
+        hint = f" On the hub it is {hub_id[1]}: write that." if hub_id else ""
+        raise UsageError(f"{key} = {name!r}: no such folder.{hint}")
     return None
 
 

@@ -95,6 +95,9 @@ def load_network(part: Part, what: str) -> Any:
     found = _class_of(part, what)
     place = part.weights[0] if len(part.weights) == 1 else part.folder
     # diffusers raises for other shapes, transformers reports them where it is allowed to.
+    for file in part.weights:
+        if file.suffix == ".safetensors":  # of which only the header is read
+            stored_shapes(file, what)
     lenient = {"ignore_mismatched_sizes": True} if part.library == "transformers" else {}
     with reading(what, place, "The file is damaged or belongs to another configuration."):
         network, report = found.from_pretrained(

@@ -13,6 +13,7 @@ from amsd.diffusion.families.base import Family
 from amsd.diffusion.finite import require_finite_images
 from amsd.experiment.models import load_model
 from amsd.experiment.setup import build_accelerator, load_policy
+from amsd.files import writing
 from amsd.prompts.cut import cut_prompts
 from amsd.recipe import Recipe
 from amsd.tracking.progress import Report, silent
@@ -62,13 +63,14 @@ def sample(
 def _write(family: Family, recipe: Recipe, request: SampleRequest, out: Path, report: Report) -> list[Path]:
     for remark in cut_prompts(family, recipe, {"given": request.prompts}):
         _LOG.warning("%s", remark)
-    out.mkdir(parents=True, exist_ok=True)
     family.pipeline.scheduler = family.exported_sampler(recipe.schedule)
     written = []
     for index, prompt in enumerate(request.prompts):
         for number, image in enumerate(pictures(family, recipe, prompt, request)):
             path = out / f"p{index:03d}-s{number}.png"
-            image.save(path)
+            with writing(path):
+                out.mkdir(parents=True, exist_ok=True)
+                image.save(path)
             written.append(path)
         report("pictures", len(written), len(request.prompts) * request.count)
     return written

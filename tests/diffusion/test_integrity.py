@@ -128,6 +128,12 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str, bool]] = {
                           r"config\.json begins with a byte order mark", True),
     "too deep": ("vae/config.json", lambda f: f.write_text("[" * 100_000), r"config\.json is not valid JSON", True),
     "no number": ("scheduler/scheduler_config.json", configuration(beta_end=float("nan")), "is not a finite", True),
+    "quantized": ("unet/config.json", configuration(quantization_config={"quant_method": "bitsandbytes"}),
+                  r"unet.config\.json is that of a quantized network.*nf4", True),
+    "quantized text": ("text_encoder/config.json", configuration(quantization_config={"quant_method": "gptq"}),
+                       "text_encoder.*quantized", True),
+    "integers": (UNET, tensors(lambda s: s | {"conv_in.weight": torch.zeros(8, 4, 3, 3, dtype=torch.int8)}),
+                 r"matrices are 8-bit integers \(conv_in\.weight\)", True),
     "unknown prediction": ("scheduler/scheduler_config.json", configuration(prediction_type="noise"), "'noise'", True),
 }  # fmt: skip
 
@@ -210,19 +216,53 @@ def test_only_half_precision_files_need_their_variant(variant: str | None, tmp_p
             attempt(model)
 
 
-@pytest.mark.parametrize("lost", [False, True])
-def test_weights_in_several_files(lost: bool, tmp_path: Path) -> None:
+SHARDS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "whole": (lambda index: None, ""),
+    "one lost": (
+        lambda index: next(index.parent.glob("*-00002-of-*")).unlink(),
+        r"lacks .*-00002-of-\d+\.saf.* \(1 of ",
+    ),
+    "no index": (lambda index: index.unlink(), r"index.*\.json does not exist"),
+    "broken index": (lambda index: index.write_text("{"), r"index.*\.json is not valid JSON"),
+    "pointer": (lambda index: index.write_bytes(POINTER), r"index.*\.json is a git-lfs pointer"),
+    "no table": (lambda index: index.write_text('{"weight_map": []}'), "has no table of files"),
+    "no file of it": (lambda index: index.write_text('{"weight_map": {"a": "x.bin"}}'), r"lacks x\.bin, which .*index"),
+}
+"""What happens to the index of a network in several files, and words of the message."""
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [*((name, None) for name in SHARDS), ("whole", "fp16"), ("no index", "fp16")]
+)
+def test_weights_in_several_files(name: str, variant: str | None, good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good, tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "unet")
     original = pipelines.stable_diffusion()
-    original.save_pretrained(tmp_path)
-    (tmp_path / UNET).unlink()
-    original.unet.save_pretrained(tmp_path / "unet", max_shard_size="100KB")
-    if not lost:
-        loaded = load_family(Model(pretrained=str(tmp_path))).pipeline.unet
-        assert torch.equal(loaded.conv_out.weight, original.unet.conv_out.weight)
-        return
-    next((tmp_path / "unet").glob("*-00002-of-*")).unlink()
-    with pytest.raises(UsageError, match=r"holds \d+ of \d+ parts"):
-        load_family(Model(pretrained=str(tmp_path)))
+    original.unet.save_pretrained(tmp_path / "model" / "unet", max_shard_size="100KB", variant=variant)
+    damage, words = SHARDS[name]
+    damage(next((tmp_path / "model" / "unet").glob("*.index*.json")))
+    model = Model(pretrained=str(tmp_path / "model"), variant=variant)
+    for attempt in (load_family, blueprint):
+        if words:
+            with pytest.raises(UsageError, match=words):
+                attempt(model)
+        else:
+            attempt(model)
+
+
+def test_where_a_whole_file_lies_beside_its_shards_the_library_chooses(good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good, tmp_path / "model")
+    other = pipelines.stable_diffusion(seed=5)
+    other.unet.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    other.text_encoder.save_pretrained(tmp_path / "texts", max_shard_size="10KB")
+    for folder, name in (("shards", "unet"), ("texts", "text_encoder")):
+        for file in (tmp_path / folder).glob("*-of-*"):
+            shutil.copy(file, tmp_path / "model" / name)
+        shutil.copy(next((tmp_path / folder).glob("*.index.json")), tmp_path / "model" / name)
+    loaded = load_family(Model(pretrained=str(tmp_path / "model"))).pipeline
+    assert torch.equal(loaded.unet.conv_out.weight, other.unet.conv_out.weight)
+    own = pipelines.stable_diffusion().text_encoder.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in loaded.text_encoder.state_dict().items())
 
 
 def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
@@ -252,6 +292,14 @@ def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
 def test_a_folder_of_another_kind_is_named(name: str, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("{}")
     with pytest.raises(UsageError, match=words):
+        load_family(Model(pretrained=str(tmp_path)))
+
+
+@pytest.mark.parametrize("place", ["sd", "snapshots/0123abcd"])
+def test_a_folder_around_a_pipeline_says_where_it_is(place: str, good: Path, tmp_path: Path) -> None:
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).symlink_to(good)
+    with pytest.raises(UsageError, match=rf"there is one in it: .*{place}"):
         load_family(Model(pretrained=str(tmp_path)))
 
 

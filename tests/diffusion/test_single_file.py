@@ -214,6 +214,53 @@ def test_the_plan_of_a_file_without_configuration(tmp_path: Path) -> None:
         planned(model)
 
 
+U, V, T = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+OTHERS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "without a VAE": (
+        lambda s: {k: v for k, v in s.items() if not k.startswith(V)},
+        r"has no VAE \(tensors first_stage",
+    ),
+    "without text": (lambda s: {k: v for k, v in s.items() if not k.startswith(T)}, "has no text encoder"),
+    "a UNet": (lambda s: {k.removeprefix(U): v for k, v in s.items() if k.startswith(U)}, "no UNet and no VAE and no"),
+    "a VAE": (lambda s: {k.removeprefix(V): v for k, v in s.items() if k.startswith(V)}, "no UNet and no VAE and no"),
+    "compiled": (lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}, "saved from a wrapped network"),
+    "an embedding": (lambda s: {"emb_params": torch.zeros(2, 16)}, "is a textual inversion, no model"),
+    "a ControlNet": (lambda s: {"control_model.input_blocks.0.0.weight": torch.zeros(1)}, "is a ControlNet"),
+    "a LoRA": (lambda s: {"lora_unet_x.lora_down.weight": torch.zeros(4, 8)}, r"is a LoRA, no model.*model\.start"),
+    "a LoHa": (lambda s: {"lora_unet_x.hada_w1_a": torch.zeros(4, 8)}, "no model"),
+    "for inpainting": (lambda s: s | {f"{U}input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)}, "9 input .*inpainting"),
+    "for edits": (lambda s: s | {f"{U}input_blocks.0.0.weight": torch.zeros(8, 8, 3, 3)}, "takes 8 input channels"),
+    "integers": (lambda s: s | {f"{U}input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3, dtype=torch.int8)}, "quantized"),
+}
+"""What a file holds in place of a whole checkpoint, and words of the message."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_file_of_another_kind_is_named_by_training_and_plans(name: str, tmp_path: Path) -> None:
+    change, words = OTHERS[name]
+    model = written(tmp_path)
+    save_file(change(load_file(model.pretrained)), model.pretrained)
+    for use in (load_family, planned):
+        with pytest.raises(UsageError, match=words) as caught:
+            use(model)
+        assert model.pretrained in str(caught.value)
+
+
+def test_a_file_of_no_numbers_is_refused(tmp_path: Path) -> None:
+    model = written(tmp_path)
+    key = f"{V}decoder.conv_out.bias"
+    tensors = load_file(model.pretrained)
+    save_file(tensors | {key: torch.full_like(tensors[key], torch.nan).half()}, model.pretrained)
+    with pytest.raises(UsageError, match=r"model\.safetensors.*vae.*decoder\.conv_out\.bias are not finite"):
+        load_family(model)
+
+
+def test_a_folder_that_is_called_as_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").mkdir()
+    with pytest.raises(UsageError, match="is a folder; what ends with"):
+        load_family(Model(pretrained=str(tmp_path / "x.safetensors")))
+
+
 @pytest.mark.parametrize(
     ("tensor", "family"),
     [

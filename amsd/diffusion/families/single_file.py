@@ -1,6 +1,5 @@
-"""Single-file checkpoints in the original (LDM) layout: what is in one, and which configuration it goes with.
+"""Single-file checkpoints in the original (LDM) layout, read with a configuration from elsewhere.
 
-The layout is that of Stable Diffusion 1, 2 and XL; files of other families are named and refused (`_OTHER_FAMILIES`).
 Such a file holds weights only. The networks' configurations, the tokenizer and the scheduler come from `model.config`:
 a diffusers folder or hub repository of the same architecture, whose own weights are not read.
 """
@@ -12,33 +11,24 @@ import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amsd.diffusion.families.layout import (
+    TEXT,
+    UNET,
+    VAE,
+    Shapes,
+    configuration_of,
+    declared_prediction,
+    require_layout,
+)
+from amsd.diffusion.finite import require_finite_file
 from amsd.errors import UsageError
-from amsd.reading import read_json, reason_of, require_whole, wrapper_hint
+from amsd.reading import read_json, reason_of, require_whole
 
 _LOG = logging.getLogger(__name__)
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Shape of each tensor of a file by its name."""
-
-UNET = "model.diffusion_model."
-_VAE = "first_stage_model."
-_OTHERS = (_VAE, "cond_stage_model.", "conditioner.")
-
-_SDXL = "conditioner.embedders.1.model.ln_final.weight"
-_SD2 = "cond_stage_model.model.ln_final.weight"
-_SD1 = "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"
-_CONFIGURATIONS = {
-    _SD1: "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    _SDXL: "stabilityai/stable-diffusion-xl-base-1.0",
-}
-"""A tensor that only this family's files have -> hub repository with its configuration."""
-
-_OTHER_FAMILIES = {"joint_blocks.0.": "Stable Diffusion 3", "double_blocks.0.": "FLUX"}
-"""Part of a tensor's name that only files of this family have."""
 
 _NO_PICKLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, struct.error)
 """What torch.load raises besides its own errors when bytes that are no pickle happen to be opcodes."""
@@ -59,17 +49,35 @@ def stored_shapes(file: Path, what: str | None = None) -> Shapes:
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as stream:
-                shapes = {key: tuple(stream.get_slice(key).get_shape()) for key in stream.keys()}  # noqa: SIM118
+                slices = {key: stream.get_slice(key) for key in stream.keys()}  # noqa: SIM118
+                shapes = {key: tuple(each.get_shape()) for key, each in slices.items()}
+                integers = [key for key, each in slices.items() if each.get_dtype() in ("I8", "U8")]
         else:
-            shapes = {key: tuple(value.shape) for key, value in _tensors(file).items()}
+            tensors = _tensors(file)
+            shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+            integers = [key for key, value in tensors.items() if str(value.dtype) in ("torch.int8", "torch.uint8")]
+        _require_plain([key for key in integers if len(shapes[key]) > 1])
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         if what is None:
             raise UsageError(unreadable(file, error)) from error
         pickled = " It is a pickle; use the .safetensors file of the same model." if file.suffix == ".bin" else ""
         raise UsageError(f"{what}: {file} cannot be read: {reason_of(error)}{pickled}") from error
     if what is None:
-        _require_layout(file, shapes)
+        require_layout(file, shapes)
     return shapes
+
+
+def _require_plain(integers: Sequence[str]) -> None:
+    """Refuse matrices of integers: without their scales they are not the weights.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if integers:
+        raise ValueError(
+            f"{len(integers)} of its matrices are 8-bit integers ({integers[0]}), so the model is quantized; amsd "
+            "reads plain weights. Use the file of the model that is not quantized"
+        )
 
 
 def unreadable(file: Path, error: BaseException) -> str:
@@ -96,44 +104,7 @@ def default_configuration(file: Path) -> str:
     Raises:
         UsageError: the file is unreadable, or its tensors do not tell the configuration.
     """
-    shapes = stored_shapes(file)
-    for key, repository in _CONFIGURATIONS.items():
-        if key in shapes:
-            return repository
-    text = f"model.pretrained = {str(file)!r}: "
-    if _SD2 in shapes:
-        raise UsageError(
-            f"{text}a Stable Diffusion 2 file does not say whether it predicts noise (512 px) or velocity (768 px). "
-            "Set model.config to a diffusers folder or hub id of the same model; its weights are not read."
-        )
-    raise UsageError(
-        f"{text}cannot be read as a checkpoint of Stable Diffusion 1.x, 2.x or XL in the original layout: it has none "
-        f"of their text encoders' tensors, such as {_SD1}. "
-        f"{wrapper_hint(shapes) or 'A file of one network alone is no checkpoint.'}"
-    )
-
-
-def _require_layout(file: Path, shapes: Shapes) -> None:
-    """Refuse a file of a family whose single files amsd does not read.
-
-    Raises:
-        UsageError: it is one; the way out is said.
-    """
-    for part, family in _OTHER_FAMILIES.items():
-        if any(part in key for key in shapes):
-            raise UsageError(
-                f"model.pretrained = {str(file)!r} is a {family} checkpoint. amsd reads single files of Stable "
-                f"Diffusion 1.x, 2.x and XL only: name the diffusers folder or the hub id of the {family} model."
-            )
-
-
-def parameters(shapes: Shapes) -> tuple[int, int, int]:
-    """Number of parameters of the UNet, of the VAE and of the text encoders."""
-    counts = {key: math.prod(shape) for key, shape in shapes.items()}
-    unet, vae, others = (
-        sum(count for key, count in counts.items() if key.startswith(prefix)) for prefix in (UNET, _VAE, _OTHERS)
-    )
-    return unet, vae, others - vae
+    return configuration_of(file, stored_shapes(file))
 
 
 def load_single_file(file: Path, configuration: Path) -> Any:
@@ -172,6 +143,7 @@ def load_single_file(file: Path, configuration: Path) -> Any:
         empty = [key for key, value in _named_tensors(network) if value.device.type == "meta"]
         if empty:
             raise UsageError(_misfit(file, configuration, f"{len(empty)} weights of {name} are missing: {empty[0]}"))
+        require_finite_file(_named_tensors(network), f"model.pretrained = {str(file)!r}: {name}")
     _require_everything(pipeline, shapes, file, configuration)
     declare(pipeline, file, shapes)
     return pipeline
@@ -184,11 +156,11 @@ def _require_everything(pipeline: Any, shapes: Shapes, file: Path, configuration
         UsageError: the file holds more than the networks of the configuration take.
     """
     encoders = [name for name in ("text_encoder", "text_encoder_2") if pipeline.components.get(name) is not None]
-    prefixes = {"unet": (UNET,), "vae": (_VAE,)}
+    prefixes = {"unet": (UNET,), "vae": (VAE,)}
     if len(encoders) == 1:
-        prefixes["text_encoder"] = ("cond_stage_model.",)
+        prefixes["text_encoder"] = (TEXT[0],)
     else:
-        prefixes |= {name: (f"conditioner.embedders.{number}.",) for number, name in enumerate(encoders)}
+        prefixes |= {name: (f"{TEXT[1]}embedders.{number}.",) for number, name in enumerate(encoders)}
     for name, prefix in prefixes.items():
         network = pipeline.components[name]
         held = sum(parameter.numel() for _, parameter in _named_tensors(network))
@@ -231,19 +203,6 @@ def declare(pipeline: Any, file: Path, shapes: Shapes) -> None:
     if changes:
         _LOG.warning("%s declares %s and its configuration says otherwise. amsd follows the file.", file, changes)
         pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
-
-
-def declared_prediction(file: Path, shapes: Shapes) -> str | None:
-    """What a file says that its network predicts, `epsilon` or `v_prediction`; None if it does not say."""
-    from safetensors import safe_open
-
-    if "v_pred" in shapes:
-        return "v_prediction"
-    if file.suffix != ".safetensors":
-        return None
-    with safe_open(file, framework="pt") as stream:
-        said = (stream.metadata() or {}).get("modelspec.prediction_type", "")
-    return {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}.get(said)
 
 
 def _named_tensors(part: Any) -> list[tuple[str, Any]]:
