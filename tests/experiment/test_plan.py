@@ -56,6 +56,8 @@ def test_flow_models_are_planned_with_their_published_sizes(name: str, denoiser:
     assert plan.denoiser_parameters == denoiser
     assert plan.pixels == pixels**2
     assert "GB from the hub" in plan.download
+    if name == "sd35-medium-lora":
+        assert dict(plan.lines())["memory"].endswith("at least a GPU of 24 GB")
     with pytest.raises(UsageError, match=r"schedule\.beta_start = 0\.001 has no effect"):
         make_plan(load_recipe(name, ["schedule.beta_start=0.001", "schedule.beta_end=0.01"]), 1)
 
