@@ -89,6 +89,12 @@ class AffineSteps:
         alpha, s = at(self.alpha, k, x), at(self.s, k, x)
         return x - s * prediction if self.prediction_type == "flow" else (x - s * prediction) / alpha
 
+    @property
+    def to_data(self) -> tuple[Tensor, Tensor]:
+        """Weights of the state and of the path's own prediction in the predicted x_data (`data`), (N,) each."""
+        own = torch.ones_like(self.alpha) if self.prediction_type == "flow" else 1 / self.alpha
+        return own, -self.s * own
+
     def noise(self, prediction: Tensor, k: Index, x: Tensor) -> Tensor:
         """The predicted noise (B, ...) at x = x_k."""
         return x + at(self.alpha, k, x) * prediction if self.prediction_type == "flow" else prediction

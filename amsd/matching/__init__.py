@@ -1,6 +1,6 @@
 """Adjoint Matching as functions over tensors: adjoint, loss, step indices, mask, importance weights."""
 
-from amsd.matching.adjoint import LeanAdjoint, lean_adjoint
+from amsd.matching.adjoint import LeanAdjoint, lean_adjoint, vector_jacobian_product
 from amsd.matching.importance import effective_sample_size, self_normalized_weights, stepwise_log_weights
 from amsd.matching.indices import IndexPlan, inverse_probabilities, plan_indices, stratified_indices
 from amsd.matching.loss import MatchingLoss, control, matching_loss, norm_ratio
@@ -24,4 +24,5 @@ __all__ = [
     "smooth",
     "stepwise_log_weights",
     "stratified_indices",
+    "vector_jacobian_product",
 ]

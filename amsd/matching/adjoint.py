@@ -39,7 +39,7 @@ def lean_adjoint(
         after = adjoints[rows, k + 1]
         with torch.enable_grad():
             epsilon = base_prediction(x, k, rows)
-        product = _product(epsilon, x, after)
+        product = vector_jacobian_product(epsilon, x, after)
         adjoints[rows, k] = float(A[k]) * after + float(B[k]) * product
         predictions[rows, k] = epsilon.detach().to(predictions.dtype)
     return LeanAdjoint(adjoints, predictions)
@@ -55,7 +55,7 @@ def _remaining(lowest: Tensor, count: int, device: torch.device) -> list[tuple[i
     return list(zip(steps, together.split([len(each) for each in rows]), strict=True))
 
 
-def _product(output: Tensor, x: Tensor, vector: Tensor) -> Tensor:
+def vector_jacobian_product(output: Tensor, x: Tensor, vector: Tensor) -> Tensor:
     """The vector-Jacobian product J^T `vector` (b, ...), rows scaled to magnitude 1 on the way through float16.
 
     Products are linear, so the scale comes out again; adjoints beyond 65504 would be infinite in float16.

@@ -102,9 +102,9 @@ def chunk_size(recipe: Recipe, on_accelerator: bool, sharded: bool = False) -> C
 
     `auto` starts from the micro-batch. On an accelerator it grows until memory is full. A CPU that runs out of memory
     gives no error to catch: the system ends the process. So there it never has more rows in the network than the loss,
-    which keeps activations for micro_batch x K of them anyway; the adjoint keeps one per trajectory, or two where its
-    base drift is guided. With gradient checkpointing the loss keeps few activations, but the adjoint keeps all of the
-    base's: there it is one trajectory. With sharded networks `auto` is the micro-batch.
+    which keeps activations for micro_batch x K of them anyway; an adjoint keeps one per trajectory, or two where its
+    base drift is guided. With gradient checkpointing the loss keeps few activations, but an adjoint keeps all of the
+    base's: a method that has one collects one trajectory at a time. With sharded networks `auto` is the micro-batch.
     """
     size, micro_batch = recipe.training.collection_batch, fixed_micro_batch(recipe)
     if sharded:
@@ -116,7 +116,7 @@ def chunk_size(recipe: Recipe, on_accelerator: bool, sharded: bool = False) -> C
         return ChunkSize(micro_batch, None)
     rows = 2 if recipe.guidance.guidance_in_adjoint_computation else 1
     limit = max(1, micro_batch * recipe.method.items_per_trajectory // rows)
-    if recipe.training.gradient_checkpointing:
+    if recipe.training.gradient_checkpointing and recipe.method.differentiates_base:
         limit = 1
     return ChunkSize(limit, limit)
 

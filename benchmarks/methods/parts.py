@@ -23,6 +23,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "am": {"method.name": "am"},
     "buffer-am": {"method.name": "buffer-am", "method.buffer.size": 32, "method.buffer.passes": 4},
     "eam": {"method.name": "eam"},
+    "eam, level 0.7": {"method.name": "eam", "method.endpoint_level": 0.7},
     "ram": {"method.name": "ram"},
     "draft, all steps": {"method.name": "draft", "method.backpropagated_steps": "all"},
     "draft, last step": {"method.name": "draft", "method.backpropagated_steps": 1},

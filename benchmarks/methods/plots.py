@@ -13,7 +13,18 @@ import matplotlib.pyplot as plt
 from parts import REWARD
 from results import Point, Run, change, over_seeds
 
-COLORS = ("#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#999999", "#000000")  # Okabe and Ito
+# Okabe and Ito, and a lighter green.
+COLORS = (
+    "#0072B2",
+    "#56B4E9",
+    "#009E73",
+    "#8FD19E",
+    "#D55E00",
+    "#CC79A7",
+    "#E69F00",
+    "#999999",
+    "#000000",
+)
 mpl.rcParams.update(
     {
         "svg.hashsalt": "amsd", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9,

@@ -16,7 +16,8 @@ the base. `ddpo` is there to compare with; its `kl_weight` has to be tuned. `dra
 KINDS = {
     "am": ("the tilt p(x) exp(λ r(x))", "the path cost, λ"),
     "buffer-am": ("the same", "the path cost, λ"),
-    "eam": ("the tilt, from the endpoint's noise level on", "the base's score, λ"),
+    "eam": ("near the tilt: the way to the clean image is one step", "the base's score, λ"),
+    "eam, level 0.7": ("the same, with a longer step", "the base's score, λ"),
     "ram": ("near the tilt, biased where the reward is curved", "regression onto the base, λ"),
     "draft, all steps": ("the highest reward", "nothing"),
     "draft, last step": ("the highest reward", "nothing"),

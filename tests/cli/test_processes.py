@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from amsd.cli.app import app
+from amsd.recipe.methods import METHODS
+from tests.cli import every_method
 from tests.cli.commands import amsd, finish, lines, start
 
 pytestmark = pytest.mark.slow
@@ -72,6 +74,23 @@ def test_two_processes_with_uneven_shares_give_the_losses_of_one(
     in_one(recipe, tmp_path / "one", *UNEVEN, *settings)
     in_two(recipe, tmp_path / "two", *UNEVEN, *settings)
     assert_close(tmp_path / "one", tmp_path / "two")
+
+
+def test_every_method_in_two_processes_gives_the_run_of_one(recipe: Path, tmp_path: Path) -> None:
+    """Those of `METHODS` that no other test here runs, with the user's own launcher."""
+    methods = [name for name in METHODS if name not in ("am", "buffer-am")]
+    (tmp_path / "one").mkdir()
+    for name in methods:
+        outcome = CliRunner().invoke(app, every_method.arguments(str(recipe), str(tmp_path / "one"), name))
+        assert outcome.exit_code == 0, outcome.output
+    launcher = (*LAUNCHERS["accelerate"][:-1], "tests.cli.every_method")
+    ended = finish(start(recipe, tmp_path / "two", *methods, launcher=launcher, ACCELERATE_USE_CPU="true"))
+    assert ended.returncode == 0, ended.stderr
+    for name in methods:
+        assert_close(tmp_path / "one" / name, tmp_path / "two" / name)
+        first, second = (line for line in lines(tmp_path / "two" / name) if "loss" in line)
+        assert first["gradient_norm"] > 0
+        assert second["validation/kl"] > 0
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])

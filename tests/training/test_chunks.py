@@ -86,6 +86,10 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         ([], True, 16),  # where the search starts
         ([], False, 64),  # the loss has 16 x 4 rows in the network
         (["training.gradient_checkpointing=true"], False, 1),  # the base's activations are all kept
+        (["training.gradient_checkpointing=true", "method.name=eam"], False, 1),
+        (["training.gradient_checkpointing=true", "method.name=eam", "method.reward_at=endpoint"], False, 64),
+        (["training.gradient_checkpointing=true", "method.name=ram"], False, 64),  # it only samples
+        (["training.gradient_checkpointing=true", "method.name=draft"], False, 16),
         (["guidance.guidance_scale=5.0", "guidance.guidance_in_adjoint_computation=true"], False, 32),
     ],
 )

@@ -72,7 +72,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
         {"optimizer": CHUNKS},
         {"optimizer": CHUNKS, "method": {"name": "am", "outlier_threshold": "previous"}},
         {"method": {"name": "ram", "timesteps_per_trajectory": 2}, "guidance": {"guidance_scale": 5.0}},
-        {"method": {"name": "eam", "timesteps_per_trajectory": 2}},
+        {"method": {"name": "eam", "timesteps_per_trajectory": 4}, "guidance": {"guidance_scale": 5.0}},
+        {"method": {"name": "eam", "timesteps_per_trajectory": 2, "reward_at": "endpoint"}},
         {"method": {"name": "draft"}, "guidance": {"guidance_scale": 5.0}},
         {"method": {"name": "draft", "backpropagated_steps": "all"}},
         {"method": {"name": "refl", "late_share": 0.25}, "guidance": {"guidance_scale": 5.0}},
@@ -88,7 +89,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
         {"model": {"pretrained": "embedded:shapes", "parameterization": "lora"}},
     ],
     ids=["unguided", "CFG trajectories", "full CFG", "adjoint only", "control only", "current", "chunks", "one pass",
-         "ram", "eam", "draft", "draft, all steps", "refl", "ddpo", "ddpo with KL", "buffer", "ESS",
+         "ram", "eam", "eam, endpoint", "draft", "draft, all steps", "refl", "ddpo", "ddpo with KL", "buffer", "ESS",
          "ESS, CFG trajectories", "ESS, full CFG", "weighted", "full CFG buffer", "lora"],
 )  # fmt: skip
 def test_real_steps_cost_what_the_model_says(

@@ -13,6 +13,9 @@ from amsd.experiment.train import train
 from amsd.recipe import load_recipe
 from amsd.training.groups import leave_one_out
 from amsd.training.methods.eam import renoised
+from amsd.training.rewards import plain_gradient
+from tests import pipelines
+from tests.training.by_hand import SAMPLES, trainer
 from tests.training.test_closed_form import steps_of
 
 COMMON = [
@@ -36,6 +39,33 @@ def test_the_mean_of_eams_target_is_the_tilted_models_prediction(strength: float
         ratio = float(steps.alpha[k] / steps.alpha[end])
         spread = float(steps.s[k].square() - ratio**2 * steps.s[end].square())
         assert slope == pytest.approx(float(steps.s[k]) / (ratio**2 * variance + spread), rel=0.01)
+
+
+@pytest.mark.parametrize("model", ["ddim", "flow"])
+def test_the_gradient_of_a_clean_image_is_carried_to_noisy_states(model: str, tmp_path: Path) -> None:
+    """Through the base's prediction of the clean image, by plain differentiation, at the endpoint and below it."""
+    pipeline = pipelines.stable_diffusion() if model == "ddim" else pipelines.stable_diffusion_3(t5=False)
+    method = {"name": "eam", "timesteps_per_trajectory": 4, "endpoint_level": 0.9, "reward_multiplier": 7.0}
+    built = trainer(pipeline, tmp_path, method=method, guidance={"guidance_scale": 3.0 if model == "ddim" else 1.0})
+    steps, end = built.problem.steps, built.end
+    assert 0 < end < len(steps) - 1
+    found = built.compute_experience(SAMPLES, 1, 1)
+    with built.sampler.applied():
+        conditioning, trajectory = built.draw(SAMPLES, 1)
+    reward = plain_gradient(built.problem, trajectory.terminal, [sample.prompt for sample in SAMPLES])
+    for column in range(end, len(steps)):  # all steps are drawn, in order
+        assert found.indices[:, column].tolist() == [column] * len(SAMPLES)
+        state = trajectory.states[:, column].clone().requires_grad_(True)
+        prediction = built.problem.base(conditioning, 1.0)(state, column)
+        (slope,) = torch.autograd.grad(steps.data(prediction, column, state), state, reward.gradient)
+        score = -steps.noise(prediction, column, state).detach() / float(steps.s[column]) + 7.0 * slope
+        s, alpha = float(steps.s[column]), float(steps.alpha[column])
+        expected = -s * score if model == "ddim" else -(state.detach() + s * score) / alpha
+        torch.testing.assert_close(found.states[:, column], state.detach())
+        torch.testing.assert_close(found.base_predictions[:, column], prediction.detach(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found.targets[:, column], expected, rtol=1e-3, atol=1e-4)
+        assert float((found.targets - found.base_predictions)[:, column].abs().max()) > 1e-3
+    assert bool(found.targets.isfinite().all())
 
 
 def test_advantages_leave_the_sample_out() -> None:
@@ -67,8 +97,9 @@ def test_without_a_reward_ram_stays_where_it_is(tmp_path: Path) -> None:
     assert values(tmp_path / "run")[0]["loss"] < 1e-9
 
 
-def test_eam_trains_on_a_flow_path_and_draws_only_to_its_endpoint(tmp_path: Path) -> None:
-    settings = ["method.name=eam", *COMMON, "method.endpoint_level=0.5", "schedule.num_inference_steps=6"]
+@pytest.mark.parametrize("place", ["clean", "endpoint"])
+def test_eam_trains_on_a_flow_path(place: str, tmp_path: Path) -> None:
+    settings = ["method.name=eam", *COMMON, f"method.reward_at={place}", "schedule.num_inference_steps=6"]
     train(load_recipe("flow", [*settings, "training.steps=1"]), tmp_path / "run", resume=False)
     (line,) = values(tmp_path / "run")
     assert line["gradient_norm"] > 0

@@ -213,11 +213,21 @@ def test_the_line_of_eams_target_is_the_tilted_models_prediction(path: str) -> N
 def test_eam_trains_to_the_tilt(path: str, strength: float, tmp_path: Path) -> None:
     """The sampler's own error at these 100 steps is 1% (above), so that training may miss by as much."""
     steps = {"ddim": steps_of, "flow": shifted_flow}[path](100, 0.0)
-    method = {"name": "eam", "endpoint_level": 0.3, "timesteps_per_trajectory": 20}
+    method = {"name": "eam", "reward_at": "endpoint", "endpoint_level": 0.3, "timesteps_per_trajectory": 20}
     found, trainer, _ = trained(method, steps, quadratic(strength), 400, 64, tmp_path / "run")
     end = trainer.sampled
     before = float(steps.alpha[end].square() + steps.s[end].square())
     assert found.law(steps, end)[1] == pytest.approx(1 / (1 / before + strength), rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "strength"), [*(("ddim", strength) for strength in STRENGTHS), ("flow", 5.0)])
+def test_eam_with_the_reward_of_clean_images_trains_to_their_tilt(path: str, strength: float, tmp_path: Path) -> None:
+    """At all levels: the base predicts clean images by a line, through which gradients are carried back exactly."""
+    steps = {"ddim": steps_of, "flow": shifted_flow}[path](100, 0.0)
+    method = {"name": "eam", "endpoint_level": 0.3, "timesteps_per_trajectory": 20}
+    found, _, _ = trained(method, steps, quadratic(strength), 400, 64, tmp_path / "run")
+    assert found.law(steps)[1] == pytest.approx(1 / (1 + strength), rel=0.02)
 
 
 @pytest.mark.slow
@@ -235,7 +245,7 @@ def test_ram_trains_to_the_tilt_of_a_linear_reward(tmp_path: Path) -> None:
 def test_eam_trains_to_the_mean_of_a_linear_tilt(tmp_path: Path) -> None:
     """Reward x at the endpoint's level: the mean moves by the variance there. A flow path forgets its first noise."""
     steps = shifted_flow(40, 0.0)
-    method = {"name": "eam", "endpoint_level": 0.3, "timesteps_per_trajectory": 20}
+    method = {"name": "eam", "reward_at": "endpoint", "endpoint_level": 0.3, "timesteps_per_trajectory": 20}
     found, trainer, _ = trained(method, steps, lambda x: x, 200, 64, tmp_path / "run")
     end = trainer.sampled
     wanted = float(steps.alpha[end].square() + steps.s[end].square())
@@ -257,7 +267,10 @@ def test_eams_target_on_a_flow_path_from_a_clean_endpoint() -> None:
 def test_without_a_reward_eam_stays_where_it_is(path: str, tmp_path: Path) -> None:
     """Up to what the sampler's own error in the endpoints asks for; the logged figure is zero within its noise."""
     steps = PATHS[path]
-    method = {"name": "eam", "reward_multiplier": 1e-12, "endpoint_level": 0.3, "timesteps_per_trajectory": 10}
+    method = {
+        "name": "eam", "reward_at": "endpoint", "reward_multiplier": 1e-12, "endpoint_level": 0.3,
+        "timesteps_per_trajectory": 10,
+    }  # fmt: skip
     found, trainer, values = trained(method, steps, quadratic(1.0), 60, 32, tmp_path / "run", rate=0.003)
     end = trainer.available
     rest = eam_fixed_point(steps, end, 0.0).law(steps, end)[1]

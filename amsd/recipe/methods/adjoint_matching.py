@@ -62,6 +62,11 @@ class AdjointMatching(MethodSection):
         return self.timesteps_per_trajectory
 
     @property
+    def differentiates_base(self) -> bool:
+        """For the adjoint."""
+        return True
+
+    @property
     def tilt(self) -> float:
         """The reward multiplier."""
         return self.reward_multiplier

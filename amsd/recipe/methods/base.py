@@ -77,6 +77,11 @@ class MethodSection(Section):
         return 1
 
     @property
+    def differentiates_base(self) -> bool:
+        """Whether collecting keeps the base's activations, of as many trajectories as are collected at once."""
+        return False
+
+    @property
     def samples_per_prompt(self) -> int:
         """Consecutive trajectories of a collection that share their prompt."""
         return 1

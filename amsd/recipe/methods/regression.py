@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -79,31 +79,55 @@ class EAM(RegressionSection):
 
     label: ClassVar[str] = "EAM"
     trainer: ClassVar[str] = "amsd.training.methods.eam:EAMTrainer"
+    as_before: ClassVar[dict[str, Any]] = {"reward_at": "endpoint"}
 
     name: Literal["eam"] = "eam"
     endpoint_level: float = Field(default=0.5, gt=0, lt=1)
     """Noise level s_e at which the endpoint is taken. Data lie on a thin set, so near 0 the target is stiff; above it
-    the reward of noisy endpoints stands in for that of clean ones. Levels below get no training."""
+    the way to the clean image is one long step of the adjoint."""
+    reward_at: Literal["clean", "endpoint"] = "clean"
+    """Where the reward is taken: at the clean image that the sampler makes of the endpoint, from which the base's
+    prediction carries the gradient back, or at the noisy endpoint itself, which costs less and aims at another tilt:
+    then levels below the endpoint's get no training."""
+
+    @property
+    def differentiates_base(self) -> bool:
+        """Where the gradient of a clean image is carried to noisy states."""
+        return self.reward_at == "clean"
+
+    @property
+    def steps_before_endpoint(self) -> int:
+        """How many there are at least: without training below the endpoint all path points lie before it."""
+        return 1 if self.reward_at == "clean" else self.timesteps_per_trajectory
 
     def problems(self, recipe: Recipe) -> Iterator[Problem]:
         """No step left for the endpoint."""
         yield from super().problems(recipe)
         steps = recipe.schedule.num_inference_steps
-        if self.timesteps_per_trajectory == steps:
+        if self.steps_before_endpoint == steps:
             yield Problem("method.timesteps_per_trajectory", f"one of the {steps} steps is the endpoint's",
                           self.timesteps_per_trajectory)  # fmt: skip
 
-    def sampled_steps(self, recipe: Recipe) -> int:
-        """Those to the endpoint's level on Stable Diffusion's own path; on others this is an estimate."""
+    def endpoint(self, recipe: Recipe) -> int:
+        """Its step on Stable Diffusion's own path; on others this is an estimate."""
         levels = noise_levels(recipe)
         nearest = min(range(len(levels)), key=lambda k: abs(levels[k] - self.endpoint_level))
-        return max(self.timesteps_per_trajectory, nearest)
+        return max(self.steps_before_endpoint, nearest)
+
+    def sampled_steps(self, recipe: Recipe) -> int:
+        """All, or those to the endpoint's level."""
+        return recipe.schedule.num_inference_steps if self.reward_at == "clean" else self.endpoint(recipe)
 
     def cost(self, recipe: Recipe, processes: int) -> Cost:
-        """Sampling, the base's score at the endpoint, its prediction (for the KL) and the loss at each path point."""
-        parts = self._regression_cost(recipe, frozen=1)
-        score = 2 if recipe.guidance.guidance_in_control_computation else 1
-        return Cost({**parts, "base": parts["base"] + score})
+        """Sampling; the base's score at the endpoint and the gradient carried there; base and loss at path points.
+
+        At path points below the endpoint, as many as are expected, the gradient is carried there too.
+        """
+        parts, steps = self._regression_cost(recipe, frozen=1), recipe.schedule.num_inference_steps
+        rows = 2 if recipe.guidance.guidance_in_control_computation else 1
+        below = self.timesteps_per_trajectory * (steps - 1 - self.endpoint(recipe)) / steps
+        carried = 2 * (1 + below) * rows if self.reward_at == "clean" else 0
+        return Cost({**parts, "adjoint": carried, "base": parts["base"] + rows})
 
 
 def noise_levels(recipe: Recipe) -> list[float]:

@@ -9,71 +9,159 @@ target = s_t (s eps - a g)/(a^2 + s^2), whose mean given x_t is the tilted model
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from amsd.diffusion.guidance import Conditioning
+from amsd.diffusion.guidance import Conditioning, NetworkPredictor
+from amsd.diffusion.rollout import Trajectory
 from amsd.diffusion.steps import AffineSteps, at
+from amsd.matching import vector_jacobian_product
 from amsd.recipe.methods.regression import EAM
 from amsd.training.events import Notice
 from amsd.training.experience import Sample
 from amsd.training.methods.regression import PathPoints, RegressionTrainer
+from amsd.training.problem import require_finite
 from amsd.training.rewards import require_finite_reward, reward_gradient
 
 
 class EAMTrainer(RegressionTrainer):
-    """Experience is endpoints at a noise level, their tilted score, and path points noisier than they are."""
+    """Experience is endpoints at a noise level, their tilted score, and path points noisier than they are.
+
+    With the reward of clean images there are path points at the levels below too: states of the trajectory itself,
+    whose tilted score is found as the endpoint's is.
+    """
+
+    @property
+    def section(self) -> EAM:
+        """The recipe's `[method]`."""
+        assert isinstance(self.recipe.method, EAM)
+        return self.recipe.method
+
+    @property
+    def end(self) -> int:
+        """The endpoint's step."""
+        return endpoint_step(self.problem.steps, self.section.endpoint_level, self.section.steps_before_endpoint)
+
+    @property
+    def clean(self) -> bool:
+        """Whether the reward is that of the clean image."""
+        return self.section.reward_at == "clean"
 
     @property
     def available(self) -> int:
-        """Steps before the endpoint's: levels below it get no training."""
-        method = self.recipe.method
-        assert isinstance(method, EAM)
-        return endpoint_step(self.problem.steps, method.endpoint_level, method.timesteps_per_trajectory)
+        """All steps, or those before the endpoint's: then levels below it get no training."""
+        return len(self.problem.steps) if self.clean else self.end
 
     @property
     def sampled(self) -> int:
-        """Steps to the endpoint; the rest of the trajectory is not needed."""
+        """Steps on to the clean image, or to the endpoint: the rest of the trajectory is not needed."""
         return self.available
 
     def remarks(self) -> Iterator[Notice]:
         """The endpoint's level, which is that of a step."""
-        level = float(self.problem.steps.s[self.available])
+        level = float(self.problem.steps.s[self.end])
         yield Notice("endpoint", f"Endpoints are taken at noise level {level:.3g}.", values={"level": level})
 
     def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> PathPoints:
         """Endpoints, the gradient of their reward, one base prediction each, and targets at K path points."""
-        prompts, end = [sample.prompt for sample in samples], self.available
+        prompts = [sample.prompt for sample in samples]
         indices, dropped = self.indices(samples), self.dropped(samples)
         with self.clock.phase("rollout"), self.sampler.applied():
             conditioning, trajectory = self.draw(samples, step)
-        x, used = trajectory.terminal, conditioning.dropped(dropped)
+        used = conditioning.dropped(dropped)
         with self.clock.phase("reward gradient"):
-            found = reward_gradient(self.problem, x, samples)
+            found = reward_gradient(self.problem, trajectory.terminal, samples)
             require_finite_reward(found, step, prompts)
-        with self.clock.phase("adjoint"):
-            untilted = self.base_score(used, x, end)
-            score = untilted + self.method.reward_multiplier * found.gradient
-            noises = self.noises(samples)
-            columns = range(indices.shape[1])
-            pairs = [renoised(self.problem.steps, end, indices[:, j], x, score, noises[:, j]) for j in columns]
-            states, targets = (torch.stack([pair[i] for pair in pairs], 1) for i in (0, 1))
-            null = [renoised(self.problem.steps, end, indices[:, j], x, untilted, noises[:, j])[1] for j in columns]
-            base = self.predictions("base", used, states, indices)
+        with self.clock.phase("adjoint"), self.problem.policy.only_base():
+            points = self.renoised_points(samples, indices, trajectory, used, found.gradient)
+            if self.clean:
+                self.fill_in_below(points, indices, trajectory, used, found.gradient)
+            require_finite(points.targets, "target", step, "adjoint", prompts)
         return PathPoints(
             prompts=tuple(prompts), conditioning=conditioning, rewards=found.rewards, terms=found.terms,
-            indices=indices, states=states, base_predictions=base, targets=targets, dropped=dropped,
-            clamped_share=found.clamped_share, groups=torch.zeros(len(samples), dtype=torch.long),
-            noted={"null_drift": null_drift(torch.stack(null, 1), base)},
+            indices=indices, states=points.states, base_predictions=points.base, targets=points.targets,
+            dropped=dropped, clamped_share=found.clamped_share, groups=torch.zeros(len(samples), dtype=torch.long),
+            noted={"null_drift": null_drift(points.null, points.base)},
         )  # fmt: skip
 
-    @torch.no_grad()
-    def base_score(self, conditioning: Conditioning, x: Tensor, k: int) -> Tensor:
-        """Score of the base model at states x (B, ...) of step k (Tweedie)."""
-        steps = self.problem.steps
-        prediction = self.problem.base(conditioning, self.problem.control_guidance)(x, k)
-        return -steps.noise(prediction, k, x) / float(steps.s[k])
+    def renoised_points(
+        self, samples: Sequence[Sample], indices: Tensor, trajectory: Trajectory, used: Conditioning, gradient: Tensor
+    ) -> Points:
+        """Path points at steps `indices` (B, K) no later than the endpoint's; others are left empty, NaN."""
+        steps, end, noises = self.problem.steps, self.end, self.noises(samples)
+        x, base = trajectory.states[:, end], self.problem.base(used, self.problem.control_guidance)
+        k = torch.full((len(x),), end)
+        prediction, gradient = carried(steps, base, k, x, gradient) if self.clean else (base_at(base, k, x), gradient)
+        untilted = -steps.noise(prediction, k, x) / float(steps.s[end])
+        points = Points(*(torch.full_like(noises, torch.nan) for _ in range(4)))
+        for rows, column in batches(indices <= end):
+            at_step, here = indices[rows, column], x[rows]
+            score, noise = untilted[rows], noises[rows, column]
+            tilted = score + self.section.reward_multiplier * gradient[rows]
+            points.states[rows, column], points.targets[rows, column] = renoised(
+                steps, end, at_step, here, tilted, noise
+            )
+            points.null[rows, column] = renoised(steps, end, at_step, here, score, noise)[1]
+            points.base[rows, column] = base_at(base.rows(rows.to(x.device)), at_step, points.states[rows, column])
+        return points
+
+    def fill_in_below(
+        self, points: Points, indices: Tensor, trajectory: Trajectory, used: Conditioning, gradient: Tensor
+    ) -> None:
+        """Path points at later steps than the endpoint's: the trajectory's own states."""
+        steps, base = self.problem.steps, self.problem.base(used, self.problem.control_guidance)
+        for rows, column in batches(indices > self.end):
+            k = indices[rows, column]
+            x = trajectory.states[rows, k]
+            prediction, slope = carried(steps, base.rows(rows.to(x.device)), k, x, gradient[rows])
+            shift = self.section.reward_multiplier * at(steps.s, k, x) * slope
+            if steps.prediction_type == "flow":
+                shift = shift / at(steps.alpha, k, x)
+            points.states[rows, column], points.base[rows, column] = x, prediction
+            points.targets[rows, column], points.null[rows, column] = prediction - shift, prediction
+
+
+@dataclass(frozen=True)
+class Points:
+    """What is known of path points, (B, K, ...) each."""
+
+    states: Tensor
+    targets: Tensor
+    null: Tensor
+    """Targets without a reward."""
+    base: Tensor
+    """The base's predictions."""
+
+
+def batches(wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows and columns of the wanted path points (B, K), at most B at a time."""
+    rows, columns = torch.nonzero(wanted.T).unbind(1)[::-1]
+    if len(rows):
+        yield from zip(rows.split(len(wanted)), columns.split(len(wanted)), strict=True)
+
+
+@torch.no_grad()
+def base_at(base: NetworkPredictor, k: Tensor, x: Tensor) -> Tensor:
+    """The base's prediction (B, ...) at states x of steps k (B,)."""
+    return base(x, k)
+
+
+def carried(
+    steps: AffineSteps, base: NetworkPredictor, k: Tensor, x: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The base's prediction at states x of steps k (B,), and the gradient of a reward there, (B, ...) each.
+
+    The `gradient` at clean latents is carried back through the base's prediction of them: one long step of the lean
+    adjoint.
+    """
+    own, weight = steps.to_data
+    state = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        prediction = base(state, k)
+    product = vector_jacobian_product(prediction, state, gradient)
+    return prediction.detach(), at(own, k, x) * gradient + at(weight, k, x) * product
 
 
 def null_drift(null: Tensor, base: Tensor) -> Tensor:
