@@ -45,15 +45,16 @@ def test_the_mean_of_eams_target_is_the_tilted_models_prediction(strength: float
 def test_the_gradient_of_a_clean_image_is_carried_to_noisy_states(model: str, tmp_path: Path) -> None:
     """Through the base's prediction of the clean image, by plain differentiation, at the endpoint and below it."""
     pipeline = pipelines.stable_diffusion() if model == "ddim" else pipelines.stable_diffusion_3(t5=False)
-    method = {"name": "eam", "timesteps_per_trajectory": 4, "endpoint_level": 0.9, "reward_multiplier": 7.0}
+    method = {"name": "eam", "timesteps_per_trajectory": 3, "endpoint_level": 0.9, "reward_multiplier": 7.0}
     built = trainer(pipeline, tmp_path, method=method, guidance={"guidance_scale": 3.0 if model == "ddim" else 1.0})
     steps, end = built.problem.steps, built.end
-    assert 0 < end < len(steps) - 1
+    assert 0 < end < built.available - 1
+    assert built.available == 3
     found = built.compute_experience(SAMPLES, 1, 1)
     with built.sampler.applied():
         conditioning, trajectory = built.draw(SAMPLES, 1)
     reward = plain_gradient(built.problem, trajectory.terminal, [sample.prompt for sample in SAMPLES])
-    for column in range(end, len(steps)):  # all steps are drawn, in order
+    for column in range(end, built.available):  # all steps with noise are drawn, in order
         assert found.indices[:, column].tolist() == [column] * len(SAMPLES)
         state = trajectory.states[:, column].clone().requires_grad_(True)
         prediction = built.problem.base(conditioning, 1.0)(state, column)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from amsd.recipe.errors import Problem
-from amsd.recipe.methods.base import Cost, GroupedSection, MethodSection, sampled_rows
+from amsd.recipe.methods.base import Cost, GroupedSection, MethodSection, controlled_steps, sampled_rows
 from amsd.recipe.section import Positive
 
 if TYPE_CHECKING:
@@ -103,10 +103,24 @@ class EAM(RegressionSection):
     def problems(self, recipe: Recipe) -> Iterator[Problem]:
         """No step left for the endpoint."""
         yield from super().problems(recipe)
-        steps = recipe.schedule.num_inference_steps
+        steps, count = recipe.schedule.num_inference_steps, self.timesteps_per_trajectory
         if self.steps_before_endpoint == steps:
-            yield Problem("method.timesteps_per_trajectory", f"one of the {steps} steps is the endpoint's",
-                          self.timesteps_per_trajectory)  # fmt: skip
+            yield Problem("method.timesteps_per_trajectory", f"one of the {steps} steps is the endpoint's", count)
+        elif self.reward_at == "clean" and count > (controlled_steps(recipe) or steps):
+            yield Problem(
+                "method.timesteps_per_trajectory",
+                f"at most {controlled_steps(recipe)} steps of {steps} have noise "
+                f"(final_step = {recipe.schedule.final_step!r})", count,
+            )  # fmt: skip
+
+    def advice(self, recipe: Recipe) -> Iterator[Problem]:
+        """A sampler whose clean images are no draws given the endpoint."""
+        yield from super().advice(recipe)
+        if self.reward_at == "clean" and recipe.schedule.eta < 1:
+            yield Problem(
+                "schedule.eta", "below 1 the clean image is no independent draw given the endpoint, and training goes "
+                "beyond the tilt", recipe.schedule.eta, 'Use 1.0, or method.reward_at = "endpoint".',
+            )  # fmt: skip
 
     def endpoint(self, recipe: Recipe) -> int:
         """Its step on Stable Diffusion's own path; on others this is an estimate."""
@@ -125,7 +139,8 @@ class EAM(RegressionSection):
         """
         parts, steps = self._regression_cost(recipe, frozen=1), recipe.schedule.num_inference_steps
         rows = 2 if recipe.guidance.guidance_in_control_computation else 1
-        below = self.timesteps_per_trajectory * (steps - 1 - self.endpoint(recipe)) / steps
+        drawn = controlled_steps(recipe) or steps
+        below = self.timesteps_per_trajectory * max(0, drawn - 1 - self.endpoint(recipe)) / drawn
         carried = 2 * (1 + below) * rows if self.reward_at == "clean" else 0
         return Cost({**parts, "adjoint": carried, "base": parts["base"] + rows})
 

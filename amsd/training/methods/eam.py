@@ -51,13 +51,22 @@ class EAMTrainer(RegressionTrainer):
 
     @property
     def available(self) -> int:
-        """All steps, or those before the endpoint's: then levels below it get no training."""
-        return len(self.problem.steps) if self.clean else self.end
+        """All steps with noise (or all), or those before the endpoint's: then levels below it get no training."""
+        steps = self.problem.steps
+        return len(steps.controlled) or len(steps) if self.clean else self.end
 
     @property
     def sampled(self) -> int:
         """Steps on to the clean image, or to the endpoint: the rest of the trajectory is not needed."""
-        return self.available
+        return len(self.problem.steps) if self.clean else self.end
+
+    def item_weights(self, k: Tensor) -> Tensor:
+        """What a change of the prediction costs in the divergence of the path laws, relative to the mean of the steps.
+
+        Where changes are cheap, as at the noisy end of a flow path, their noise is too.
+        """
+        scale = self.problem.steps.control_scale[: self.available].square()
+        return scale[k] / scale.mean() if bool(scale.isfinite().all()) else torch.ones(len(k), dtype=scale.dtype)
 
     def remarks(self) -> Iterator[Notice]:
         """The endpoint's level, which is that of a step."""

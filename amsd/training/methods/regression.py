@@ -74,6 +74,10 @@ class RegressionTrainer(SOCTrainer[PathPoints]):
         """How many steps of the sampler an endpoint takes."""
         return len(self.problem.steps)
 
+    def item_weights(self, k: Tensor) -> Tensor:
+        """Weight of the losses at steps k (M,), float64, on the CPU."""
+        return torch.ones(len(k), dtype=torch.float64)
+
     def draw(self, samples: Sequence[Sample], step: int) -> tuple[Conditioning, Trajectory]:
         """Trajectories of the averaged policy, guided as the sampler is; call it inside `self.sampler.applied()`."""
         problem, prompts = self.problem, [sample.prompt for sample in samples]
@@ -122,8 +126,9 @@ class RegressionTrainer(SOCTrainer[PathPoints]):
         steps = self.problem.steps
         scale = at(steps.control_scale.where(steps.sigma > 0, 0.0), k, x)  # without noise there is no control
         moved = (scale * (prediction.detach() - base)).flatten(1).square().sum(1)
+        weights = self.item_weights(k).to(prediction)
         return ItemLosses(
-            (prediction - target).flatten(1).square().mean(1),
+            weights * (prediction - target).flatten(1).square().mean(1),
             {
                 "index": k,
                 "control_norm": moved,
