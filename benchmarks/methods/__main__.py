@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 from page import write_page
-from parts import BUDGET, FACTORS, METHODS, MODELS, Length
+from parts import BUDGET, FACTORS, FINE, METHODS, MODELS, Length
 from pool import Plan, run_all
 from results import add
 
@@ -26,6 +26,7 @@ def main(
     budget: Annotated[int, typer.Option(min=1000, help="Network forward-equivalents of a run.")] = BUDGET,
     checkpoints: Annotated[int, typer.Option(min=1, help="Evaluated steps of a run.")] = 4,
     sweep: Annotated[bool, typer.Option(help="Whether each method's learning rate is chosen by a sweep.")] = True,
+    fine: Annotated[bool, typer.Option(help="Run nothing but `am` with 50 steps of the sampler, on the UNet.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="Runs at once; give each one thread (OMP_NUM_THREADS=1).")] = 1,
     seconds: Annotated[float | None, typer.Option(min=1, help="Stop after so long; unset: when all is done.")] = None,
     merge: Annotated[list[Path] | None, typer.Option("--add", help="Folder with results of another machine.")] = None,
@@ -40,11 +41,14 @@ def main(
             raise typer.BadParameter(f"{', '.join(sorted(unknown))}; known are {', '.join(known)}")
     folder = out / length.name
     for other in merge or ():
-        typer.echo(f"{add(folder, other / length.name)} results added from {other}")
-    if train:
+        added = add(folder, other / length.name) + add(out / FINE.name, other / FINE.name)
+        typer.echo(f"{added} results added from {other}")
+    if train and fine:
+        run_all(Plan(out / FINE.name, FINE, ["unet"], ["am"], seeds, FACTORS[:1]), processes, seconds)
+    elif train:
         run_all(Plan(folder, length, models, wanted, seeds, FACTORS if sweep else FACTORS[:1]), processes, seconds)
     if write:
-        write_page(folder, page, length)
+        write_page(folder, page, length, out / FINE.name)
         typer.echo(page)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from parts import ALIGNMENT, METHODS, METRICS, MODELS, REWARD, Length, Part
+from parts import ALIGNMENT, FACTORS, METHODS, METRICS, MODELS, REWARD, Length, Part
 from plots import curves
 from results import Run, against, change, chosen, distance, over_seeds, runs_of, swept_factors, timed
-from text import HEAD, KINDS, LEVELS_NOTE, MEASURED, NAMES, NOT_SWEPT, READING, SECTION, SWEPT
+from text import FINER, HEAD, KINDS, LEVELS_NOTE, MEASURED, NAMES, NOT_SWEPT, READING, SECTION, SWEPT
 
 from amsd.recipe.cost import cost_per_trajectory
 
@@ -18,7 +18,7 @@ Found = Mapping[str, tuple[float, list[Run]]]
 """Method to the factor of its learning rate and its runs."""
 
 
-def write_page(out: Path, page: Path, length: Length) -> None:
+def write_page(out: Path, page: Path, length: Length, fine: Path) -> None:
     """Write the page and its plots; what was not run is not there."""
     images = page.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -42,6 +42,8 @@ def write_page(out: Path, page: Path, length: Length) -> None:
         ]  # fmt: skip
         if len(swept_factors(out, model)) > 1:
             parts += ["\n### The sweep of the learning rate\n\n", _sweep(out, model)]
+    if "unet" in everything and (reference := runs_of(fine, "unet", "am", FACTORS[0])):
+        parts += [FINER, _finer(reference, everything["unet"])]
     complete = len(everything) == len(MODELS) and all(len(found) == len(METHODS) for found in everything.values())
     page.write_text("".join([*parts, READING if complete else ""]), encoding="utf-8")
 
@@ -107,6 +109,28 @@ def _at_level(runs: Sequence[Run], level: float) -> str:
     shown = over_seeds(gains).shown() if len(gains) > 1 else f"{gains[0]:+.3f}"
     shown += "*" if any(level < run.points[0].kl for run in runs) else ""
     return shown if len(gains) == len(runs) else f"{shown} ({len(gains)} of {len(runs)} seeds)"
+
+
+def _finer(reference: Sequence[Run], found: Found) -> str:
+    """Work to the rewards of the reference's checkpoints, by the methods that keep near the base."""
+    names = [name for name in found if KINDS[name][1].endswith("λ")]
+    rows = [["am, 50 steps: network calls", "gain", "alignment", *(f"{name}: calls to it" for name in names)]]
+    rows.append(["---"] * len(rows[0]))
+    for step in range(min(len(run.points) for run in reference)):
+        gain, calls = change(reference, REWARD, step), reference[0].points[step].forwards
+        cells = [_work_to(found[name][1], gain.value, calls) for name in names]
+        rows.append([f"{calls:,.0f}", gain.shown(), change(reference, ALIGNMENT, step).shown(), *cells])
+    return _table(rows)
+
+
+def _work_to(runs: Sequence[Run], gain: float, calls: float) -> str:
+    """Mean over the seeds that get to the gain, and what share of the reference's calls that is."""
+    found = [forwards for run in runs if (forwards := run.forwards_to(gain)) is not None]
+    if not found:
+        return "not reached"
+    work = over_seeds(found).value
+    some = "" if len(found) == len(runs) else f", {len(found)} of {len(runs)} seeds"
+    return f"{work:,.0f} ({work / calls:.2f}{some})"
 
 
 def _sweep(out: Path, model: str) -> str:

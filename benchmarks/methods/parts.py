@@ -53,11 +53,18 @@ class Length:
     """Network forward-equivalents."""
     checkpoints: int = 4
     """Evaluated steps, evenly spaced."""
+    sampler_steps: int | None = None
+    """Steps of the sampler; None: the recipe's own."""
 
     @property
     def name(self) -> str:
         """Of the folder of such runs."""
-        return f"{self.budget}-calls-{self.checkpoints}-checkpoints"
+        steps = "" if self.sampler_steps is None else f"-{self.sampler_steps}-steps"
+        return f"{self.budget}-calls-{self.checkpoints}-checkpoints{steps}"
+
+
+FINE = Length(budget=64_000, sampler_steps=50)
+"""On-policy Adjoint Matching with as many steps as published; too long a run for every method."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ class Part:
         values = {
             **COMMON, **METHODS[self.method], "optimizer.learning_rate": self.rate, "training.seed": self.seed,
         }  # fmt: skip
+        if length.sampler_steps is not None:
+            values["schedule.num_inference_steps"] = length.sampler_steps
         assignments = [f"{key}={json.dumps(value)}" for key, value in values.items()]
         each = forwards_per_step(load_recipe(MODELS[self.model], assignments))
         every = max(1, round(length.budget / each / length.checkpoints))

@@ -81,6 +81,16 @@ class Run:
             before = here
         return None
 
+    def forwards_to(self, gain: float) -> float | None:
+        """Network forward-equivalents until the gain in reward is reached; linear between checkpoints."""
+        before = (0.0, 0.0)
+        for point in self.points:
+            here = (mean(point.changes[REWARD]), point.forwards)
+            if before[0] <= gain <= here[0]:
+                return before[1] + (gain - before[0]) / max(here[0] - before[0], 1e-12) * (here[1] - before[1])
+            before = here
+        return None
+
 
 def runs_of(out: Path, model: str, name: str, factor: float) -> list[Run]:
     """Finished runs of a method at one learning rate, by seed."""

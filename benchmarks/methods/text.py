@@ -53,6 +53,13 @@ NOT_SWEPT = ": it is the recipe's own for every method, and no sweep has chosen 
 LEVELS_NOTE = """
 Between checkpoints, the base included, the gain is taken as linear in √KL. * The level lies before the first checkpoint.
 """
+FINER = """
+## Beside 50 steps
+
+`python benchmarks/methods runs/methods --fine` trains on-policy Adjoint Matching on the UNet with 50 steps of the sampler, as it is published; the other methods have 10. Each evaluates with the steps that it trains
+with. The table says how many network calls they need to the gain of each of its checkpoints, and what share that is of its own.
+
+"""
 READING = """
 ## Reading it
 

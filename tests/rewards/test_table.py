@@ -8,7 +8,9 @@ from importlib.metadata import EntryPoint
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from amsd.cli.app import app
 from amsd.errors import UsageError
 from amsd.recipe import load_recipe
 from amsd.recipe.catalog import names
@@ -119,3 +121,6 @@ def test_a_held_out_reward_of_another_kind_is_recommended() -> None:
     for name in names("recipes"):
         recipe = load_recipe(name)
         assert unchecked([term.name for term in recipe.reward], recipe.evaluation.metrics) is None, name
+    found = CliRunner().invoke(app, ["recipe", "check", "shapes", "--set", "evaluation.metrics=[]"])
+    assert "names no reward of another kind" in found.output
+    assert "'shapes:alignment'" in found.output

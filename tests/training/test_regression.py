@@ -45,7 +45,7 @@ def test_the_mean_of_eams_target_is_the_tilted_models_prediction(strength: float
 def test_the_gradient_of_a_clean_image_is_carried_to_noisy_states(model: str, tmp_path: Path) -> None:
     """Through the base's prediction of the clean image, by plain differentiation, at the endpoint and below it."""
     pipeline = pipelines.stable_diffusion() if model == "ddim" else pipelines.stable_diffusion_3(t5=False)
-    method = {"name": "eam", "timesteps_per_trajectory": 3, "endpoint_level": 0.9, "reward_multiplier": 7.0}
+    method = {"name": "eam", "timesteps_per_trajectory": 3, "endpoint_level": 0.99, "reward_multiplier": 7.0}
     built = trainer(pipeline, tmp_path, method=method, guidance={"guidance_scale": 3.0 if model == "ddim" else 1.0})
     steps, end = built.problem.steps, built.end
     assert 0 < end < built.available - 1
@@ -96,6 +96,28 @@ def test_without_a_reward_ram_stays_where_it_is(tmp_path: Path) -> None:
     train(load_recipe("shapes", ["method.name=ram", *COMMON, "method.reward_multiplier=1e-9", "training.steps=1"]),
           tmp_path / "run", resume=False)  # fmt: skip
     assert values(tmp_path / "run")[0]["loss"] < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["shapes", "flow"])
+def test_without_a_reward_eam_moves_nothing_on_the_embedded_models(recipe: str, tmp_path: Path) -> None:
+    """Neither the reward nor the captions change beyond chance, where the same steps with lambda = 50 gain."""
+    settings = ["method.name=eam", "training.steps=12", "training.checkpoint_every=12", "training.validate_every=12",
+                "evaluation.prompts=16", "evaluation.samples_per_prompt=2", "evaluation.diversity=[]",
+                "tracking.trackers=none"]  # fmt: skip
+    metrics = {}
+    for multiplier in (1e-9, 50.0):
+        run = tmp_path / str(multiplier)
+        found = train(load_recipe(recipe, [*settings, f"method.reward_multiplier={multiplier}"]), run)
+        metrics[multiplier] = {name: each.paired for name, each in found.results[0].metrics.items()}
+        last = values(run)[-1]
+        if multiplier < 1:
+            assert abs(sum(step["null_drift"] for step in values(run))) / 12 < 0.02
+            assert last["validation/kl"] < 2
+    still, moved = metrics[1e-9], metrics[50.0]
+    for name in ("shapes:right", "shapes:alignment"):
+        assert abs(still[name].difference) < max(0.02, 3 * still[name].standard_error)
+    assert moved["shapes:right"].difference > 4 * moved["shapes:right"].standard_error
 
 
 @pytest.mark.parametrize("place", ["clean", "endpoint"])

@@ -225,12 +225,16 @@ def test_eam_trains_to_the_tilt(path: str, strength: float, tmp_path: Path) -> N
 def test_eam_with_the_reward_of_clean_images_trains_to_their_tilt(path: str, tmp_path: Path) -> None:
     """At all levels: the base predicts clean images by a line, through which gradients are carried back exactly.
 
-    The sampler has to be memoryless: only then is its clean image a draw given the endpoint.
+    The sampler has to be memoryless: only then is its clean image a draw given the endpoint. Its own error, 14% at 100
+    steps, is in what the exact tilted predictions sample too.
     """
-    steps = {"ddim": steps_of, "flow": shifted_flow}[path](100, 1.0)
+    steps, tilted = {"ddim": steps_of, "flow": shifted_flow}[path](100, 1.0), 1 / 6
     method = {"name": "eam", "endpoint_level": 0.3, "timesteps_per_trajectory": 20}
     found, _, _ = trained(method, steps, quadratic(5.0), 400, 64, tmp_path / "run")
-    assert found.law(steps)[1] == pytest.approx(1 / 6, rel=0.03)
+    level = steps.alpha.square() * tilted + steps.s.square()
+    exact = (steps.s - (steps.alpha * tilted if path == "flow" else 0)) / level
+    expected = Linear(exact, torch.zeros(len(steps), dtype=torch.float64)).law(steps)[1]
+    assert found.law(steps)[1] == pytest.approx(expected, rel=0.06)
 
 
 @pytest.mark.slow
