@@ -175,9 +175,11 @@ class Plan:
         size = round(self.pixels**0.5)
         return text + (
             f"activations come on top, about {self.decoding_bytes / 2**30:.0f} GiB for the reward gradient through the "
-            f"decoder at {size} x {size}, then {self.back_bytes / 2**30:.1f} GiB for each trajectory's adjoint: "
-            f"{self._card()}"
+            f"decoder at {size} x {size}{self._adjoint()}: {self._card()}"
         )
+
+    def _adjoint(self) -> str:
+        return f", then {self.back_bytes / 2**30:.1f} GiB for each trajectory's adjoint" if self.back_bytes else ""
 
     def _card(self) -> str:
         """The smallest usual card that holds weights, rewards, and decoder or adjoint, which take turns.
@@ -230,10 +232,9 @@ def make_plan(recipe: Recipe, processes: int, found: Blueprint | None = None) ->
 
 
 def _back_bytes(recipe: Recipe, found: Blueprint) -> float:
-    """Of one trajectory: a row, or two where the adjoint is guided."""
-    guidance = recipe.guidance
-    rows = 2 if guidance.guidance_in_adjoint_computation and guidance.guidance_scale != 1 else 1
-    return float(rows * found.kept_bytes(DTYPES[recipe.model.precision]))
+    """Of one trajectory's adjoint; 0 for a method that has none."""
+    rows = recipe.method.adjoint_rows(recipe)
+    return float(rows * found.kept_bytes(DTYPES[recipe.model.precision])) if rows else 0.0
 
 
 def _at_a_time(recipe: Recipe, local: int) -> str:

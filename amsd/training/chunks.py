@@ -114,9 +114,9 @@ def chunk_size(recipe: Recipe, on_accelerator: bool, sharded: bool = False) -> C
         return ChunkSize(size, size)
     if on_accelerator:
         return ChunkSize(micro_batch, None)
-    rows = 2 if recipe.guidance.guidance_in_adjoint_computation else 1
-    limit = max(1, micro_batch * recipe.method.items_per_trajectory // rows)
-    if recipe.training.gradient_checkpointing and recipe.method.differentiates_base:
+    rows = recipe.method.adjoint_rows(recipe)
+    limit = max(1, micro_batch * recipe.method.items_per_trajectory // max(1, rows))
+    if recipe.training.gradient_checkpointing and rows:
         limit = 1
     return ChunkSize(limit, limit)
 

@@ -105,15 +105,15 @@ def test_without_a_reward_eam_moves_nothing_on_the_embedded_models(recipe: str, 
     settings = ["method.name=eam", "training.steps=12", "training.checkpoint_every=12", "training.validate_every=12",
                 "evaluation.prompts=16", "evaluation.samples_per_prompt=2", "evaluation.diversity=[]",
                 "tracking.trackers=none"]  # fmt: skip
-    metrics = {}
+    metrics, distance = {}, {}
     for multiplier in (1e-9, 50.0):
         run = tmp_path / str(multiplier)
         found = train(load_recipe(recipe, [*settings, f"method.reward_multiplier={multiplier}"]), run)
         metrics[multiplier] = {name: each.paired for name, each in found.results[0].metrics.items()}
-        last = values(run)[-1]
+        distance[multiplier] = values(run)[-1]["validation/kl"]
         if multiplier < 1:
             assert abs(sum(step["null_drift"] for step in values(run))) / 12 < 0.02
-            assert last["validation/kl"] < 2
+    assert distance[1e-9] < distance[50.0] / 2  # the noise of the gradients alone
     still, moved = metrics[1e-9], metrics[50.0]
     for name in ("shapes:right", "shapes:alignment"):
         assert abs(still[name].difference) < max(0.02, 3 * still[name].standard_error)

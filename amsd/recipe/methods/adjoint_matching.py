@@ -61,10 +61,9 @@ class AdjointMatching(MethodSection):
         """K."""
         return self.timesteps_per_trajectory
 
-    @property
-    def differentiates_base(self) -> bool:
-        """For the adjoint."""
-        return True
+    def adjoint_rows(self, recipe: Recipe) -> int:
+        """One, or two where the base drift is guided."""
+        return sampled_rows(recipe) if recipe.guidance.guidance_in_adjoint_computation else 1
 
     @property
     def tilt(self) -> float:

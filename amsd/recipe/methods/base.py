@@ -76,10 +76,9 @@ class MethodSection(Section):
         """Loss items of one trajectory: rows of the network that the loss keeps activations for."""
         return 1
 
-    @property
-    def differentiates_base(self) -> bool:
-        """Whether collecting keeps the base's activations, of as many trajectories as are collected at once."""
-        return False
+    def adjoint_rows(self, recipe: Recipe) -> int:
+        """Rows of the base that collecting keeps activations of, for each trajectory; 0 without an adjoint."""
+        return 0
 
     @property
     def samples_per_prompt(self) -> int:

@@ -90,10 +90,11 @@ class EAM(RegressionSection):
     prediction carries the gradient back, or at the noisy endpoint itself, which costs less and aims at another tilt:
     then levels below the endpoint's get no training."""
 
-    @property
-    def differentiates_base(self) -> bool:
+    def adjoint_rows(self, recipe: Recipe) -> int:
         """Where the gradient of a clean image is carried to noisy states."""
-        return self.reward_at == "clean"
+        if self.reward_at == "endpoint":
+            return 0
+        return sampled_rows(recipe) if recipe.guidance.guidance_in_control_computation else 1
 
     @property
     def steps_before_endpoint(self) -> int:
@@ -141,7 +142,7 @@ class EAM(RegressionSection):
         rows = 2 if recipe.guidance.guidance_in_control_computation else 1
         drawn = controlled_steps(recipe) or steps
         below = self.timesteps_per_trajectory * max(0, drawn - 1 - self.endpoint(recipe)) / drawn
-        carried = 2 * (1 + below) * rows if self.reward_at == "clean" else 0
+        carried = (1 + below) * rows if self.reward_at == "clean" else 0
         return Cost({**parts, "adjoint": carried, "base": parts["base"] + rows})
 
 
