@@ -24,7 +24,7 @@ def main(
     model: Annotated[list[str] | None, typer.Option(help="Models to run, unet or flow; unset: both.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method at its chosen learning rate.")] = 3,
     budget: Annotated[int, typer.Option(min=1000, help="Network forward-equivalents of a run.")] = BUDGET,
-    checkpoints: Annotated[int, typer.Option(min=1, help="Evaluated steps of a run.")] = 4,
+    checkpoints: Annotated[int, typer.Option(min=1, help="Evaluated steps of a run.")] = 3,
     sweep: Annotated[bool, typer.Option(help="Whether each method's learning rate is chosen by a sweep.")] = True,
     fine: Annotated[bool, typer.Option(help="Run nothing but `am` with 50 steps of the sampler, on the UNet.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="Runs at once; give each one thread (OMP_NUM_THREADS=1).")] = 1,

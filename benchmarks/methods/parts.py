@@ -33,8 +33,8 @@ METHODS: dict[str, dict[str, Any]] = {
 """Name to assignments. Keys that are not named have the values of the recipe or of the method."""
 FACTORS = (1.0, 3.0, 1 / 3)
 """Learning rates of the sweep, times the recipe's own."""
-BUDGET = 24_000
-"""Network forward-equivalents of a run, without evaluation, unless told otherwise: those of the recipe itself."""
+BUDGET = 12_000
+"""Network forward-equivalents of a run, without evaluation, unless told otherwise: half of the recipe's own."""
 REWARD = "shapes:right"
 ALIGNMENT = "shapes:alignment"
 DIVERSITY = "diversity/pixels"
@@ -51,7 +51,7 @@ class Length:
 
     budget: int = BUDGET
     """Network forward-equivalents."""
-    checkpoints: int = 4
+    checkpoints: int = 3
     """Evaluated steps, evenly spaced."""
     sampler_steps: int | None = None
     """Steps of the sampler; None: the recipe's own."""
@@ -63,7 +63,7 @@ class Length:
         return f"{self.budget}-calls-{self.checkpoints}-checkpoints{steps}"
 
 
-FINE = Length(budget=64_000, sampler_steps=50)
+FINE = Length(budget=24_000, checkpoints=2, sampler_steps=50)
 """On-policy Adjoint Matching with as many steps as published; too long a run for every method."""
 
 

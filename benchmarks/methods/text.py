@@ -31,7 +31,7 @@ MEASURED = """
     python benchmarks/methods runs/methods{options}
 
 trains every method on the embedded models (reward `shapes:right`: the object is to the right), with the same prompts, batch, sampler, and λ = 50 where a method has one. Only the
-method differs, and its learning rate{rates}. Every run has about {budget:,} F of training, which is what the recipe `shapes` itself spends. Seeds: {seeds} for each method. Gains are
+method differs, and its learning rate{rates}. Every run has about {budget:,} F of training; the recipe `shapes` itself spends 25,000. Seeds: {seeds} for each method. Gains are
 paired differences to the base model on 16 held-out prompts × 4 samples with common noise; errors are one standard error over seeds and prompts (with one seed over prompts alone). KL is that of the
 path laws, in nats, on 16 held-out trajectories.
 
