@@ -52,6 +52,11 @@ class Blueprint:
         return sum(parameter.numel() for parameter in self.family.denoiser.parameters())
 
     @property
+    def buffers(self) -> int:
+        """Numbers that the denoiser holds beside its parameters: the table of positions of Stable Diffusion 3."""
+        return sum(buffer.numel() for buffer in self.family.denoiser.buffers())
+
+    @property
     def quantizable_parameters(self) -> int:
         """Weights of the denoiser that `model.quantization` makes small."""
         return sum(layer.weight.numel() for layer in quantizable(self.family.denoiser).values())
@@ -63,11 +68,17 @@ class Blueprint:
 
     def lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
         """Parameters of low-rank adapters on linear layers whose names end with one of `targets`."""
-        layers = [
+        return sum(rank * (layer.in_features + layer.out_features) for layer in self._adapted(targets))
+
+    def adapted_parameters(self, targets: tuple[str, ...]) -> int:
+        """Parameters of the layers themselves."""
+        return sum(value.numel() for layer in self._adapted(targets) for value in layer.parameters())
+
+    def _adapted(self, targets: tuple[str, ...]) -> list[nn.Linear]:
+        return [
             module for name, module in self.family.denoiser.named_modules()
             if isinstance(module, nn.Linear) and name.endswith(targets)
         ]  # fmt: skip
-        return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
 
     def forward_flops(self) -> float:
         """Floating-point operations of one forward pass for one picture, counted on shapes alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from amsd.diffusion.blueprint import Blueprint, blueprint
 from amsd.diffusion.families.decoding import DECODED_PIXELS
@@ -41,6 +42,10 @@ class Plan:
     denoiser_parameters: int
     quantizable_parameters: int
     """Of the denoiser, which `model.quantization` makes small."""
+    denoiser_buffers: int
+    """Numbers beside its parameters."""
+    adapted_parameters: int
+    """Of the layers that lora adds to."""
     vae_parameters: int
     text_parameters: int
     trained_parameters: int
@@ -49,11 +54,10 @@ class Plan:
     """network forward-equivalents per optimizer step (docs/method.md section 7)."""
     pixels: int
     """Of one image."""
-    back_bytes: float
-    """Activations of one trajectory that the adjoint's products with the network's Jacobian keep."""
     evaluation_prompts: int | None
     """None: the evaluation prompts are not on this machine yet."""
     download: str
+    blueprint: Blueprint
 
     @property
     def evaluation_images(self) -> int | None:
@@ -74,16 +78,32 @@ class Plan:
     @property
     def memory_bytes(self) -> float:
         """Weights, gradients and AdamW's two moments on each device, without activations."""
-        model, training = self.recipe.model, self.recipe.training
+        training = self.recipe.training
         others = 4 * self.vae_parameters  # in float32, whatever the precision
         if not training.offload_text_encoders:
             others += self.text_bytes
         trained = self.trained_parameters * (8 + self._moments + (4 if training.ema_decay is not None else 0))
-        if training.fsdp and self.processes > 1:
-            return others + (self.base_bytes + trained) / self.processes
-        # In half precision a second frozen network, the copy that rollouts go through.
-        copies = 1 if model.precision == "fp32" or model.parameterization == "lora" else 2
-        return others + copies * self.base_bytes + trained
+        if training.fsdp and self.processes > 1:  # buffers are not divided
+            return others + 2 * 4 * self.denoiser_buffers + (self.base_bytes + trained) / self.processes
+        return others + self.base_bytes + self._rollout_bytes + self._buffer_bytes + trained
+
+    @property
+    def _rollout_bytes(self) -> float:
+        """The copy of the trained network that rollouts go through: its weights are cast or merged once."""
+        model = self.recipe.model
+        if model.precision != "fp32":
+            cast = self.trained_parameters if model.parameterization == "lora" else self.denoiser_parameters
+            return float(_BYTES[model.precision] * cast)
+        merged = model.parameterization == "lora" and model.quantization is None
+        return 4.0 * self.adapted_parameters if merged else 0.0
+
+    @property
+    def _buffer_bytes(self) -> float:
+        """Of every network and copy; with lora they share them."""
+        model = self.recipe.model
+        if model.parameterization == "lora":
+            return _BYTES[model.precision] * self.denoiser_buffers
+        return (8 if model.precision == "fp32" else 12) * self.denoiser_buffers
 
     @property
     def text_bytes(self) -> int:
@@ -115,6 +135,12 @@ class Plan:
         """Activations of the reward gradient with gradient checkpointing, the largest of a step at 512 px and more."""
         together = max(1, min(self.recipe.optimizer.prompts_per_step, DECODED_PIXELS // self.pixels))
         return DECODING_BYTES_PER_PIXEL * together * self.pixels
+
+    @cached_property
+    def back_bytes(self) -> float:
+        """Activations of one trajectory's adjoint; 0 for a method that has none."""
+        rows = self.recipe.method.adjoint_rows(self.recipe)
+        return float(rows * self.blueprint.kept_bytes(DTYPES[self.recipe.model.precision])) if rows else 0.0
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Name and text of each line that is shown."""
@@ -224,17 +250,11 @@ def make_plan(recipe: Recipe, processes: int, found: Blueprint | None = None) ->
     total, lora = found.parameters, recipe.model.lora
     trained = total if recipe.model.parameterization != "lora" else found.lora_parameters(lora.rank, lora.targets)
     return Plan(
-        recipe, processes, total, found.quantizable_parameters, found.vae_parameters, found.text_parameters, trained,
-        found.forward_flops(), forwards_per_step(recipe, processes), found.pixels, _back_bytes(recipe, found),
-        _evaluation_prompts(recipe),
-        found.download,
+        recipe, processes, total, found.quantizable_parameters, found.buffers, found.adapted_parameters(lora.targets),
+        found.vae_parameters, found.text_parameters, trained,
+        found.forward_flops(), forwards_per_step(recipe, processes), found.pixels, _evaluation_prompts(recipe),
+        found.download, found,
     )  # fmt: skip
-
-
-def _back_bytes(recipe: Recipe, found: Blueprint) -> float:
-    """Of one trajectory's adjoint; 0 for a method that has none."""
-    rows = recipe.method.adjoint_rows(recipe)
-    return float(rows * found.kept_bytes(DTYPES[recipe.model.precision])) if rows else 0.0
 
 
 def _at_a_time(recipe: Recipe, local: int) -> str:
