@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,14 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from amsd.diffusion.families.base import Family
-from amsd.diffusion.held import cast_copy
-
-_LOWERED = frozenset(
-    {functional.linear, functional.conv2d, torch.conv2d, torch.matmul, torch.bmm, torch.Tensor.matmul}
-)  # fmt: skip
-"""Functions that autocast computes in the networks' precision."""
-_RAISED = frozenset({functional.layer_norm, functional.group_norm, functional.rms_norm, functional.softmax})
-"""Functions that it computes in float32, on a GPU."""
+from amsd.diffusion.held import compute_in
 
 
 class _Attention(torch.autograd.Function):
@@ -39,29 +33,17 @@ class _Attention(torch.autograd.Function):
 
 
 class _AsOnGPU(TorchFunctionMode):
-    """Inside the block functions take and give what they do on a GPU in mixed precision `dtype`."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
+    """Inside the block attention keeps what it keeps on a GPU."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call `func` with its arguments in the precision that autocast gives them."""
+        """Call `func`, or what stands in its place."""
         kwargs = dict(kwargs or {})
         if func is functional.scaled_dot_product_attention:
             given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-            return _Attention.apply(*(_in(given[name], self.dtype) for name in ("query", "key", "value")))
-        if self.dtype is not torch.float32 and func in _LOWERED | _RAISED:
-            dtype = self.dtype if func in _LOWERED else torch.float32
-            args = tuple(_in(value, dtype) for value in args)
-            kwargs = {name: _in(value, dtype) for name, value in kwargs.items()}
+            return _Attention.apply(given["query"], given["key"], given["value"])
         return func(*args, **kwargs)
-
-
-def _in(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def kept_bytes(family: Family, denoiser: nn.Module, dtype: torch.dtype) -> int:
@@ -76,8 +58,8 @@ def kept_bytes(family: Family, denoiser: nn.Module, dtype: torch.dtype) -> int:
         return value
 
     x = torch.empty(1, *family.latent_shape, device="meta", requires_grad=True)
-    network = cast_copy(denoiser, dtype).requires_grad_(False)
+    network = compute_in(copy.deepcopy(denoiser), dtype).requires_grad_(False)
     weights = {id(each.untyped_storage()) for each in (*network.parameters(), *network.buffers())}
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), _AsOnGPU(dtype):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), _AsOnGPU():
         family.network(network)(x, torch.zeros(1, device="meta"), family.blank_condition("meta"))
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)

@@ -8,8 +8,7 @@ waits for the others to exchange numbers, makes it too and throws the result awa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,18 +28,11 @@ class LockStep:
     Args:
         frozen: networks without trained parameters; passes with gradients are differentiated in their input at once.
         trained: networks with trained parameters; with gradients every process makes as many passes by itself.
-        autocast: the precision that passes are made in.
     """
 
-    def __init__(
-        self,
-        frozen: Sequence[nn.Module],
-        trained: Sequence[nn.Module],
-        autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
+    def __init__(self, frozen: Sequence[nn.Module], trained: Sequence[nn.Module]) -> None:
         self._networks = [*frozen, *trained]
         self._first_trained = len(frozen)
-        self._autocast = autocast
         # Numbers travel between CPUs, whatever the device: nobody waits for what a GPU still has to do.
         self._group: Any = dist.new_group(backend="gloo")
         self._helping = False
@@ -89,7 +81,7 @@ class LockStep:
 
         self._helping = True
         try:
-            with torch.set_grad_enabled(bool(differentiated)), self._autocast():
+            with torch.set_grad_enabled(bool(differentiated)):
                 output = self._networks[index](
                     *(mine if value is x else value for value in args),
                     **{name: mine if value is x else value for name, value in kwargs.items()},

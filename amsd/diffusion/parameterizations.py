@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.folder import network_part
 from amsd.diffusion.guidance import Network, TextCondition
-from amsd.diffusion.held import AdapterCopy, CastCopy, HeldCopy, MergedCopy, cast_copy
+from amsd.diffusion.held import HalfCopy, HeldCopy, MergedCopy, compute_in
 from amsd.diffusion.lora_file import write_safetensors
 from amsd.diffusion.parts import load_network
-from amsd.diffusion.policy import DTYPES, Policy
+from amsd.diffusion.policy import Policy
 from amsd.diffusion.quantization import quantize
 from amsd.diffusion.sharding import load_state, save_network
 from amsd.reading import reading, require_same, require_whole
@@ -32,7 +32,7 @@ class NetworkPolicy(Policy):
     def __init__(self, family: Family, model: Model, network: nn.Module, base: nn.Module, folder: str) -> None:
         super().__init__(family, model)
         self._network = network.to(torch.float32).requires_grad_(True).eval()
-        self._base = base.requires_grad_(False).eval()
+        self._base = compute_in(base, self.dtype).requires_grad_(False).eval()
         self._folder = folder
         self._call, self._call_base = family.network(network), family.network(base)
 
@@ -53,8 +53,7 @@ class NetworkPolicy(Policy):
 
     def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
         """Output of the base."""
-        with self.autocast():
-            return self._call_base(x, timesteps, condition)
+        return self._call_base(x, timesteps, condition)
 
     def save(self, folder: Path) -> None:
         """Write the network's folder."""
@@ -65,7 +64,7 @@ class NetworkPolicy(Policy):
         _restore(self._network, folder / self._folder)
 
     def _new_copy(self) -> HeldCopy | None:
-        return None if self.dtype is torch.float32 else CastCopy(self._network, self.dtype)
+        return None if self.dtype is torch.float32 else HalfCopy(self._network, self.dtype)
 
     @property
     def _base_module(self) -> nn.Module:
@@ -76,8 +75,7 @@ class FullPolicy(NetworkPolicy):
     """All weights are trained; the base is a frozen copy. Its folder has the network's name in the pipeline."""
 
     def __init__(self, family: Family, model: Model) -> None:
-        base = cast_copy(family.denoiser, DTYPES[model.precision])
-        super().__init__(family, model, family.denoiser, base, family.denoiser_name)
+        super().__init__(family, model, family.denoiser, copy.deepcopy(family.denoiser), family.denoiser_name)
 
     def _trained_output(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
         return self._call(x, timesteps, condition)
@@ -99,7 +97,7 @@ class LoraPolicy(Policy):
         from peft import LoraConfig
 
         super().__init__(family, model)
-        self._network = family.denoiser.to(self.dtype)
+        self._network = compute_in(family.denoiser, self.dtype)
         if model.quantization is not None:
             quantize(self._network, self.dtype)
         lora = model.lora
@@ -140,13 +138,13 @@ class LoraPolicy(Policy):
 
     def _new_copy(self) -> HeldCopy | None:
         if self.dtype is not torch.float32:
-            return AdapterCopy(self._network, self.dtype)
+            return HalfCopy(self._network, self.dtype)
         # Into a weight of four bits nothing can be merged.
         return None if self.model.quantization else MergedCopy(self._network)
 
     def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
         """Output with adapters off: bit for bit the pretrained network's."""
-        with self.autocast(), self.only_base():
+        with self.only_base():
             return self._call(x, timesteps, condition)
 
     def save(self, folder: Path) -> None:
@@ -210,7 +208,6 @@ class OffsetPolicy(NetworkPolicy):
             for parameter in offset.get_submodule(name).parameters():
                 nn.init.zeros_(parameter)
         super().__init__(family, model, offset, family.denoiser, "offset")
-        self._base.to(self.dtype)
 
     def _trained_output(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
         return self._call_base(x, timesteps, condition) + self._call(x, timesteps, condition)

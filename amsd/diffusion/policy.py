@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.guidance import Network, TextCondition
-from amsd.diffusion.held import HeldCopy, channels_last
+from amsd.diffusion.held import HeldCopy, cast_inputs, compile_blocks
 from amsd.diffusion.lockstep import LockStep
 from amsd.diffusion.sharding import sum_and_let_go
 from amsd.recipe import Model
@@ -35,7 +35,6 @@ class Policy(ABC):
         self._compiles = False
         self._copy: HeldCopy | None = None
         self._held: HeldCopy | None = None
-        self._held_call: Network | None = None
         self._sharded = False
         pipeline = family.pipeline
         for module in (pipeline.vae, family.denoiser, *family.text_encoders):
@@ -65,6 +64,7 @@ class Policy(ABC):
         The base is left alone: a product with its Jacobian needs no room for the gradients of its parameters.
         """
         self._checkpoints = True
+        self._copy = None
         cast(Any, self.trained_network).enable_gradient_checkpointing()
 
     @property
@@ -76,43 +76,44 @@ class Policy(ABC):
         """Compile the blocks that every network repeats: a tenth of the time that a whole network takes."""
         self._compiles = True
         for network in self.networks:
-            cast(Any, network).compile_repeated_blocks()
+            compile_blocks(network)
 
     @final
     def finetuned(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
         """Raw output (B, ...) of the fine-tuned network."""
-        with self.autocast():
-            if self._held_call is not None and not torch.is_grad_enabled():
-                return self._held_call(x, timesteps, condition)
+        copied = self._held
+        if copied is None and self.dtype is not torch.float32:
+            copied = self._current_copy()
+        if copied is None or (torch.is_grad_enabled() and not copied.differentiable):
             return self._trained_output(x, timesteps, condition)
+        return self._call_of(copied.network)(x, timesteps, condition)
 
     @final
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside the block the trained weights do not change, so passes without gradients may go through a copy.
+        """Inside the block the trained weights do not change: what is computed with is cast or merged once, on entry.
 
-        Its weights are cast or merged on entry and not at every call. Blocks may be nested.
+        Outside it is cast at every pass. Blocks may be nested.
         """
-        copied = self._current_copy() if self._held is None else None
-        if copied is None:  # inside another block, or nothing to gain
+        if self._held is not None:
             yield
             return
-        copied.refresh()
-        self._held, self._held_call = copied, self._call_of(copied.network)
+        self._held = self._current_copy()
         try:
             yield
         finally:
-            self._held = self._held_call = None
+            self._held = None
 
     def _current_copy(self) -> HeldCopy | None:
-        if self._sharded:  # nobody has room for a whole copy
+        """The copy with the weights as they are now; None where the trained network computes itself."""
+        if self._sharded:  # nobody has room for a whole copy, and FSDP casts by itself
             return None
         if self._copy is None:
             self._copy = self._new_copy()
             if self._copy is not None and self._compiles:
-                cast(Any, self._copy.network).compile_repeated_blocks()
-            if self._copy is not None and self.family.device.type == "cuda":
-                channels_last(self._copy.network)
+                compile_blocks(self._copy.network)
+        if self._copy is not None:
+            self._copy.refresh()
         return self._copy
 
     @abstractmethod
@@ -125,7 +126,7 @@ class Policy(ABC):
 
     @abstractmethod
     def _new_copy(self) -> HeldCopy | None:
-        """A copy of the trained network for passes without gradients; None where it would gain nothing."""
+        """A copy of the trained network that computes in its place; None where it would gain nothing."""
 
     @abstractmethod
     def base(self, x: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
@@ -157,7 +158,7 @@ class Policy(ABC):
         """The diffusers pipeline holding the fine-tuned (or the base) network, without gradients."""
         family = self.family
         before = family.denoiser
-        with torch.no_grad(), self.autocast(), self.only_base() if base else self.held():
+        with torch.no_grad(), self.only_base() if base else self.held():
             trained = self.trained_network if self._held is None else self._held.network
             family.denoiser = self._base_module if base else self._sampling_module(trained)
             try:
@@ -166,20 +167,12 @@ class Policy(ABC):
                 family.denoiser = before
 
     @final
-    def autocast(self) -> torch.autocast:
-        """Mixed precision of the networks, off in fp32."""
-        device = next(self.networks[0].parameters()).device.type  # the dict of `trainable` costs milliseconds
-        return torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not torch.float32)
-
-    @final
     def to(self, device: torch.device) -> None:
-        """Move everything; on a GPU, what is frozen lies as its matrix units read it."""
+        """Move everything."""
         self._copy = None
         self.pipeline.to(device)
         for network in self.networks:
             network.to(device)
-            if device.type == "cuda" and not self._sharded:
-                channels_last(network)
 
     @property
     def sharded(self) -> bool:
@@ -195,9 +188,10 @@ class Policy(ABC):
         for network in self.networks:
             divide(network)
             sum_and_let_go(network)
+            cast_inputs(network, self.dtype)
         self._sharded = True
         frozen = [network for network in self.networks if network is not self.trained_network]
-        return LockStep(frozen, [self.trained_network], self.autocast)
+        return LockStep(frozen, [self.trained_network])
 
     @contextmanager
     def only_base(self) -> Iterator[None]:

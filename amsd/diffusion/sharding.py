@@ -76,15 +76,22 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     network.load_state_dict({name: placed(value, own[name]) for name, value in state.items()})
 
 
-def shard(network: nn.Module) -> None:
+def mixed_precision(dtype: torch.dtype) -> Any:
+    """Parameters travel and compute in `dtype`; their gradients are summed in float32."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+
+def shard(network: nn.Module, dtype: torch.dtype) -> None:
     """Divide a network among the processes, block by block, where it lies (`torch.distributed.fsdp.fully_shard`)."""
     from torch.distributed.fsdp import fully_shard
 
-    names = block_classes(network)
+    names, precision = block_classes(network), mixed_precision(dtype)
     for module in reversed(list(network.modules())):  # children before their parents
         if type(module).__name__ in names and module is not network:
-            fully_shard(module)
-    fully_shard(network)
+            fully_shard(module, mp_policy=precision)
+    fully_shard(network, mp_policy=precision)
 
 
 def block_classes(network: nn.Module) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 
 from amsd.diffusion import lora_input
 from amsd.diffusion.families.base import Family
+from amsd.diffusion.held import compute_in
 from amsd.diffusion.loading import load_family, locate, named_as, other_model
 from amsd.diffusion.policy import DTYPES
 from amsd.errors import UsageError
@@ -56,8 +57,7 @@ class LoadedModel:
     @contextmanager
     def drawing(self) -> Iterator[Any]:
         """The pipeline, without gradients."""
-        dtype = DTYPES[self.family.model.precision]
-        with torch.no_grad(), torch.autocast(self.family.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+        with torch.no_grad():
             yield self.family.pipeline
 
     def evaluated(self, evaluator: Evaluator, base: Sequence[EvaluationResult] | None = None) -> list[EvaluationResult]:
@@ -87,6 +87,7 @@ def load_model(target: str, model: Model, device: torch.device) -> LoadedModel:
             family = load_family(other_model(model, target))
     weights = pipeline_identity(family.pipeline)
     family.pipeline.vae.to(torch.float32)
+    compute_in(family.denoiser, DTYPES[model.precision])
     for encoder in family.text_encoders:
         encoder.to(DTYPES[model.precision])
     for part in (family.denoiser, family.pipeline.vae, *family.text_encoders):

@@ -67,7 +67,16 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     # Both are set in either case: PyTorch itself lets convolutions use TF32.
     torch.backends.cuda.matmul.allow_tf32 = recipe.training.tf32
     torch.backends.cudnn.allow_tf32 = recipe.training.tf32
+    _determine(recipe.training.deterministic)
     return accelerator
+
+
+def _determine(wanted: bool) -> None:
+    """Let GPUs use operations that give the same bits in every run; what has none of them warns and goes on."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+    if wanted or torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(wanted, warn_only=True)
 
 
 def _forget_other_run(precision: str, fsdp: bool) -> None:

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from amsd.diffusion.policy import Policy
-from amsd.diffusion.sharding import block_classes, shard
+from amsd.diffusion.policy import DTYPES, Policy
+from amsd.diffusion.sharding import block_classes, mixed_precision, shard
 from amsd.recipe import Recipe
 from amsd.recipe.rules import require_even
 from amsd.training import processes
@@ -28,17 +28,16 @@ def shares(recipe: Recipe) -> bool:
 def plugin(recipe: Recipe, cpu: bool) -> Any:
     """What accelerate has to know; None on the CPU, where it does not enter FSDP and PyTorch's own call stands in.
 
-    Precision is autocast's, as in one process. accelerate's own choice in bf16 would round what the network is given,
-    its time among it (993 becomes 992), and add the processes' gradients up in bf16.
+    Precision is as in one process. accelerate's own choice in bf16 would round all that the network is given, its time
+    among it (993 becomes 992), and add the processes' gradients up in bf16.
     """
     if cpu or not recipe.training.fsdp:
         return None
     from accelerate import FullyShardedDataParallelPlugin
-    from torch.distributed.fsdp import MixedPrecisionPolicy
 
     return FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True,
-        cpu_ram_efficient_loading=False, mixed_precision_policy=MixedPrecisionPolicy(cast_forward_inputs=False),
+        cpu_ram_efficient_loading=False, mixed_precision_policy=mixed_precision(DTYPES[recipe.model.precision]),
     )  # fmt: skip
 
 
@@ -70,7 +69,7 @@ def divided(policy: Policy, recipe: Recipe, accelerator: Accelerator) -> Iterato
             accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = block_classes(network)
             fsdp2_prepare_model(accelerator, network)
         else:
-            shard(network)
+            shard(network, policy.dtype)
 
     lockstep = policy.shard(divide)
     policy.to(accelerator.device)

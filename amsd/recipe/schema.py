@@ -191,6 +191,9 @@ class Training(Section):
     that fits, on the CPU the number that takes no more memory than the loss."""
     tf32: bool = True
     """TF32 matrix products on CUDA."""
+    deterministic: bool = False
+    """Only operations that give the same bits in every run on a GPU, where there is a choice (slower). Set numbers for
+    `collection_batch` and `micro_batch` with it: `auto` tries sizes, and their rounding differs."""
     checkpoint_every: int = Field(default=20, ge=1)
     """Optimizer steps between checkpoints; the last step always has one."""
     keep: int = Field(default=2, ge=1)

@@ -1,4 +1,4 @@
-"""Copies of the trained network for passes without gradients."""
+"""Copies of the trained network that compute in its place."""
 
 from __future__ import annotations
 
@@ -10,38 +10,54 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from amsd.diffusion.held import MergedCopy
-from amsd.diffusion.policy import Policy
 from tests.diffusion.test_policy import PARAMETERIZATIONS, conditioning, disturb, latents, outputs, policy_of
 
 
-class CastsOfWeights(TorchDispatchMode):
-    """Counts how often a tensor with the shape of a weight matrix is cast."""
+class Roundings(TorchDispatchMode):
+    """Counts how often the trained weights are rounded, and keeps the types that convolutions compute in."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self.convolved: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._to_copy.default and args[0].dtype is torch.float32 and args[0].ndim in (2, 4):
-            self.count += isinstance(args[0], torch.nn.Parameter)
+        self.count += func is torch.ops.aten._foreach_copy_.default
+        if func in (torch.ops.aten.convolution.default, torch.ops.aten.native_group_norm.default):
+            self.convolved.add(args[0].dtype)
         return func(*args, **(kwargs or {}))
 
 
-def casts(policy: Policy) -> int:
-    with CastsOfWeights() as counted:
-        outputs(policy)
-    return counted.count
-
-
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
-def test_half_precision_gives_the_same_bits_without_a_cast_per_call(parameterization: str) -> None:
+def test_half_precision_is_computed_throughout_and_weights_are_rounded_once(parameterization: str) -> None:
     policy = policy_of(parameterization, precision="bf16")
     disturb(policy)
     expected = outputs(policy)
-    assert casts(policy) > 0
-    with policy.held():
+    with Roundings() as counted:
+        outputs(policy)
+        outputs(policy)
+    assert counted.count == 2
+    assert counted.convolved == {torch.bfloat16}
+    with policy.held(), Roundings() as counted:
         assert torch.equal(outputs(policy), expected)
-        assert casts(policy) == 0
+    assert counted.count == 0
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_gradients_in_half_precision_are_those_of_single_precision_up_to_rounding(parameterization: str) -> None:
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        policy = policy_of(parameterization, precision=precision)
+        torch.manual_seed(1)
+        disturb(policy)
+        for _ in range(2):  # two chunks add up
+            output = policy.finetuned(latents(), torch.tensor([999, 19]), conditioning(policy.family).prompt)
+            output.square().sum().backward()
+        found = [value.grad for value in policy.trainable.values()]
+        assert all(each is not None and each.dtype is torch.float32 for each in found)
+        gradients.append(torch.cat([each.flatten() for each in found if each is not None]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.995
+    assert gradients[1].norm() == pytest.approx(float(gradients[0].norm()), rel=0.02)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
