@@ -28,8 +28,9 @@ _TERMINAL = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "CLICOLOR_FORCE", "TT
 def _isolate() -> None:
     # Without bytecode every command that a test starts would compile 6,000 files again: 10 s of a processor.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    # A shell that starts the tests in the background has them ignore Ctrl-C, which some send to themselves.
+    # A shell in the background and nohup have the tests ignore Ctrl-C and SIGHUP, which some send to themselves.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # At import, before any library reads its settings; processes that tests start inherit them.
     for key in [key for key in os.environ if key.startswith(_USER_SETTINGS) or key in _LAUNCHER + _TERMINAL]:
         del os.environ[key]

@@ -48,7 +48,7 @@ def report(
             from amsd.report.page import write_page
 
             report("drawing the page", 0, 0)
-            written.append(str(write_page(story, html or story.path / "report.html")))
+            written.append(_shown(write_page(story, html or story.path / "report.html")))
         if wandb:
             from amsd.report.wandb_report import publish
 
@@ -56,6 +56,12 @@ def report(
             written.append(publish(story))
     for place in written:
         typer.echo(place)
+
+
+def _shown(path: Path) -> str:
+    """A path from where the user is, if it lies there."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _story(source: str, report: Report) -> Story:

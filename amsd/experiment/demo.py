@@ -13,6 +13,8 @@ from amsd.prompts.cut import cut_prompts
 from amsd.recipe import Recipe
 
 _HEAD = "Both models draw the same prompt from the same noise. Image j starts from seed + j, as in `amsd sample`."
+_STYLE = "#base .grid-wrap, #tuned .grid-wrap { min-height: 0; max-height: none; height: auto; }"
+"""A gallery is as high as its pictures; Gradio's own least height leaves space below small ones."""
 
 
 class Comparison:
@@ -97,12 +99,13 @@ def serve(recipe: Recipe, checkpoint: Path, port: int, host: str, prompt: str | 
     comparison = Comparison(recipe, checkpoint)
     title = f"{recipe.model.pretrained.rpartition('/')[2]}: base and {checkpoint.name}"
     page = build_page(comparison, title, first)
-    page.launch(server_name=host, server_port=port, theme=_theme(), share=False, footer_links=[], ssr_mode=False)
+    page.launch(server_name=host, server_port=port, share=False, ssr_mode=False, **look())
 
 
-def _theme() -> Any:
-    """Fonts of the reader's machine: the page asks no other server for anything."""
-    return _gradio().themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+def look() -> dict[str, Any]:
+    """Theme, style and foot of the page. Fonts are the reader's own: the page asks no other server for anything."""
+    theme = _gradio().themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return {"theme": theme, "css": _STYLE, "footer_links": []}
 
 
 def _gradio() -> Any:

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from amsd.evaluation.statistics import measured
 from amsd.tracking.protocol import FINISHED, RunInfo, Tracker
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
 
@@ -157,14 +158,10 @@ class ConsoleTracker(Tracker):
 
 def describe(metric: Metric) -> str:
     """A metric as `0.812 ± 0.011, +0.204 ± 0.013 to base` (means over prompts ± standard errors)."""
-    text = f"{metric.mean:.4g}{_error(metric.standard_error)}"
+    text = measured(metric.mean, metric.standard_error)
     if metric.paired is None:
         return text
-    return f"{text}, {metric.paired.difference:+.4g}{_error(metric.paired.standard_error)} to base"
-
-
-def _error(standard_error: float | None) -> str:
-    return "" if standard_error is None else f" ± {standard_error:.2g}"
+    return f"{text}, {measured(metric.paired.difference, metric.paired.standard_error, '+')} to base"
 
 
 def _evaluation_table(who: str, result: EvaluationResult) -> Table:
@@ -175,7 +172,7 @@ def _evaluation_table(who: str, result: EvaluationResult) -> Table:
     table.add_column("p", justify="right")
     for name, metric in result.metrics.items():
         paired = metric.paired
-        difference = "" if paired is None else f"{paired.difference:+.4g}{_error(paired.standard_error)}"
+        difference = "" if paired is None else measured(paired.difference, paired.standard_error, "+")
         p_value = "" if paired is None or paired.p_value is None else f"{paired.p_value:.2g}"
-        table.add_row(name, f"{metric.mean:.4g}{_error(metric.standard_error)}", difference, p_value)
+        table.add_row(name, measured(metric.mean, metric.standard_error), difference, p_value)
     return table

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from amsd.cli.app import app
 from amsd.errors import UsageError
-from amsd.experiment.demo import Comparison, _theme, build_page
+from amsd.experiment.demo import Comparison, build_page, look
 from amsd.experiment.sample import SampleRequest, sample
 from amsd.recipe import load_recipe
 from amsd.run_directory import RunDirectory
@@ -81,8 +81,8 @@ def test_the_page_draws_pairs_in_a_browser_and_asks_no_other_server(comparison: 
         port = free.getsockname()[1]
     page = build_page(comparison, "model: base and step-000002", "a cat")
     page.launch(
-        server_name="127.0.0.1", server_port=port, theme=_theme(), prevent_thread_lock=True, quiet=True, share=False,
-        ssr_mode=False, footer_links=[],
+        server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
+        **look(),
     )  # fmt: skip
     asked: list[str] = []
     try:
@@ -96,6 +96,8 @@ def test_the_page_draws_pairs_in_a_browser_and_asks_no_other_server(comparison: 
                 for name in ("base", "tuned"):
                     view.locator(f"#{name} img").first.wait_for(timeout=60_000)
                     assert view.locator(f"#{name} img").count() >= 2
+                    box, picture = (view.locator(f"#{name}{inner}").first.bounding_box() for inner in ("", " img"))
+                    assert box["height"] < 1.3 * picture["height"]  # no empty space below
                 assert view.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
             browser.close()
     finally:

@@ -32,7 +32,7 @@ def test_pipe_gets_plain_single_lines(tmp_path: Path) -> None:
     assert len(steps) == 6
     assert steps[2] == "step 3/6  reward 0.3  loss 3.333  KL 0.03  0:00:21 left (7 s/step)"
     assert [line for line in lines if line.startswith("checkpoint")] == [f"checkpoint step-00000{n}" for n in (2, 4, 6)]
-    assert f"evaluation step 2 · {story.SETTING} · shapes:right 0.8 ± 0.011, +0.2 ± 0.013 to base" in lines
+    assert f"evaluation step 2 · {story.SETTING} · shapes:right 0.800 ± 0.011, +0.200 ± 0.013 to base" in lines
     assert "reward-hacking (step 3): the reward [rose] while 50% fell" in lines  # no markup, no wrapping
     assert lines[-1] == "finished at step 6/6"
 
