@@ -57,7 +57,8 @@ def versions(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """Recipes, mathematics and the scheduler with the lowest versions that pyproject.toml allows."""
     session.install("--resolution", "lowest-direct", "-e", ".[test]")
-    session.run("pytest", "-m", "not slow", *(session.posargs or LOWEST))
+    chosen = any(not argument.startswith("-") for argument in session.posargs)  # options alone choose no tests
+    session.run("pytest", "-m", "not slow", *session.posargs, *(() if chosen else LOWEST))
 
 
 @nox.session
