@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedded import stages
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
@@ -32,40 +34,33 @@ class Stage(StrEnum):
 
 def unet(
     out: Annotated[Path, typer.Argument(help="Folder for the finished pipeline (about 4 MB).")],
-    state: Annotated[Path | None, typer.Option(help="Folder of intermediate results; default OUT-state.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Updates of the UNet.")] = 10_000,
-    vae_steps: Annotated[int, typer.Option(min=1)] = 1_200,
-    classifier_steps: Annotated[int, typer.Option(min=1)] = 1_500,
-    images: Annotated[int, typer.Option(min=1, help="Scenes in the cache of latents.")] = 50_000,
-    batch: Annotated[int, typer.Option(min=1)] = 64,
-    peak: Annotated[float, typer.Option(help="Largest learning rate of the UNet.")] = 1e-3,
-    every: Annotated[int, typer.Option(min=1, help="UNet steps between saved states and snapshots.")] = 500,
-    seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; two were slower than one here.")] = 1,
+    state: stages.State = None,
+    steps: stages.Count = 10_000,
+    vae_steps: stages.Count = 1_200,
+    classifier_steps: stages.Count = 1_500,
+    images: stages.Images = 50_000,
+    batch: stages.Count = 64,
+    peak: stages.Peak = 1e-3,
+    every: stages.Every = 500,
+    seed: stages.Seed = 0,
+    device: stages.Device = "cpu",
+    threads: stages.Threads = 1,
     stage: Annotated[list[Stage] | None, typer.Option(help="Run only these stages.")] = None,
 ) -> None:
     """Train the embedded Stable-Diffusion pipeline on procedural shapes and write its folder."""
-    import torch
-
-    torch.set_num_threads(threads)
-    state = state or out.with_name(out.name + "-state")
-    state.mkdir(parents=True, exist_ok=True)
+    state = stages.begin(out, state, threads)
     settings = {
         "steps": steps, "vae_steps": vae_steps, "classifier_steps": classifier_steps, "images": images,
         "batch": batch, "peak": peak, "seed": seed, "device": device, "threads": threads,
     }  # fmt: skip
-    stages = stage or list(Stage)
-    if Stage.CLASSIFIER in stages:
+    wanted = stage or list(Stage)
+    if Stage.CLASSIFIER in wanted:
         _classifier(state, classifier_steps, seed, device)
-    if Stage.VAE in stages:
+    if Stage.VAE in wanted:
         _vae(state, vae_steps, images, batch, seed, device)
-    if Stage.UNET in stages:
+    if Stage.UNET in wanted:
         _unet(state, steps, batch, peak, every, seed, device)
-    if Stage.FINISH in stages and not _finish(state, out, settings):
-        typer.echo(f"a quality gate failed: see {out / 'training.json'}", err=True)
-        raise typer.Exit(1)
-    typer.echo(f"done: {', '.join(stages)}")
+    stages.end(out, wanted, passed=Stage.FINISH not in wanted or _finish(state, out, settings))
 
 
 def _record(state: Path, stage: Stage, result: dict[str, Any]) -> None:
@@ -116,38 +111,24 @@ def _unet(state: Path, steps: int, batch: int, peak: float, every: int, seed: in
 
 
 def _write_pipeline(state: Path, student: "Student", out: Path) -> None:
-    """Write a complete pipeline folder with the classifier beside it; complete or absent, never half."""
+    """Write a complete pipeline folder with the classifier beside it."""
     from embedded.networks import assemble, build_tokenizer, build_unet_networks, save_half
 
-    aside = out.with_name(out.name + "-new")
-    shutil.rmtree(aside, ignore_errors=True)
     networks = student.averaged_into(build_unet_networks())
-    save_half(assemble(_load_vae(state), networks["unet"], networks["text_encoder"], build_tokenizer()), aside)
-    if (state / "classifier.safetensors").exists():
-        shutil.copy(state / "classifier.safetensors", aside)
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    with stages.replaced(out) as aside:
+        save_half(assemble(_load_vae(state), networks["unet"], networks["text_encoder"], build_tokenizer()), aside)
+        if (state / "classifier.safetensors").exists():
+            shutil.copy(state / "classifier.safetensors", aside)
 
 
 def _finish(state: Path, out: Path, settings: dict[str, Any]) -> bool:
     """Copy the last snapshot to `out`, measure it there as a user would load it, and write what was found."""
-    import torch
+    from embedded.quality import load, measure, save_samples
 
-    from embedded.quality import library_versions, load, measure, save_samples
-
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(state / "snapshot", out)
-    # The state beside the snapshot, read at once: a snapshot can be finished while the training goes on.
-    trained = torch.load(state / "unet.pt", weights_only=True, map_location="cpu")
+    trained = stages.publish(state, out, "unet.pt")
     pipeline, classifier = load(out)
     quality = measure(pipeline, classifier, seed=settings["seed"] + 3)
     save_samples(pipeline, out / "samples.png", seed=settings["seed"] + 4)
-    curves = {stage: json.loads((state / f"{stage}.json").read_text()) for stage in (Stage.CLASSIFIER, Stage.VAE)}
-    curves[Stage.UNET] = {"steps": trained["step"], "curve": trained["curve"]}
-    record = {"settings": settings, "libraries": library_versions(), "quality": quality.to_json(), "log": curves}
-    (out / "training.json").write_text(json.dumps(record) + "\n")
-    for name, value in quality.measured.items():
-        log.info("%s: %s", name, value)
-    for name in quality.failures():
-        log.error("gate missed: %s", name)
+    curves = {name: json.loads((state / f"{name}.json").read_text()) for name in (Stage.CLASSIFIER, Stage.VAE)}
+    stages.write_record(out, settings, quality, curves | {Stage.UNET: trained})
     return quality.passed

@@ -12,6 +12,7 @@ from amsd.recipe.catalog import find
 from amsd.recipe.errors import Problem, RecipeError, validated
 from amsd.recipe.identity import AS_BEFORE
 from amsd.recipe.methods import DEFAULT, read_method, rows, section_of
+from amsd.recipe.methods.base import MethodSection
 from amsd.recipe.paths import anchor
 from amsd.recipe.rules import violations
 from amsd.recipe.tree import Recipe
@@ -54,7 +55,7 @@ def from_dict(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
     unwritable = list(_unwritable(tree))
     if unwritable:
         raise RecipeError(source, unwritable)
-    tree = _of_known_format(tree, source)
+    tree = _of_known_format(_as_meant(tree), source)
     method, problems = read_method(tree.get("method", {}))
     recipe, others = validated(Recipe, {key: value for key, value in tree.items() if key != "method"})
     if method is None or recipe is None:
@@ -87,13 +88,36 @@ def read_run(path: Path) -> Recipe:
     """
     tree = read_toml(path)
     anchor(tree, path.parent)
+    return from_dict(as_before(tree), source=str(path))
+
+
+def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree, with keys that came later and that it lacks at what recipes without them meant."""
+    section = _section_of(tree)
+    found = dict(tree)
+    for name, values in {**AS_BEFORE, "method": section.as_before if section else {}}.items():
+        if isinstance(tree.get(name, {}), Mapping):
+            found[name] = {**values, **tree.get(name, {})}
+    return found
+
+
+def _as_meant(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe that amsd wrote before recipes had a format, read as that amsd read it; any other as it stands.
+
+    Such a file names every key that there was: of the `[method]` table all but those that came later.
+    """
+    section, table = _section_of(tree), tree.get("method")
+    if section is None or "format" in tree or not isinstance(table, Mapping):
+        return tree
+    set_then = {name for name, field in section.model_fields.items() if field.default is not None}
+    return as_before(tree) if set_then - section.as_before.keys() <= table.keys() else tree
+
+
+def _section_of(tree: Mapping[str, Any]) -> type[MethodSection] | None:
+    """The class of the `[method]` table; None where no method has its name."""
     method = tree.get("method", {})
-    name = method.get("name", DEFAULT) if isinstance(method, dict) else None
-    before = {**AS_BEFORE, "method": section_of(name).as_before if isinstance(name, str) and name in rows() else {}}
-    for section, values in before.items():
-        if isinstance(tree.get(section, {}), dict):
-            tree[section] = {**values, **tree.get(section, {})}
-    return from_dict(tree, source=str(path))
+    name = method.get("name", DEFAULT) if isinstance(method, Mapping) else None
+    return section_of(name) if isinstance(name, str) and name in rows() else None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -1,48 +1,23 @@
-"""`Recipe`: the sections of `amsd.recipe.schema` and a method's own, as one tree."""
+"""`Recipe`: the tables of `amsd.recipe.tables` and a method's own, as one tree."""
 
 from __future__ import annotations
 
 from itertools import product
 from typing import Any
 
-from pydantic import Field, SerializeAsAny
+from pydantic import SerializeAsAny
 
 from amsd.recipe.methods.adjoint_matching import AdjointMatching
 from amsd.recipe.methods.base import MethodSection
-from amsd.recipe.schema import (
-    CodeFile,
-    Evaluation,
-    EvaluationSetting,
-    Guidance,
-    Model,
-    Optimizer,
-    Prompts,
-    RewardTerm,
-    Schedule,
-    Tracking,
-    Training,
-)
-from amsd.recipe.section import Section
+from amsd.recipe.schema import EvaluationSetting
+from amsd.recipe.tables import Tables
 
 
-class Recipe(Section):
+class Recipe(Tables):
     """Everything that determines one run."""
 
-    model: Model = Model()
-    schedule: Schedule = Schedule()
-    guidance: Guidance = Guidance()
     method: SerializeAsAny[MethodSection] = AdjointMatching()
     """The table of the method that `method.name` names (`amsd.recipe.methods`)."""
-    reward: tuple[RewardTerm, ...] = Field(min_length=1)
-    prompts: Prompts = Prompts()
-    optimizer: Optimizer = Optimizer()
-    training: Training = Training()
-    evaluation: Evaluation = Evaluation()
-    tracking: Tracking = Tracking()
-    code: dict[str, CodeFile] = Field(default_factory=dict)
-    """Where the Python files of `python:` scorers lie, by the name in the scorer's; filled in when a run is written."""
-    origin: str | None = None
-    """Run directory that this recipe was written for; filled in when a run is written."""
 
     @property
     def evaluation_settings(self) -> tuple[EvaluationSetting, ...]:

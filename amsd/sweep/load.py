@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def restore_plan(data: Any, source: str = "sweep in the storage") -> SweepPlan:
     if not all(isinstance(data.get(part), Mapping) for part in ("sweep", "recipe")):
         raise UsageError(f"{source}: the plan is damaged or not made by amsd (no table of a sweep, or of its recipe)")
     try:
-        return plan_from(data["sweep"], data["recipe"], source=source)
+        return replace(plan_from(data["sweep"], data["recipe"], source=source), older="format" not in data)
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{source}: the plan is damaged or not made by amsd ({error})") from None
 

@@ -74,6 +74,7 @@ def create(plan: SweepPlan, directory: Path, url: str | None = None) -> StudyHan
     if earlier is not None:
         _check_same(plan, earlier, url)
         _explain_changes(plan, earlier)
+        plan = replace(plan, older="format" not in earlier)
     study.set_user_attr(names.PLAN, plan.dump())
     study.set_user_attr(names.DIRECTORY, str(directory.resolve()))
     experimental(study.set_metric_names, [objective.label for objective in sweep.objective])

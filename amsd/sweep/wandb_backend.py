@@ -12,6 +12,7 @@ import re
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,7 @@ def _run_chosen(
     seed = chosen.pop("training.seed", plan.sweep.seeds[0])
     if isinstance(seed, bool) or seed not in plan.sweep.seeds:
         raise RunError(f"W&B chose training.seed = {seed!r}, but the sweep's seeds are {list(plan.sweep.seeds)}")
-    single = SweepPlan(plan.sweep.model_copy(update={"seeds": (seed,)}), plan.tree)
+    single = replace(plan, sweep=plan.sweep.model_copy(update={"seeds": (seed,)}))
     point = make_point(single, folder, f"wandb-{run_id}", _params(plan, chosen))
     ended = executor.run(point.jobs[0], _watch(stop))
     if ended.status == "released":

@@ -124,3 +124,26 @@ def test_a_torn_last_line_is_no_damage(run: RunDirectory) -> None:
     amsd("train", run.recipe, "--output", run.path, "--resume", "--set", f"training.steps={STEPS + 1}")
     assert "damaged-log" not in run.metrics.read_text(encoding="utf-8")
     assert sorted(logged(run)) == list(range(1, STEPS + 2))
+
+
+def test_a_run_from_before_recipes_had_a_format_goes_on_as_it_did(model: Path, tmp_path: Path) -> None:
+    """Kept of commit 5534572: the log of four steps and the second checkpoint, whose threshold counts its own batch."""
+    shutil.copytree(Path(__file__).parents[1] / "data" / "unversioned-run", tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    written = run.recipe.read_text(encoding="utf-8")
+    assert "format" not in written
+    assert "outlier_threshold" not in written
+    run.recipe.write_text(written.replace("/home/user/amsd/model", str(model)), encoding="utf-8")
+    before = logged(run)
+    amsd("train", run.recipe, "--output", run.path, "--resume")
+    after = logged(run)
+    assert sorted(after) == sorted(before) == [1, 2, 3, 4]
+    for step in (3, 4):
+        for name in ("loss", "gradient_norm", "reward/mean", "kl", "ess", "masked_share"):
+            assert after[step][name] == pytest.approx(before[step][name], rel=1e-3, abs=1e-7), (step, name)
+    assert 'outlier_threshold = "current"' in run.recipe.read_text(encoding="utf-8")
+    amsd("train", run.recipe, "--output", tmp_path / "again")  # from the start, as it was then
+    again = logged(RunDirectory(tmp_path / "again"))
+    assert [again[step]["loss"] for step in before] == pytest.approx(
+        [before[step]["loss"] for step in before], rel=1e-3
+    )

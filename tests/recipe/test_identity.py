@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from amsd.recipe import BufferedAdjointMatching, dump_toml, identity, load_recipe
+from amsd.recipe.catalog import find
 from amsd.recipe.identity import as_started
 from amsd.recipe.load import read_run
+from amsd.sweep.load import load_plan, restore_plan
 
 
 def changed(*assignments: str, recipe: str = "shapes") -> bool:
@@ -35,6 +37,41 @@ def test_a_run_that_lacks_a_key_is_read_and_continued_as_it_was_meant(tmp_path: 
     assert identity(as_started(load_recipe("shapes"), run)) == "4b7e23fb73c8"
     explicit = load_recipe("shapes", ["method.outlier_threshold=previous"])
     assert identity(as_started(explicit, run)) == identity(explicit) != "4b7e23fb73c8"
+
+
+def older(lines: list[str]) -> list[str]:
+    """A resolved recipe as it was written before recipes had a format and `method.outlier_threshold` existed."""
+    return [line for line in lines if not line.startswith(("format", "outlier_threshold"))]
+
+
+@pytest.mark.parametrize("recipe", ["shapes", "shapes-buffer", "shapes-lora"])
+def test_a_resolved_recipe_of_before_trains_as_it_did(tmp_path: Path, recipe: str) -> None:
+    meant = load_recipe(recipe, ["method.outlier_threshold=current"])
+    written = dump_toml(load_recipe(recipe)).splitlines()
+    file = tmp_path / "mine.toml"
+    file.write_text("\n".join(older(written)), encoding="utf-8")
+    assert identity(load_recipe(file)) == identity(meant)
+    assert identity(load_recipe(file, ["method.outlier_threshold=previous"])) == identity(load_recipe(recipe))
+    # With a format it was written when the key existed: who takes the line out wants the default.
+    file.write_text("\n".join(["format = 1", *older(written)]), encoding="utf-8")
+    assert identity(load_recipe(file)) == identity(load_recipe(recipe))
+
+
+def test_a_recipe_that_a_person_wrote_has_the_defaults_of_today() -> None:
+    source = Path(find("shapes", "recipes")).read_text(encoding="utf-8")
+    assert "outlier_threshold" not in source
+    assert "format" not in source
+    assert load_recipe("shapes").method.model_dump()["outlier_threshold"] == "previous"
+
+
+def test_a_plan_of_before_searches_as_it_did() -> None:
+    plan = load_plan("cfg-eta")
+    settings = {"schedule.eta": 0.5}
+    current = load_plan("cfg-eta", ["override.method.outlier_threshold=current"]).resolve(settings)
+    data = plan.dump()
+    assert identity(restore_plan(data).resolve(settings)) == identity(plan.resolve(settings))
+    del data["format"]
+    assert identity(restore_plan(data).resolve(settings)) == identity(current)
 
 
 def test_what_becomes_of_outliers_is_inert_where_nothing_is_one() -> None:

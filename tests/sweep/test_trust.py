@@ -17,6 +17,7 @@ from amsd.sweep import optuna_access as names
 from amsd.sweep.checks import require_inputs
 from amsd.sweep.executor import Stop
 from amsd.sweep.load import code_in, load_plan
+from amsd.sweep.plan import SweepPlan
 from amsd.sweep.results import load_sweep
 from amsd.sweep.storage import default_url, sqlite_path
 from amsd.sweep.study import PLAN_FILE, Consent, create, join, locate
@@ -178,6 +179,21 @@ def test_a_newer_format_is_refused_in_words(make_plan: MakePlan, tmp_path: Path)
         (tmp_path / PLAN_FILE).write_text(damage)
         with pytest.raises(UsageError, match=r"plan\.json"):
             join(str(tmp_path))
+
+
+def test_a_sweep_from_before_plans_had_a_format_goes_on_as_it_did(make_plan: MakePlan, tmp_path: Path) -> None:
+    def threshold(plan: SweepPlan) -> str:
+        return str(plan.resolve({"schedule.eta": 1.0}).method.model_dump()["outlier_threshold"])
+
+    handle = create(make_plan(), tmp_path)
+    assert threshold(handle.plan) == "previous"
+    before = {key: value for key, value in handle.plan.dump().items() if key != "format"}
+    handle.study.set_user_attr(names.PLAN, before)
+    (tmp_path / PLAN_FILE).write_text(json.dumps(before))
+    for again in (join(str(tmp_path)), create(make_plan(), tmp_path), join(str(tmp_path))):
+        assert threshold(again.plan) == "current"
+    with pytest.raises(UsageError, match="recipe"):
+        create(make_plan(recipe="shapes-buffer"), tmp_path)
 
 
 # --- Passwords ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,10 +17,8 @@ from amsd.recipe.methods.base import (
     sampled_rows,
 )
 from amsd.recipe.section import Fraction, Positive, Section
+from amsd.recipe.tables import Tables
 from amsd.strata import expected_smallest_index, stored_counts
-
-if TYPE_CHECKING:
-    from amsd.recipe.tree import Recipe
 
 
 class Smoothing(Section):
@@ -86,7 +84,7 @@ class AdjointMatching(MethodSection):
         outliers = self.per_sample_threshold_quantile >= 0 and self.outlier_threshold == "current"
         return outliers or self.weighs_by_importance
 
-    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+    def problems(self, recipe: Tables) -> Iterator[Problem]:
         """No noise, too few steps, draws that are all the same."""
         steps = recipe.schedule.num_inference_steps
         if recipe.schedule.eta == 0:
@@ -105,7 +103,7 @@ class AdjointMatching(MethodSection):
             yield Problem("method.smoothing.noise_std", "several draws without noise are all the same", 0.0)
         yield from super().problems(recipe)
 
-    def advice(self, recipe: Recipe) -> Iterator[Problem]:
+    def advice(self, recipe: Tables) -> Iterator[Problem]:
         """A sampler that remembers its start, a mode of guidance without a name."""
         if 0 < recipe.schedule.eta < 1:
             yield Problem(
@@ -129,7 +127,7 @@ class AdjointMatching(MethodSection):
             return super(AdjointMatching, self.model_copy(update=inert)).canonical()
         return super().canonical()
 
-    def cost(self, recipe: Recipe, processes: int) -> Cost:
+    def cost(self, recipe: Tables, processes: int) -> Cost:
         """Expected cost; a buffer shares sampling and adjoint among its passes, and costs more if refreshed early."""
         steps, count, passes = recipe.schedule.num_inference_steps, self.timesteps_per_trajectory, self.passes
         available = controlled_steps(recipe)

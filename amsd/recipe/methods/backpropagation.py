@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from amsd.recipe.errors import Problem
 from amsd.recipe.methods.base import Cost, MethodSection, sampled_rows, unguided_roles, without_dropout
 from amsd.recipe.section import Fraction
-
-if TYPE_CHECKING:
-    from amsd.recipe.tree import Recipe
+from amsd.recipe.tables import Tables
 
 
 class BackpropagationSection(MethodSection):
     """What such methods have in common; a base class, not a method."""
 
-    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+    def problems(self, recipe: Tables) -> Iterator[Problem]:
         """Roles of guidance that do not exist."""
         yield from unguided_roles(recipe, f"{self.label} differentiates the sampler itself, with its guidance")
         yield from super().problems(recipe)
 
-    def advice(self, recipe: Recipe) -> Iterator[Problem]:
+    def advice(self, recipe: Tables) -> Iterator[Problem]:
         """Prompt dropout, which has no meaning here."""
-        yield from without_dropout(recipe)
+        yield from without_dropout(self, recipe)
         yield from super().advice(recipe)
 
 
@@ -57,7 +55,7 @@ class DRaFT(BackpropagationSection):
         """K out of `total` steps."""
         return total if self.backpropagated_steps == "all" else self.backpropagated_steps
 
-    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+    def problems(self, recipe: Tables) -> Iterator[Problem]:
         """More steps than there are."""
         yield from super().problems(recipe)
         total = recipe.schedule.num_inference_steps
@@ -65,7 +63,7 @@ class DRaFT(BackpropagationSection):
             yield Problem("method.backpropagated_steps", f"there are {total} steps", self.backpropagated_steps,
                           'Use "all" for every step.')  # fmt: skip
 
-    def cost(self, recipe: Recipe, processes: int) -> Cost:
+    def cost(self, recipe: Tables, processes: int) -> Cost:
         """The first N - K steps without gradients, the last K with (three)."""
         total, rows = recipe.schedule.num_inference_steps, sampled_rows(recipe)
         last = self.steps(total)
@@ -86,7 +84,7 @@ class ReFL(BackpropagationSection):
         """Steps that the prediction is drawn from."""
         return range(total - max(1, math.floor(self.late_share * total + 1e-9)), total)
 
-    def cost(self, recipe: Recipe, processes: int) -> Cost:
+    def cost(self, recipe: Tables, processes: int) -> Cost:
         """Sampling as far as the drawn step, on average, and one prediction with gradient."""
         late, rows = self.late_steps(recipe.schedule.num_inference_steps), sampled_rows(recipe)
         return Cost({"sampling": rows * sum(late) / len(late), "loss": 3 * rows})

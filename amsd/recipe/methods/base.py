@@ -5,15 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr
 
 from amsd.recipe.errors import Problem
 from amsd.recipe.section import Fraction, Section
-
-if TYPE_CHECKING:
-    from amsd.recipe.tree import Recipe
+from amsd.recipe.tables import Tables
 
 
 @dataclass(frozen=True)
@@ -95,15 +93,15 @@ class MethodSection(Section):
         """What tells two runs of the method apart, as part of a folder's name."""
         return self.name if self.tilt is None else f"lambda{self.tilt:g}"
 
-    def fitted(self, recipe: Recipe) -> Self:
+    def fitted(self, recipe: Tables) -> Self:
         """The same with sizes that were left open, chosen to fit the recipe."""
         return self
 
-    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+    def problems(self, recipe: Tables) -> Iterator[Problem]:
         """What cannot work in this recipe."""
         yield from ()
 
-    def advice(self, recipe: Recipe) -> Iterator[Problem]:
+    def advice(self, recipe: Tables) -> Iterator[Problem]:
         """What works but is probably not meant."""
         yield from ()
 
@@ -118,7 +116,7 @@ class MethodSection(Section):
         return 1
 
     @abstractmethod
-    def cost(self, recipe: Recipe, processes: int) -> Cost:
+    def cost(self, recipe: Tables, processes: int) -> Cost:
         """Expected cost of one trajectory in one optimizer step."""
 
 
@@ -142,11 +140,11 @@ class Buffer(Section):
         """Trajectories per collection."""
         return prompts_per_step if self.size is None else self.size
 
-    def fitted(self, recipe: Recipe) -> Buffer:
+    def fitted(self, recipe: Tables) -> Buffer:
         """The same with its size."""
         return self.model_copy(update={"size": self.trajectories(recipe.optimizer.prompts_per_step)})
 
-    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+    def problems(self, recipe: Tables) -> Iterator[Problem]:
         """A pass that is not a whole number of optimizer steps."""
         batch = recipe.optimizer.prompts_per_step
         size = self.trajectories(batch)
@@ -162,11 +160,11 @@ class BufferedSection(MethodSection):
 
     buffer: Buffer = Buffer()
 
-    def fitted(self, recipe: Recipe) -> Self:
+    def fitted(self, recipe: Tables) -> Self:
         """The same with the buffer's size."""
         return super().fitted(recipe).model_copy(update={"buffer": self.buffer.fitted(recipe)})
 
-    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+    def problems(self, recipe: Tables) -> Iterator[Problem]:
         """Those of the method and of its buffer."""
         yield from super().problems(recipe)
         yield from self.buffer.problems(recipe)
@@ -183,7 +181,7 @@ class GroupedSection(MethodSection):
         """The group."""
         return self.group_size or 1
 
-    def fitted(self, recipe: Recipe) -> Self:
+    def fitted(self, recipe: Tables) -> Self:
         """With the group's size."""
         found = super().fitted(recipe)
         if self.group_size is not None:
@@ -193,7 +191,7 @@ class GroupedSection(MethodSection):
         nearest = min(divisors, key=lambda number: abs(number - 8), default=None)
         return found.model_copy(update={"group_size": nearest})
 
-    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+    def problems(self, recipe: Tables) -> Iterator[Problem]:
         """A batch that is not a whole number of groups."""
         yield from super().problems(recipe)
         total = recipe.optimizer.prompts_per_step
@@ -204,33 +202,33 @@ class GroupedSection(MethodSection):
             yield Problem("method.group_size", f"must divide optimizer.prompts_per_step = {total}", self.group_size)
 
 
-def unguided_roles(recipe: Recipe, reason: str) -> Iterator[Problem]:
+def unguided_roles(recipe: Tables, reason: str) -> Iterator[Problem]:
     """Guidance in the adjoint or in the control, for a method that has neither."""
     for key in ("guidance_in_adjoint_computation", "guidance_in_control_computation"):
         if getattr(recipe.guidance, key):
             yield Problem(f"guidance.{key}", reason, True, "Remove it.")
 
 
-def without_dropout(recipe: Recipe) -> Iterator[Problem]:
+def without_dropout(method: MethodSection, recipe: Tables) -> Iterator[Problem]:
     """Prompt dropout, for a method whose loss belongs to the sampler's own prompts."""
     if recipe.prompts.dropout:
-        yield Problem("prompts.dropout", f"has no effect with method.name = {recipe.method.name!r}, whose gradient is "
-                      "that of the samples as they were drawn", recipe.prompts.dropout)  # fmt: skip
+        yield Problem("prompts.dropout", f"has no effect with method.name = {method.name!r}, whose gradient is that of "
+                      "the samples as they were drawn", recipe.prompts.dropout)  # fmt: skip
 
 
-def sampled_rows(recipe: Recipe) -> int:
+def sampled_rows(recipe: Tables) -> int:
     """Rows of the network for one sample of the sampler: two with guidance."""
     return 2 if recipe.guidance.guidance_scale != 1 else 1
 
 
-def controlled_steps(recipe: Recipe) -> int:
+def controlled_steps(recipe: Tables) -> int:
     """Steps with noise: all but a noiseless last one, none without noise."""
     if recipe.schedule.eta == 0:
         return 0
     return recipe.schedule.num_inference_steps - (recipe.schedule.final_step == "noiseless")
 
 
-def chunks_per_step(recipe: Recipe, processes: int) -> int:
+def chunks_per_step(recipe: Tables, processes: int) -> int:
     """Micro-batches that the largest share of an optimizer step's trajectories is divided into."""
     local = -(-recipe.optimizer.prompts_per_step // processes)
     size = recipe.optimizer.micro_batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,9 +19,7 @@ from amsd.recipe.methods.base import (
     without_dropout,
 )
 from amsd.recipe.section import Positive
-
-if TYPE_CHECKING:
-    from amsd.recipe.tree import Recipe
+from amsd.recipe.tables import Tables
 
 
 class PolicyBuffer(Buffer):
@@ -57,7 +55,7 @@ class DDPO(BufferedSection, GroupedSection):
         """K."""
         return self.timesteps_per_trajectory
 
-    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+    def problems(self, recipe: Tables) -> Iterator[Problem]:
         """No noise, too few steps, a role of guidance or a weight that does not exist."""
         steps = recipe.schedule.num_inference_steps
         if recipe.schedule.eta == 0:
@@ -81,12 +79,12 @@ class DDPO(BufferedSection, GroupedSection):
         )
         yield from super().problems(recipe)
 
-    def advice(self, recipe: Recipe) -> Iterator[Problem]:
+    def advice(self, recipe: Tables) -> Iterator[Problem]:
         """Prompt dropout, which has no meaning here."""
-        yield from without_dropout(recipe)
+        yield from without_dropout(self, recipe)
         yield from super().advice(recipe)
 
-    def cost(self, recipe: Recipe, processes: int) -> Cost:
+    def cost(self, recipe: Tables, processes: int) -> Cost:
         """Sampling, shared by the passes; the loss; the base's predictions if the KL divergence is in it."""
         count, rows = self.timesteps_per_trajectory, sampled_rows(recipe)
         return Cost(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from amsd.recipe.errors import Problem
 from amsd.recipe.methods.base import Cost, GroupedSection, MethodSection, controlled_steps, sampled_rows
 from amsd.recipe.section import Positive
-
-if TYPE_CHECKING:
-    from amsd.recipe.tree import Recipe
+from amsd.recipe.tables import Tables
 
 
 class RegressionSection(MethodSection):
@@ -35,7 +33,7 @@ class RegressionSection(MethodSection):
         """The reward multiplier."""
         return self.reward_multiplier
 
-    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+    def problems(self, recipe: Tables) -> Iterator[Problem]:
         """A role of guidance that does not exist, more path points than steps."""
         steps = recipe.schedule.num_inference_steps
         if recipe.guidance.guidance_in_adjoint_computation:
@@ -45,11 +43,11 @@ class RegressionSection(MethodSection):
             yield Problem("method.timesteps_per_trajectory", f"there are {steps} steps", self.timesteps_per_trajectory)
         yield from super().problems(recipe)
 
-    def sampled_steps(self, recipe: Recipe) -> int:
+    def sampled_steps(self, recipe: Tables) -> int:
         """Steps of the sampler that an endpoint takes."""
         return recipe.schedule.num_inference_steps
 
-    def _regression_cost(self, recipe: Recipe, frozen: int) -> dict[str, float]:
+    def _regression_cost(self, recipe: Tables, frozen: int) -> dict[str, float]:
         """Sampling, `frozen` predictions without gradient per path point, and the loss."""
         count, in_control = self.timesteps_per_trajectory, 2 if recipe.guidance.guidance_in_control_computation else 1
         return {
@@ -69,7 +67,7 @@ class RAM(GroupedSection, RegressionSection):
 
     name: Literal["ram"] = "ram"
 
-    def cost(self, recipe: Recipe, processes: int) -> Cost:
+    def cost(self, recipe: Tables, processes: int) -> Cost:
         """Sampling; the base's and the old policy's prediction and the loss at each path point."""
         return Cost(self._regression_cost(recipe, frozen=2))
 
@@ -90,7 +88,7 @@ class EAM(RegressionSection):
     prediction carries the gradient back, or at the noisy endpoint itself, which costs less and aims at another tilt:
     then levels below the endpoint's get no training."""
 
-    def adjoint_rows(self, recipe: Recipe) -> int:
+    def adjoint_rows(self, recipe: Tables) -> int:
         """Where the gradient of a clean image is carried to noisy states."""
         if self.reward_at == "endpoint":
             return 0
@@ -101,7 +99,7 @@ class EAM(RegressionSection):
         """How many there are at least: without training below the endpoint all path points lie before it."""
         return 1 if self.reward_at == "clean" else self.timesteps_per_trajectory
 
-    def problems(self, recipe: Recipe) -> Iterator[Problem]:
+    def problems(self, recipe: Tables) -> Iterator[Problem]:
         """No step left for the endpoint."""
         yield from super().problems(recipe)
         steps, count = recipe.schedule.num_inference_steps, self.timesteps_per_trajectory
@@ -114,7 +112,7 @@ class EAM(RegressionSection):
                 f"(final_step = {recipe.schedule.final_step!r})", count,
             )  # fmt: skip
 
-    def advice(self, recipe: Recipe) -> Iterator[Problem]:
+    def advice(self, recipe: Tables) -> Iterator[Problem]:
         """A sampler whose clean images are no draws given the endpoint."""
         yield from super().advice(recipe)
         if self.reward_at == "clean" and recipe.schedule.eta < 1:
@@ -123,17 +121,17 @@ class EAM(RegressionSection):
                 "beyond the tilt", recipe.schedule.eta, 'Use 1.0, or method.reward_at = "endpoint".',
             )  # fmt: skip
 
-    def endpoint(self, recipe: Recipe) -> int:
+    def endpoint(self, recipe: Tables) -> int:
         """Its step on Stable Diffusion's own path; on others this is an estimate."""
         levels = noise_levels(recipe)
         nearest = min(range(len(levels)), key=lambda k: abs(levels[k] - self.endpoint_level))
         return max(self.steps_before_endpoint, nearest)
 
-    def sampled_steps(self, recipe: Recipe) -> int:
+    def sampled_steps(self, recipe: Tables) -> int:
         """All, or those to the endpoint's level."""
         return recipe.schedule.num_inference_steps if self.reward_at == "clean" else self.endpoint(recipe)
 
-    def cost(self, recipe: Recipe, processes: int) -> Cost:
+    def cost(self, recipe: Tables, processes: int) -> Cost:
         """Sampling; the base's score at the endpoint and the gradient carried there; base and loss at path points.
 
         At path points below the endpoint, as many as are expected, the gradient is carried there too.
@@ -146,7 +144,7 @@ class EAM(RegressionSection):
         return Cost({**parts, "adjoint": carried, "base": parts["base"] + rows})
 
 
-def noise_levels(recipe: Recipe) -> list[float]:
+def noise_levels(recipe: Tables) -> list[float]:
     """s_k at each step of the trailing grid, from the betas of the recipe or of Stable Diffusion (scaled linear)."""
     first, last = recipe.schedule.beta_start or 0.00085, recipe.schedule.beta_end or 0.012
     signal, product = [], 1.0
