@@ -6,6 +6,12 @@ Exit codes are a promise to users (0 success, 1 run failed, 2 usage or recipe er
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_typed = False
+"""Whether the command line runs, so that options are named as they are typed there."""
+
 
 class AmsdError(Exception):
     """A failure that amsd understands; its text says what happened, with the value, and what to do."""
@@ -31,6 +37,22 @@ class RunError(AmsdError):
 
 class Diverged(RunError):
     """The weights in hand draw samples that are not finite: nothing may be made of them."""
+
+
+@contextmanager
+def on_command_line() -> Iterator[None]:
+    """While a command runs: what is said names options as a terminal takes them."""
+    global _typed
+    before, _typed = _typed, True
+    try:
+        yield
+    finally:
+        _typed = before
+
+
+def option(name: str, python: str = "") -> str:
+    """An option as whoever reads it would give it: `--name` on the command line, in Python the argument `python`."""
+    return f"--{name}" if _typed else python or name
 
 
 def printable(text: str) -> str:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from amsd.errors import RunError, UsageError
+from amsd.errors import RunError, UsageError, option
 
 
 class DiskError(RunError, OSError):
@@ -49,7 +49,7 @@ _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _advice(number: int | None) -> str:
-    after = "What was written before is whole: --resume goes on from the newest checkpoint."
+    after = f"What was written before is whole: {option('resume', 'resume=True')} goes on from the newest checkpoint."
     if number in _FULL:
         return f"Make room there (a lower training.keep needs less), or move the folder. {after}"
     if number in _REFUSED:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from amsd.errors import UsageError
+from amsd.errors import UsageError, option
 from amsd.reading import parsed_object
 
 NAME = "lock"
@@ -46,7 +46,7 @@ def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
             if time.monotonic() >= deadline:
                 raise UsageError(
                     f"{folder} is in use by {error}. Only one process at a time may write to a run; end that one "
-                    "first, or choose another --output."
+                    f"first, or choose another {option('output')}."
                 ) from None
         time.sleep(min(1.0, max(0.05, wait / 10)))
     end = threading.Event()

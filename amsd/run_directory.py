@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from amsd.errors import RunError, UsageError
+from amsd.errors import RunError, UsageError, option
 from amsd.files import sha256, write_text
 from amsd.reading import parsed_object
 from amsd.recipe import Recipe, identity
@@ -28,11 +28,14 @@ GONE = ".gone-"
 _STEP = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,17})")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RunDirectory:
     """Paths inside one run."""
 
     path: Path
+
+    def __init__(self, path: Path | str) -> None:
+        object.__setattr__(self, "path", Path(path))
 
     @property
     def recipe(self) -> Path:
@@ -92,7 +95,8 @@ class RunDirectory:
         """
         if self.used:
             raise UsageError(
-                f"{self.path}: already holds a run. Continue it with --resume, or choose another --output."
+                f"{self.path}: already holds a run. Continue it with {option('resume', 'resume=True')}, "
+                f"or choose another {option('output')}."
             )
 
     def checkpoint(self, step: int) -> Path:
@@ -248,12 +252,13 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def resolve_checkpoint(path: Path) -> Path:
+def resolve_checkpoint(path: Path | str) -> Path:
     """The checkpoint folder that a user means: itself, a run (its `best`, else `latest`), or `RUN/checkpoints/best`.
 
     Raises:
         UsageError: there is none there.
     """
+    path = Path(path)
     if path.is_file() and path.name in ("best", "latest"):
         path = RunDirectory(path.parent.parent).pointer(path.name) or path
     if (path / "manifest.json").is_file():
@@ -274,4 +279,4 @@ def recipe_of(checkpoint: Path) -> Path:
     for candidate in (checkpoint / "recipe.toml", checkpoint.parent.parent / "recipe.toml"):
         if candidate.is_file():
             return candidate
-    raise UsageError(f"{checkpoint}: its recipe.toml is missing; give one with --recipe")
+    raise UsageError(f"{checkpoint}: its recipe.toml is missing; give one with {option('recipe')}")

@@ -73,7 +73,7 @@ def test_what_is_a_run_is_protected(left: str, tmp_path: Path) -> None:
     else:
         run.mkdir()
         (run / "recipe.toml").write_text('[[reward]]\nname = "brightness"\n', encoding="utf-8")
-    with pytest.raises(UsageError, match=r"already holds a run\. Continue it with --resume"):
+    with pytest.raises(UsageError, match=r"already holds a run\. Continue it with resume=True"):
         RunDirectory(run).require_unused()
     assert vacant(run) == tmp_path / "run-2"
 

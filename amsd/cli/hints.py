@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from amsd.errors import UsageError
+from amsd.errors import UsageError, on_command_line
 
 _PAGE = "docs/coming-from-the-reference.md maps every option and key."
 #: Options of the reference's `train.py` and `evaluate_checkpoint.py`, with what amsd has instead.
@@ -64,3 +64,8 @@ class Commands(TyperGroup):
         if hint is not None:
             raise UsageError(hint)
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with on_command_line():
+            return super().invoke(ctx)

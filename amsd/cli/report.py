@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from amsd.errors import UsageError
-
-if TYPE_CHECKING:
-    from amsd.report.story import Story
-    from amsd.tracking.progress import Report
 
 
 def report(
@@ -39,11 +35,12 @@ def report(
         require_key()
     if html is not None and html.is_dir():
         raise UsageError(f"--output {html} is a folder; give a file, such as {html / 'report.html'}")
+    from amsd.report.source import read_story
     from amsd.tracking.progress import progress
 
     written: list[str] = []
     with progress() as report:
-        story = _story(source, report)
+        story = read_story(source, report)
         if html is not None or not wandb:
             from amsd.report.page import write_page
 
@@ -62,19 +59,3 @@ def _shown(path: Path) -> str:
     """A path from where the user is, if it lies there."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def _story(source: str, report: Report) -> Story:
-    from amsd.report.data import is_run
-
-    path = Path(source)
-    if "://" not in source and not path.is_dir():
-        raise UsageError(f"{source}: no such folder; give a run directory, a sweep directory or a storage URL")
-    if is_run(path):
-        from amsd.report.story import run_story
-
-        report(f"reading {source}", 0, 0)
-        return run_story(path)
-    from amsd.report.sweep_story import sweep_story
-
-    return sweep_story(source, report)

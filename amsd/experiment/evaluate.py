@@ -16,7 +16,7 @@ from amsd.experiment.results import compare_pictures, evaluator_of, write_result
 from amsd.experiment.setup import Identified, build_accelerator, load_identified
 from amsd.recipe import Recipe, load_recipe
 from amsd.recipe.load import read_run
-from amsd.run_directory import RunDirectory
+from amsd.run_directory import RunDirectory, resolve_checkpoint
 from amsd.tracking import Tracker
 from amsd.tracking.log import read_log, stopped
 from amsd.tracking.progress import Report
@@ -147,9 +147,18 @@ def _changed(run: RunDirectory, base: Sequence[EvaluationResult]) -> Iterator[tu
 
 
 def evaluate_checkpoint(
-    recipe: Recipe, checkpoint: Path, base: str | None = None, progress: Report | None = None
+    recipe: Recipe, checkpoint: Path | str, base: str | None = None, progress: Report | None = None
 ) -> tuple[EvaluationResult, ...]:
-    """Evaluate a checkpoint as in training: against the model it began from, or against another one called `base`."""
+    """Evaluate a checkpoint as in training: against the model it began from, or against another one called `base`.
+
+    `checkpoint` is its folder, or a run's (its best one). One result per setting of the recipe; files and pictures are
+    written into the checkpoint.
+
+    Raises:
+        UsageError: there is no such checkpoint, or the two models draw pictures of different sizes.
+        RunError: a picture or a score is not finite.
+    """
+    checkpoint = resolve_checkpoint(checkpoint)
     evaluation = standalone(recipe, progress)
     against = evaluation.base.results
     if base is not None:

@@ -18,6 +18,7 @@ from amsd.experiment.card import write_card
 from amsd.experiment.setup import load_policy
 from amsd.files import require_vacant, write_folder
 from amsd.recipe import Recipe
+from amsd.run_directory import resolve_checkpoint
 from amsd.tracking.progress import Report, silent
 
 _LOG = logging.getLogger(__name__)
@@ -25,13 +26,18 @@ _LOG = logging.getLogger(__name__)
 Format = Literal["diffusers", "kohya"]
 
 
-def export(recipe: Recipe, checkpoint: Path, to: Path, style: Format = "diffusers", report: Report = silent) -> Path:
+def export(
+    recipe: Recipe, checkpoint: Path | str, to: Path | str, style: Format = "diffusers", report: Report = silent
+) -> Path:
     """Write the folder `to` (which must not exist or be empty): a merged pipeline, or a LoRA file in kohya's format.
+
+    `checkpoint` is its folder, or a run's (its best one).
 
     Raises:
         UsageError: `to` is in use, the parameterization is `offset`, which no single network can express, or kohya's
             format is asked for where no LoRA was trained or where it has no names for the model's layers.
     """
+    checkpoint, to = resolve_checkpoint(checkpoint), Path(to)
     require_vacant(to)
     if style == "kohya":
         return _export_kohya(recipe, checkpoint, to, report)
@@ -79,8 +85,8 @@ def _export_kohya(recipe: Recipe, checkpoint: Path, to: Path, report: Report) ->
     """The folder `to` with `<its name>.safetensors`, the card and the recipe; the base model is only looked at."""
     if recipe.model.parameterization != "lora":
         raise UsageError(
-            f"--format kohya writes a LoRA file, but model.parameterization = {recipe.model.parameterization!r}; "
-            "export without --format, or train with 'lora'."
+            f"kohya's format writes a LoRA file, but model.parameterization = {recipe.model.parameterization!r}; "
+            "export in diffusers' format, or train with 'lora'."
         )
     report("step 1 of 3: reading the base model", 0, 0)
     version = load_policy(recipe, torch.device("cpu"), checkpoint).family.kohya_base()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from amsd.errors import UsageError
+from amsd.errors import UsageError, option
 from amsd.hub import PREFIX as HUB
 from amsd.packages import require_bitsandbytes
 from amsd.prompts import PromptSet, load_prompts
@@ -141,5 +141,5 @@ def require_space(output: Path, checkpoint_bytes: float, recipe: Recipe) -> None
     if free < needed:
         raise UsageError(
             f"{output}: {free / 1e9:.2g} GB are free, but {together} checkpoints of {checkpoint_bytes / 1e9:.2g} GB "
-            "need more. Free some space, lower training.keep, or choose another --output."
+            f"need more. Free some space, lower training.keep, or choose another {option('output')}."
         )

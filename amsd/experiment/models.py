@@ -16,7 +16,7 @@ from amsd.diffusion.families.base import Family
 from amsd.diffusion.held import compute_in
 from amsd.diffusion.loading import load_family, locate, named_as, other_model
 from amsd.diffusion.policy import DTYPES
-from amsd.errors import UsageError
+from amsd.errors import UsageError, option
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.identity import pipeline_identity
 from amsd.evaluation.result import EvaluationResult
@@ -50,8 +50,8 @@ class LoadedModel:
         if tuple(own) != tuple(size):
             raise UsageError(
                 f"{self.name} draws pictures of {own[0]} x {own[1]} pixels and the other model of "
-                f"{size[0]} x {size[1]}, so they cannot be paired. Set model.size for both, or choose another --base "
-                "or --base none."
+                f"{size[0]} x {size[1]}, so they cannot be paired. Set model.size for both, or choose another "
+                f"{option('base')}, or none."
             )
 
     @contextmanager

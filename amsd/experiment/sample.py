@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from amsd.experiment.setup import build_accelerator, load_policy
 from amsd.files import writing
 from amsd.prompts.cut import cut_prompts
 from amsd.recipe import Recipe
+from amsd.run_directory import resolve_checkpoint
 from amsd.tracking.progress import Report, silent
 
 _LOG = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 class SampleRequest:
     """What to draw; unset settings are the recipe's."""
 
-    prompts: tuple[str, ...]
+    prompts: Sequence[str]
     count: int = 1
     """Images per prompt."""
     seed: int = 0
@@ -38,15 +40,25 @@ class SampleRequest:
 
 def sample(
     recipe: Recipe,
-    checkpoint: Path | None,
+    checkpoint: Path | str | None,
     request: SampleRequest,
-    out: Path,
+    out: Path | str,
     model: str | None = None,
     report: Report = silent,
 ) -> list[Path]:
-    """Write `pPPP-sS.png` for every prompt and image.
+    """Write `pPPP-sS.png` for every prompt and image; their paths.
 
-    Drawn with a checkpoint, with anybody's `model`, or with the base model where both are None.
+    Args:
+        recipe: gives the base model, the steps and what `request` leaves open.
+        checkpoint: its folder, or a run's (its best one); unset: the base model draws, or anybody's `model`.
+        request: what to draw.
+        out: folder for the pictures.
+        model: a diffusers folder, a single file, a LoRA file or a hub id.
+        report: told how far it is.
+
+    Raises:
+        UsageError: there is no such checkpoint or model, or the sampler cannot do what is asked.
+        RunError: a picture is not finite.
     """
     report("loading the model", 0, 0)
     device = build_accelerator(recipe).device
@@ -54,10 +66,10 @@ def sample(
         loaded = load_model(model, recipe.model, device)
         loaded.family.check_schedule(recipe.schedule)
         with loaded.drawing():
-            return _write(loaded.family, recipe, request, out, report)
-    policy = load_policy(recipe, device, checkpoint)
+            return _write(loaded.family, recipe, request, Path(out), report)
+    policy = load_policy(recipe, device, None if checkpoint is None else resolve_checkpoint(checkpoint))
     with policy.sampling(base=checkpoint is None):
-        return _write(policy.family, recipe, request, out, report)
+        return _write(policy.family, recipe, request, Path(out), report)
 
 
 def _write(family: Family, recipe: Recipe, request: SampleRequest, out: Path, report: Report) -> list[Path]:

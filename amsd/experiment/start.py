@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from amsd.errors import UsageError
+from amsd.errors import UsageError, option
 from amsd.files import write_text
 from amsd.prompts import PromptSet
 from amsd.reading import parsed_object
@@ -46,7 +46,7 @@ def require_same(run: RunDirectory, recipe: Recipe, prompts: tuple[PromptSet, Pr
         if identity(continued) != identity(now):
             raise UsageError(
                 f"{run.path}: holds a run of another recipe ({', '.join(_changes(continued, now))}); "
-                "only training.steps and keys that do not change results may differ on --resume."
+                "only training.steps and keys that do not change results may differ on a resume."
             )
     if run.prompts.is_file():
         _require_same_prompts(run, _recorded_prompts(run), _identities(prompts))
@@ -73,7 +73,8 @@ def _require_same_horizon(run: RunDirectory, before: Recipe, recipe: Recipe) -> 
     if schedule in ("linear", "cosine") and old != new:
         raise UsageError(
             f"{run.path}: optimizer.schedule = {schedule!r} ends with the last step, so the run cannot go on with "
-            f"training.steps = {new} after it was started with {old}. Resume with {old}, or choose another --output."
+            f"training.steps = {new} after it was started with {old}. Resume with {old}, or choose another "
+            f"{option('output')}."
         )
 
 
@@ -121,5 +122,5 @@ def _require_same_prompts(run: RunDirectory, before: dict[str, dict[str, Any]], 
             raise UsageError(
                 f"{run.path}: the {role} prompts of {found['source']} differ from those that the run was started with "
                 f"({before[role]['prompts']} prompts with sha256 {before[role]['sha256'][:12]}, now {found['prompts']} "
-                f"with {found['sha256'][:12]}). Bring the old prompts back, or choose another --output."
+                f"with {found['sha256'][:12]}). Bring the old prompts back, or choose another {option('output')}."
             )

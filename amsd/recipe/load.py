@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amsd.errors import UsageError
+from amsd.errors import UsageError, option
 from amsd.recipe.catalog import find
 from amsd.recipe.errors import Problem, RecipeError, validated
 from amsd.recipe.identity import AS_BEFORE
@@ -40,7 +40,7 @@ def load_recipe(source: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     for assignment in assignments:
         key, value = parse_assignment(assignment)
         assign(tree, key, value)
-        label = f"{path.name} with --set"
+        label = f"{path.name} with {_assigned()}"
     if assignments:
         anchor(tree, Path())
     return from_dict(tree, source=label)
@@ -140,6 +140,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: is not valid TOML: {error}") from None
 
 
+def _assigned() -> str:
+    """Where assignments stand."""
+    return option("set", "assignments")
+
+
 def parse_assignment(text: str) -> tuple[str, Any]:
     """`"a.b=1.5"` -> `("a.b", 1.5)`. The value is TOML, or a bare string if it is none.
 
@@ -149,16 +154,16 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, separator, raw = text.partition("=")
     key, raw = key.strip(), raw.strip()
     if not separator or not key:
-        raise RecipeError("--set", [Problem(text, "must have the form key=value, such as schedule.eta=0.7")])
+        raise RecipeError(_assigned(), [Problem(text, "must have the form key=value, such as schedule.eta=0.7")])
     try:
         parsed = tomllib.loads(f"value = {raw}")
     except tomllib.TOMLDecodeError:
         return key, raw
     except (RecursionError, ValueError) as error:
         reason = "is nested too deeply" if isinstance(error, RecursionError) else f"cannot be read: {error}"
-        raise RecipeError("--set", [Problem(key, reason, raw)]) from None
+        raise RecipeError(_assigned(), [Problem(key, reason, raw)]) from None
     if len(parsed) > 1:
-        raise RecipeError("--set", [Problem(key, "is one value; repeat --set for every key", raw)])
+        raise RecipeError(_assigned(), [Problem(key, "is one value; set every key by itself", raw)])
     return key, parsed["value"]
 
 
@@ -170,21 +175,21 @@ def assign(tree: dict[str, Any], key: str, value: Any) -> None:
     """
     parts = key.replace("[", ".").replace("]", "").split(".")
     if len(parts) > DEEPEST:
-        raise RecipeError("--set", [Problem(key, f"is nested {len(parts)} tables deep; no key is")])
+        raise RecipeError(_assigned(), [Problem(key, f"is nested {len(parts)} tables deep; no key is")])
     node: Any = tree
     for depth, part in enumerate(parts):
         here = ".".join(parts[: depth + 1])
         last = depth == len(parts) - 1
         if isinstance(node, list):
             if not (part.isascii() and part.isdecimal() and len(part) < 10 and int(part) < len(node)):
-                raise RecipeError("--set", [Problem(here, f"no such entry; there are {len(node)}", part)])
+                raise RecipeError(_assigned(), [Problem(here, f"no such entry; there are {len(node)}", part)])
             index: Any = int(part)
         elif isinstance(node, dict):
             index = part
             if not last:
                 node.setdefault(part, {})
         else:
-            raise RecipeError("--set", [Problem(here, "its parent is a value, not a table", key)])
+            raise RecipeError(_assigned(), [Problem(here, "its parent is a value, not a table", key)])
         if last:
             node[index] = value
         else:

@@ -98,13 +98,13 @@ def is_run(path: Path) -> bool:
     return run.recipe.is_file() or run.metrics.is_file() or run.checkpoints.is_dir()
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: Path | str) -> Run:
     """Read a run directory.
 
     Raises:
         UsageError: nothing of a run is there.
     """
-    return named_together([read_run(path)])[0]
+    return named_together([read_run(Path(path))])[0]
 
 
 def named_together(runs: Sequence[Run]) -> list[Run]:

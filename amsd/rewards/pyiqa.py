@@ -104,7 +104,7 @@ def _import() -> tuple[Any, dict[str, Any]]:
     except ModuleNotFoundError as error:
         raise UsageError(
             f"pyiqa:METRIC needs pyiqa (missing: {error.name}). Install it with `uv pip install 'amsd[pyiqa]'` (no "
-            "commercial use), or name metrics without it: --set 'evaluation.metrics=[\"clip-score\"]'."
+            'commercial use), or name metrics without it, such as evaluation.metrics = ["clip-score"].'
         ) from error
     if not _said:
         _LOG.warning("%s", LICENSE)

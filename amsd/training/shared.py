@@ -6,7 +6,7 @@ import socket
 import time
 import uuid
 
-from amsd.errors import UsageError
+from amsd.errors import UsageError, option
 from amsd.run_directory import RunDirectory
 from amsd.training.processes import gather, rank, world_size
 
@@ -42,6 +42,6 @@ def require_shared(run: RunDirectory, patience: float = _PATIENCE) -> None:
     if others:
         raise UsageError(
             f"{run.path}: {', '.join(others)} does not see the directory that process 0 sees. All processes of a run "
-            "write to one directory: give --output a path on a file system that every node shares. The caches of the "
-            "hub and of evaluations need not be shared."
+            f"write to one directory: give {option('output')} a path on a file system that every node shares. The "
+            "caches of the hub and of evaluations need not be shared."
         )

@@ -196,7 +196,7 @@ class SOCTrainer(Method[E]):
         if not samples:
             raise RunError(
                 f"There are more processes ({processes.world_size()}) than trajectories to share among them; "
-                "raise optimizer.prompts_per_step or lower --processes."
+                "raise optimizer.prompts_per_step or use fewer processes."
             )
         parts = in_chunks(samples, self.collection, lambda chunk: self.compute_experience(chunk, passes, step))
         return self.complete(self.experience_class.cat(parts))

@@ -203,7 +203,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_a_resume_goes_on(
     said = r"/run/.* cannot be written: No space left on device\. Make room there"
     with pytest.raises(RunError, match=said) as failure:
         train(chosen, target.path, resume=False)
-    assert "--resume" in str(failure.value)
+    assert "resume=True goes on" in str(failure.value)
     assert target.steps() == ([1, 2] if where == "evaluation" else [1])
     assert damage(target.checkpoint(1)) is None
     monkeypatch.undo()

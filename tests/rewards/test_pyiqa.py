@@ -170,5 +170,5 @@ def test_without_pyiqa_one_line_names_both_ways_on(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "pyiqa", None)
     with pytest.raises(UsageError, match=r"uv pip install 'amsd.pyiqa.'") as refused:
         PyIQAReward("musiq")
-    assert "--set 'evaluation.metrics=" in str(refused.value)
+    assert "evaluation.metrics = [" in str(refused.value)
     assert "\n" not in str(refused.value)

@@ -65,5 +65,5 @@ def test_directories_of_two_nodes_are_refused_on_both(there: tuple[str, ...], tw
     said = two(tmp_path / "first" / "run", tmp_path / "second" / "run")
     for words in said:
         assert "process 1 on" in words
-        assert "--output" in words
+        assert "give output a path" in words
     assert [file for node in there for file in (tmp_path / node / "run").iterdir()] == []

@@ -212,4 +212,4 @@ class Family(Drawing):
         Raises:
             UsageError: the format has no names for the layers of this family.
         """
-        raise UsageError("--format kohya: the format's names are known for UNets only; export without --format.")
+        raise UsageError("Kohya's format has names for UNets only; export in diffusers' format.")
