@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from amsd.shapes.captions import all_combinations
 from amsd.shapes.classifier import AttributeClassifier, accuracy
-from amsd.shapes.scenes import Scenes, object_coverage, render, sample_scenes
+from embedded.combinations import all_combinations
+from embedded.scenes import Scenes, object_coverage, render, sample_scenes
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from amsd.shapes.captions import vocabulary
-from amsd.shapes.scenes import SIZE
+from embedded.combinations import vocabulary
+from embedded.scenes import SIZE
 
 TEXT_LENGTH = 16
 TEXT_WIDTH = 64

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from amsd.shapes.captions import all_combinations, train_combinations
-from amsd.shapes.scenes import Scenes, object_coverage, render, sample_scenes
+from embedded.combinations import all_combinations, train_combinations
 from embedded.networks import build_vae
+from embedded.scenes import Scenes, object_coverage, render, sample_scenes
 
 log = logging.getLogger(__name__)
 

@@ -151,11 +151,6 @@ def is_distance(name: str) -> bool:
     return name.startswith((KID, FID))
 
 
-def comparable(one: EvaluationResult, other: EvaluationResult) -> bool:
-    """Whether two results differ in their weights only: same prompts, noise, sampler, precision and libraries."""
-    return one.prompts == other.prompts and conditions(one.settings) == conditions(other.settings)
-
-
 def pairable(base: EvaluationResult, settings: Mapping[str, Any], prompts: tuple[str, ...]) -> bool:
     """Whether images made under `settings` start from the base's noise and show the same prompts.
 

@@ -11,7 +11,6 @@ from amsd.hub import PREFIX as HUB
 from amsd.prompts.hub import read_hub
 from amsd.prompts.prompt_set import PromptError, PromptSet
 from amsd.prompts.readers import READERS, read_file
-from amsd.recipe import Recipe
 
 EMBEDDED = "embedded:"
 #: Prompts that ship with amsd, as folders of the package with `train.txt` and `evaluation.txt`, which share no prompt.
@@ -38,16 +37,6 @@ def load_prompts(source: str | Sequence[str], split: Split = "train", column: st
     if source.startswith(EMBEDDED):
         return PromptSet.from_entries(f"{source} ({split})", read_file(_embedded(source, split)))
     return PromptSet.from_entries(source, read_file(_find(source), column))
-
-
-def prompts_of(recipe: Recipe) -> tuple[PromptSet, PromptSet]:
-    """The prompts that a recipe trains on, and those that it evaluates.
-
-    Raises:
-        PromptError: see `load_prompts`.
-    """
-    named = recipe.prompts
-    return load_prompts(named.train, "train", named.column), load_prompts(named.evaluation, "evaluation", named.column)
 
 
 def token_counts(texts: Sequence[str], tokenizer: Any) -> list[int]:

@@ -69,8 +69,6 @@ class Run:
     notices: tuple[Notice, ...]
     gaps: tuple[str, ...]
     """What is missing, in sentences."""
-    last_time: float | None = None
-    """Unix time of the last logged step, seconds."""
     address: str = ""
     """Of its W&B run; empty where it has none or was offline."""
     series: Mapping[str, Series] = field(default_factory=dict)
@@ -164,7 +162,6 @@ def read_run(path: Path) -> Run:
         curves=_curves(log),
         notices=_notices(log),
         gaps=(),
-        last_time=next((entry.time for entry in reversed(log.entries) if entry.kind == "step" and entry.time), None),
         address=_address(folder),
         series={**known.series, **{name: Series(name, name, {}, logged=False) for name in sorted(pictured)}},
     )

@@ -65,11 +65,6 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     return interpolate(images, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
 
 
-def round_to_8_bit(images: Tensor) -> Tensor:
-    """Nearest of 0/255, 1/255 .. 255/255; no gradient."""
-    return (images.detach() * 255).round().clamp(0, 255) / 255
-
-
 def _target(images: Tensor, size: int) -> tuple[int, int]:
     """(height, width) with `size` as the shorter side."""
     height, width = images.shape[-2:]

@@ -182,11 +182,6 @@ def reward_names() -> list[str]:
     return sorted({*REWARDS, *plugins(_ENTRY_POINTS)} - FORMER) + patterns
 
 
-def embedder_names() -> list[str]:
-    """Every name that `resolve_embedder` knows, sorted."""
-    return sorted(EMBEDDERS)
-
-
 def _reward_factory(name: str) -> Callable[..., Any]:
     if name in REWARDS:
         return cast("Callable[..., Any]", _load(REWARDS[name].target))

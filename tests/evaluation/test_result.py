@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from amsd.errors import UsageError
-from amsd.evaluation.result import EvaluationResult, comparable
+from amsd.evaluation.result import EvaluationResult
 from amsd.evaluation.statistics import summarize
 
 
@@ -48,9 +47,3 @@ def test_another_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(UsageError, match=r"x\.json: is not an evaluation file"):
         EvaluationResult.load(file)
-
-
-def test_results_are_comparable_if_only_the_weights_differ(result: EvaluationResult) -> None:
-    assert comparable(result, replace(result, settings={"eta": 0.0, "weights": "other"}))
-    assert not comparable(result, replace(result, settings={"eta": 1.0, "weights": "w"}))
-    assert not comparable(result, replace(result, prompts=("a", "c")))

@@ -42,8 +42,8 @@ def test_a_server_gives_what_the_function_gives_to_the_digit(options: dict[str, 
 
 
 def test_the_shape_count_of_the_examples_is_served_to_the_digit() -> None:
-    from amsd.shapes.captions import all_combinations
-    from amsd.shapes.scenes import render, sample_scenes
+    from embedded.combinations import all_combinations
+    from embedded.scenes import render, sample_scenes
 
     count = example("shape_count").shape_count
     scenes = sample_scenes(all_combinations(), 64, torch.Generator().manual_seed(1))

@@ -16,7 +16,7 @@ from amsd.recipe import load_recipe
 from amsd.recipe.catalog import names
 from amsd.rewards import table
 from amsd.rewards.simple import Brightness
-from amsd.rewards.table import embedder_names, resolve_embedder, resolve_reward, reward_names, unchecked
+from amsd.rewards.table import EMBEDDERS, resolve_embedder, resolve_reward, reward_names, unchecked
 
 
 def needs_text(text: str, *, size: int) -> Brightness:
@@ -99,7 +99,7 @@ def test_every_promised_name_is_there() -> None:
     promised = {"imagereward", "clip-score", "pickscore", "hps-v2.1", "laion-aesthetic", "brightness", "colorfulness"}
     assert promised <= set(reward_names())
     assert {"pyiqa:METRIC", "python:MODULE:FUNCTION", "shapes:right"} <= set(reward_names())
-    assert embedder_names() == ["clip", "dreamsim", "pixels", "shapes:classifier"]
+    assert [*EMBEDDERS] == ["pixels", "clip", "dreamsim", "shapes:classifier"]
 
 
 def test_the_table_itself_imports_no_reward() -> None:

@@ -4,19 +4,8 @@ import sys
 import pytest
 
 from amsd.shapes import prompts_path
-from amsd.shapes.captions import (
-    COLORS,
-    FORMS,
-    NOTHING,
-    SHAPES,
-    Attributes,
-    all_combinations,
-    attributes_of,
-    captions,
-    evaluation_combinations,
-    parse_caption,
-    train_combinations,
-)
+from amsd.shapes.captions import COLORS, FORMS, NOTHING, SHAPES, Attributes, parse_caption
+from embedded.combinations import all_combinations, attributes_of, captions, evaluation_combinations, train_combinations
 
 
 def test_caption_names_its_attributes() -> None:

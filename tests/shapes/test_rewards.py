@@ -7,10 +7,11 @@ from torch import Tensor
 
 from amsd.rewards import table
 from amsd.shapes import rewards
-from amsd.shapes.captions import FORMS, SHAPES, all_combinations, attributes_of, captions
+from amsd.shapes.captions import FORMS, SHAPES
 from amsd.shapes.rewards import ShapesEmbedder, objectness
-from amsd.shapes.scenes import Scenes, render, sample_scenes
 from embedded.classifier import measure
+from embedded.combinations import all_combinations, attributes_of, captions
+from embedded.scenes import Scenes, render, sample_scenes
 
 COUNT = 24
 REWARDS: dict[str, Any] = {

@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
-from amsd.shapes.captions import BACKGROUND, COLORS, FORMS, SHAPES, all_combinations
-from amsd.shapes.scenes import MARGIN, SIZE, Scenes, object_coverage, render, sample_scenes, scenes_of
+from amsd.shapes.captions import BACKGROUND, COLORS, FORMS, SHAPES
+from embedded.combinations import all_combinations
 from embedded.quality import objects_in
+from embedded.scenes import MARGIN, SIZE, Scenes, object_coverage, render, sample_scenes, scenes_of
 
 
 def draw(count: int = 200, seed: int = 0) -> Scenes:

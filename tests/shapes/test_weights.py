@@ -7,8 +7,8 @@ from diffusers import StableDiffusionPipeline
 
 import amsd
 from amsd.shapes import pipeline_path, prompts_path
-from amsd.shapes.captions import vocabulary
 from amsd.shapes.rewards import color_accuracy, form_accuracy
+from embedded.combinations import vocabulary
 from embedded.quality import AT_LEAST, AT_MOST, Quality, generate
 
 

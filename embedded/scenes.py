@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amsd.shapes.captions import BACKGROUND, COLORS, FORMS, Combination
+from amsd.shapes.captions import BACKGROUND, COLORS, FORMS
+from embedded.combinations import Combination
 
 SIZE = 32
 """Height and width of an image in pixels."""
