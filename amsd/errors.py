@@ -6,7 +6,7 @@ Exit codes are a promise to users (0 success, 1 run failed, 2 usage or recipe er
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 _typed = False
@@ -53,6 +53,16 @@ def on_command_line() -> Iterator[None]:
 def option(name: str, python: str = "") -> str:
     """An option as whoever reads it would give it: `--name` on the command line, in Python the argument `python`."""
     return f"--{name}" if _typed else python or name
+
+
+def nearest(name: object, names: Sequence[str]) -> str | None:
+    """`Did you mean ...?` with the closest of `names`, or all of them where none is close."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Known: {', '.join(names)}." if names else None
 
 
 def printable(text: str) -> str:

@@ -106,7 +106,7 @@ def _run(name: str, request: Launch, console: Console) -> None:
     from dataclasses import replace
 
     from amsd.sweep.display import following, overview
-    from amsd.sweep.launchers import launcher
+    from amsd.sweep.launchers import SEAM
     from amsd.sweep.results import results_of
 
     folder = request.folder
@@ -117,7 +117,7 @@ def _run(name: str, request: Launch, console: Console) -> None:
         before.extend((trial.number, trial.state) for trial in results_of(handle).trials)
         return following(console, lambda: results_of(handle))
 
-    done = launcher(name).launch(replace(request, view=view))
+    done = SEAM.load(name)().launch(replace(request, view=view))
     if done.jobs:
         console.print(f"Submitted {', '.join(done.jobs)}. Watch with: amsd sweep show {folder}")
         return

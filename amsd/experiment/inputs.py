@@ -16,7 +16,7 @@ from amsd.recipe.methods import methods_with
 from amsd.recipe.schema import only_path
 from amsd.rewards.code import check_code, without_gradient
 from amsd.rewards.table import require_known
-from amsd.tracking.backend import require_known_trackers
+from amsd.tracking.backend import TRACKERS
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def check_inputs(recipe: Recipe, download: bool = True) -> Inputs:
             found[key] = load_prompts(source, split, recipe.prompts.column)  # type: ignore[arg-type]
 
     attempt(lambda: require_known([term.name for term in recipe.reward], recipe.evaluation))
-    attempt(lambda: require_known_trackers(recipe.tracking.trackers))
+    attempt(lambda: TRACKERS.require(recipe.tracking.trackers, "tracking.trackers: "))
     attempt(lambda: check_code(recipe))
     attempt(lambda: _require_gradient(recipe))
     attempt(lambda: _require_groups(recipe))

@@ -7,12 +7,11 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from amsd.errors import UsageError
+from amsd.errors import UsageError, nearest
 
 
 @dataclass(frozen=True)
@@ -106,14 +105,6 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
     if get_origin(annotation) in (tuple, list, typing.Union, types.UnionType, typing.Annotated):
         return next((found for arg in get_args(annotation) if (found := _section_in(arg))), None)
     return None
-
-
-def nearest(name: object, names: Sequence[str]) -> str | None:
-    """`Did you mean ...?` with the closest of `names`, or all of them where none is close."""
-    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
-    if close:
-        return f"Did you mean {close[0]!r}?"
-    return f"Known: {', '.join(names)}." if names else None
 
 
 def _quoted(expected: str) -> list[str]:

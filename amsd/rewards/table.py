@@ -9,12 +9,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, cast
 
-from amsd.errors import AmsdError, UsageError
-from amsd.plugins import plugins
+from amsd.errors import AmsdError, UsageError, nearest
+from amsd.plugins import Seam
 from amsd.reading import is_shortage, reason_of
 from amsd.recipe import Evaluation
 from amsd.recipe.schema import CodeFile
@@ -96,7 +95,13 @@ EMBEDDERS: dict[str, str] = {
 }
 """`module:attribute` of each embedder's factory."""
 
-_ENTRY_POINTS = "amsd.rewards"
+_EMBEDDERS = Seam("an embedder", "amsd.embedders", EMBEDDERS)
+
+
+def _rewards() -> Seam:
+    """Rewards that have a name of their own."""
+    patterns = tuple(row.example for row in FAMILIES.values())
+    return Seam("a reward", "amsd.rewards", {name: row.target for name, row in REWARDS.items()}, FORMER, patterns)
 
 
 def resolve_reward(
@@ -112,8 +117,8 @@ def resolve_reward(
         if not rest:
             raise UsageError(f"reward {name!r}: nothing follows {family}:, as in {FAMILIES[family].example}")
         arguments = (rest, code) if family == "python" else (rest,)
-        return cast("Reward", _build("reward", name, _load(FAMILIES[family].target), arguments, options or {}))
-    return cast("Reward", _build("reward", name, _reward_factory(name), (), options or {}))
+        return cast("Reward", _build("reward", name, resolve_name(FAMILIES[family].target), arguments, options or {}))
+    return cast("Reward", _build("reward", name, _rewards().load(name), (), options or {}))
 
 
 def resolve_embedder(name: str, options: Mapping[str, Any] | None = None) -> Embedder:
@@ -122,8 +127,7 @@ def resolve_embedder(name: str, options: Mapping[str, Any] | None = None) -> Emb
     Raises:
         UsageError: the name or an option is unknown, or the embedder cannot be built from these options.
     """
-    _require_embedder(name)
-    return cast("Embedder", _build("embedder", name, _load(EMBEDDERS[name]), (), options or {}))
+    return cast("Embedder", _build("embedder", name, _EMBEDDERS.load(name), (), options or {}))
 
 
 def require_known(rewards: Sequence[str], evaluation: Evaluation) -> None:
@@ -132,12 +136,8 @@ def require_known(rewards: Sequence[str], evaluation: Evaluation) -> None:
     Raises:
         UsageError: a name is unknown.
     """
-    known = {*REWARDS, *plugins(_ENTRY_POINTS)}
-    for name in [*rewards, *evaluation.metrics]:
-        if name.partition(":")[0] not in FAMILIES and name not in known:
-            raise _unknown(name)
-    for name in [*evaluation.diversity, *evaluation.distance]:
-        _require_embedder(name)
+    _rewards().require(name for name in [*rewards, *evaluation.metrics] if name.partition(":")[0] not in FAMILIES)
+    _EMBEDDERS.require([*evaluation.diversity, *evaluation.distance])
 
 
 def has_gradient(name: str) -> bool | None:
@@ -171,33 +171,9 @@ def unchecked(trained: Sequence[str], metrics: Sequence[str]) -> str | None:
     )
 
 
-def _require_embedder(name: str) -> None:
-    if name not in EMBEDDERS:
-        raise UsageError(f"{name!r} is not an embedder. {_nearest(name, sorted(EMBEDDERS))}")
-
-
 def reward_names() -> list[str]:
     """Every name that `resolve_reward` knows, sorted; of a family only its pattern, such as `pyiqa:METRIC`."""
-    patterns = [row.example for row in FAMILIES.values()]
-    return sorted({*REWARDS, *plugins(_ENTRY_POINTS)} - FORMER) + patterns
-
-
-def _reward_factory(name: str) -> Callable[..., Any]:
-    if name in REWARDS:
-        return cast("Callable[..., Any]", _load(REWARDS[name].target))
-    installed = plugins(_ENTRY_POINTS)
-    if name in installed:
-        return cast("Callable[..., Any]", installed[name].load())
-    raise _unknown(name)
-
-
-def _unknown(name: str) -> UsageError:
-    return UsageError(f"{name!r} is not a reward. {_nearest(name, reward_names())}")
-
-
-def _load(target: str) -> Any:
-    module, _, attribute = target.partition(":")
-    return getattr(import_module(module), attribute)
+    return _rewards().shown()
 
 
 def _build(
@@ -227,13 +203,8 @@ def _check_options(
     known = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     for option in options:
         if option not in known:
-            hint = _nearest(option, list(known)) if known else "It takes no options."
+            hint = nearest(option, list(known)) if known else "It takes no options."
             raise UsageError(f"{kind} {name!r} has no option {option!r}. {hint}")
     missing = [key for key, p in known.items() if p.default is p.empty and key not in options]
     if missing:
         raise UsageError(f"{kind} {name!r} needs the option {missing[0]!r}: set it under options in the recipe")
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(names)}."

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from amsd.errors import UsageError
+from amsd.errors import UsageError, nearest
 from amsd.evaluation.result import DIVERSITY, FID, KID, is_distance
 from amsd.recipe import Problem, RecipeError
 from amsd.sweep.plan import SweepPlan
@@ -27,13 +26,15 @@ def _relations(sweep: Sweep) -> Iterator[Problem]:
     for name, dimension in sweep.search.items():
         for parent in dimension.when:
             if parent not in sweep.search:
-                yield Problem(f"search.{name}.when", "names no dimension of this search", parent, _near(parent, known))
+                yield Problem(
+                    f"search.{name}.when", "names no dimension of this search", parent, nearest(parent, known)
+                )
         if name.startswith("tracking.") or name == "training.seed":
             yield Problem(f"search.{name}", "is set by the sweep itself", suggestion="Use seeds for repetitions.")
     for index, point in enumerate(sweep.first):
         for name, value in point.items():
             if name not in sweep.search:
-                yield Problem(f"first[{index}]", "names no dimension of this search", name, _near(name, known))
+                yield Problem(f"first[{index}]", "names no dimension of this search", name, nearest(name, known))
             elif not _contains(sweep.search[name], value):
                 yield Problem(f"first[{index}].{name}", "is not a value of this dimension", value)
 
@@ -56,14 +57,16 @@ def _metrics(plan: SweepPlan) -> Iterator[Problem]:
     named += [(f"constraint[{i}].metric", c.metric) for i, c in enumerate(sweep.constraint)]
     for key, metric in named:
         if not metric.startswith(TRAINING) and metric not in measured:
-            yield Problem(key, "is not evaluated by the base recipe", metric, _near(metric, measured))
+            yield Problem(key, "is not evaluated by the base recipe", metric, nearest(metric, measured))
     settings = [setting.name for setting in recipe.evaluation_settings]
     searched = {key for point in sweep.search.values() for v in (point.variants or {}).values() for key in v}
     fixed = not any(key.startswith(("evaluation.", "schedule.", "guidance.")) for key in {*sweep.search, *searched})
     for index, objective in enumerate(sweep.objective):
         if fixed and objective.setting is not None and objective.setting not in settings:
             problem = "is not an evaluation setting of the base recipe"
-            yield Problem(f"objective[{index}].setting", problem, objective.setting, _near(objective.setting, settings))
+            yield Problem(
+                f"objective[{index}].setting", problem, objective.setting, nearest(objective.setting, settings)
+            )
         if is_distance(objective.metric):
             yield from _distance_objective(f"objective[{index}]", objective)
     labels = [objective.label for objective in sweep.objective]
@@ -165,8 +168,3 @@ def _search(plan: SweepPlan) -> Iterator[Problem]:
                 if str(problem) not in seen:
                     seen.add(str(problem))
                     yield Problem(f"search: {problem.key}", problem.message, problem.value, problem.suggestion)
-
-
-def _near(name: str, known: Sequence[str]) -> str | None:
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}." if known else None

@@ -6,12 +6,9 @@ registers it as an entry point of the group `amsd.trackers`.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Callable
 
-from amsd.errors import UsageError
-from amsd.plugins import plugins
+from amsd.plugins import Seam
 from amsd.tracking.entries import Entry
 from amsd.tracking.protocol import RunInfo
 from amsd.training.events import Notice
@@ -24,7 +21,7 @@ TABLE = {
     "tensorboard": "amsd.tracking.tensorboard:TensorBoardBackend",
     "trackio": "amsd.tracking.trackio:TrackioBackend",
 }
-GROUP = "amsd.trackers"
+TRACKERS = Seam("a tracker", "amsd.trackers", TABLE)
 
 
 class Backend:
@@ -41,38 +38,3 @@ class Backend:
 
 
 Open = Callable[[RunInfo, Announce], Backend]
-
-
-def names() -> list[str]:
-    """Every name that `tracking.trackers` may hold."""
-    return [*TABLE, *(name for name in plugins(GROUP) if name not in TABLE)]
-
-
-def require_known_trackers(wanted: Sequence[str]) -> None:
-    """Check names before a run begins.
-
-    Raises:
-        UsageError: a name is unknown.
-    """
-    known = names()
-    for name in wanted:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UsageError(f"tracking.trackers: {name!r} is not a tracker. Trackers: {', '.join(known)}.{hint}")
-
-
-def resolve(name: str) -> Open:
-    """The class of a tracker, imported.
-
-    Raises:
-        UsageError: the name is unknown.
-        ImportError: its package is not installed.
-    """
-    require_known_trackers([name])
-    if name in TABLE:
-        module, _, attribute = TABLE[name].partition(":")
-        found: Open = getattr(import_module(module), attribute)
-        return found
-    loaded: Open = plugins(GROUP)[name].load()
-    return loaded

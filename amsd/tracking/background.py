@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from amsd.files import write_json
 from amsd.reading import parsed
-from amsd.tracking.backend import Announce, Backend, Open, resolve
+from amsd.tracking.backend import TRACKERS, Announce, Backend, Open
 from amsd.tracking.entries import Entry, checkpoint_entry, evaluation_entry, notice_entry, step_entry
 from amsd.tracking.protocol import RunInfo, Tracker
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
@@ -38,7 +38,7 @@ class BackgroundTracker(Tracker):
         """`announce` tells the trackers that cannot fail; `open_backend` finds the class (unset: by `name`)."""
         self.name = name
         self._announce = announce
-        self._open_backend = open_backend or (lambda: resolve(name))
+        self._open_backend = open_backend or (lambda: TRACKERS.load(name))
         self._queue: SimpleQueue[Entry | tuple[str, str | None]] = SimpleQueue()
         self._notices: SimpleQueue[Notice] = SimpleQueue()
         self._opened, self._given_up = threading.Event(), threading.Event()

@@ -108,7 +108,7 @@ def test_values_that_the_search_does_not_have_are_not_run(make_plan: MakePlan, t
     Worker(handle, executor).run()
     first = load_sweep(tmp_path).trials[0]
     assert first.state == "failed"
-    assert "schedule.eta: 99.0 is no number from 0.5 to 1.5" in (first.error or "")
+    assert "schedule.eta: 99.0 must be of type number, from 0.5 to 1.5" in (first.error or "")
     assert all(0.5 <= job.recipe.schedule.eta <= 1.5 for job in executor.ran)
 
 
@@ -140,10 +140,10 @@ def given(folder: Path, run_id: str = "run1", **values: object) -> dict[str, str
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"schedule__eta": 99.0}, "99.0 is no number from 0.5 to 1.5"),
-        ({"schedule__eta": True}, "True is no number"),
-        ({"schedule__eta": float("nan")}, "nan is no number"),
-        ({"schedule__eta": "python:evil:f"}, "is no number"),
+        ({"schedule__eta": 99.0}, "99.0 must be of type number, from 0.5 to 1.5"),
+        ({"schedule__eta": True}, "True must be of type number"),
+        ({"schedule__eta": float("nan")}, "nan must be of type number"),
+        ({"schedule__eta": "python:evil:f"}, "must be of type number"),
         ({"schedule__eta": 1.0, "reward": [{"name": "python:evil:f"}]}, "chose reward, which sweep small does not"),
         ({"schedule__eta": 1.0, "training__seed": 7}, r"the sweep's seeds are \[0\]"),
     ],

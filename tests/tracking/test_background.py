@@ -12,7 +12,7 @@ import pytest
 from amsd.errors import UsageError
 from amsd.recipe import Tracking, from_dict
 from amsd.tracking import BackgroundTracker, background
-from amsd.tracking.backend import Announce, Backend, names, require_known_trackers
+from amsd.tracking.backend import TABLE, TRACKERS, Announce, Backend
 from amsd.tracking.entries import Entry
 from amsd.tracking.protocol import RunInfo
 from amsd.training.events import Notice
@@ -96,7 +96,7 @@ def test_what_hangs_is_interrupted_and_given_up(
 
 
 def test_a_missing_package_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(background.resolve.__globals__["TABLE"], "trackio", "amsd.no_such_module:Backend")
+    monkeypatch.setitem(TABLE, "trackio", "amsd.no_such_module:Backend")
     said: list[Notice] = []
     tracker = BackgroundTracker("trackio", said.append)
     story.play(tracker, story.info(tmp_path))
@@ -115,9 +115,9 @@ def test_a_resumed_run_repeats_no_evaluation_and_no_notice(tmp_path: Path) -> No
 
 
 def test_names() -> None:
-    assert names()[:3] == ["wandb", "tensorboard", "trackio"]
-    with pytest.raises(UsageError, match=r"'tensorbord' is not a tracker. .* Did you mean 'tensorboard'"):
-        require_known_trackers(["tensorbord"])
+    assert {"wandb", "tensorboard", "trackio"} <= {*TRACKERS.shown()}
+    with pytest.raises(UsageError, match=r"^here: 'tensorbord' is not a tracker\. Did you mean 'tensorboard'"):
+        TRACKERS.require(["wandb", "tensorbord"], "here: ")
     assert Tracking.model_validate({"trackers": "none"}).trackers == ()
     assert Tracking.model_validate({"trackers": "tensorboard"}).trackers == ("tensorboard",)
     assert Tracking().trackers == ("wandb",)

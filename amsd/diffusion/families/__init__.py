@@ -7,11 +7,10 @@ pipeline (docs/extending.md).
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from amsd.errors import UsageError
-from amsd.plugins import plugins
+from amsd.plugins import Seam
 
 if TYPE_CHECKING:
     from amsd.diffusion.families.base import Family
@@ -25,12 +24,12 @@ FAMILIES: dict[str, str] = {
 }
 """Class of the pipeline, as its model_index.json names it -> `module:class` of its family."""
 
-_ENTRY_POINTS = "amsd.families"
+_SEAM = Seam("a family", "amsd.families", FAMILIES)
 
 
 def known_families() -> dict[str, str]:
     """Every family by its pipeline's class, those of installed packages too."""
-    return FAMILIES | {name: entry.value for name, entry in plugins(_ENTRY_POINTS).items()}
+    return _SEAM.rows()
 
 
 def family_class(pipeline_class: str) -> type[Family]:
@@ -39,11 +38,9 @@ def family_class(pipeline_class: str) -> type[Family]:
     Raises:
         UsageError: it is not supported.
     """
-    families = known_families()
-    if pipeline_class not in families:
-        raise UsageError(f"{pipeline_class} is not supported; amsd supports {', '.join(sorted(families))}.")
-    module, _, name = families[pipeline_class].partition(":")
-    return cast("type[Family]", getattr(import_module(module), name))
+    if pipeline_class not in _SEAM.rows():
+        raise UsageError(f"{pipeline_class} is not supported; amsd supports {', '.join(_SEAM.shown())}.")
+    return cast("type[Family]", _SEAM.load(pipeline_class))
 
 
 def family_for(pipeline: Any, model: Model | None = None) -> Family:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
-from amsd.plugins import plugins
-from amsd.recipe.errors import Problem, nearest, validated
+from amsd.errors import nearest
+from amsd.plugins import Seam
+from amsd.recipe.errors import Problem, validated
 from amsd.recipe.methods.base import MethodSection
 
 METHODS: dict[str, str] = {
@@ -27,14 +28,13 @@ DEFAULT = "am"
 
 
 def rows() -> dict[str, str]:
-    """All rows, those of installed packages too; a package cannot replace a method of amsd."""
-    return {name: point.value for name, point in plugins(GROUP).items()} | METHODS
+    """All rows, those of installed packages too."""
+    return Seam("a method", GROUP, METHODS).rows()
 
 
 @cache
 def _load(row: str) -> type[MethodSection]:
-    module, _, name = row.partition(":")
-    found = getattr(import_module(module), name)
+    found = resolve_name(row)
     if not (isinstance(found, type) and issubclass(found, MethodSection)):
         raise TypeError(f"{row}: must be a class derived from amsd.recipe.MethodSection, but got {found!r}")
     return found

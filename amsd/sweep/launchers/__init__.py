@@ -1,15 +1,17 @@
-"""Where the trials of a sweep run. A launcher is one file here and one row of `LAUNCHERS`."""
+"""Where the trials of a sweep run.
+
+A launcher is one file here and one row of `LAUNCHERS`, or an entry point of the group `amsd.launchers`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from amsd.errors import UsageError
+from amsd.plugins import Seam
 
 if TYPE_CHECKING:
     from amsd.sweep.plan import SweepPlan
@@ -21,6 +23,7 @@ LAUNCHERS: Final = {
     "slurm": "amsd.sweep.launchers.slurm:SlurmLauncher",
     "ray": "amsd.sweep.launchers.ray:RayLauncher",
 }
+SEAM = Seam("a launcher", "amsd.launchers", LAUNCHERS)
 #: Shows a sweep inside a block; what it yields is called whenever there may be something new to show.
 View = Callable[["StudyHandle"], AbstractContextManager[Callable[[], None]]]
 
@@ -64,16 +67,3 @@ class Launcher(Protocol):
             RunError: it stopped by itself.
         """
         ...
-
-
-def launcher(name: str) -> Launcher:
-    """The launcher of this name.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name not in LAUNCHERS:
-        raise UsageError(f"--launcher {name}: there is no such launcher. Launchers: {', '.join(LAUNCHERS)}.")
-    module, _, kind = LAUNCHERS[name].partition(":")
-    made: Launcher = getattr(import_module(module), kind)()
-    return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from amsd.recipe import MethodSection
@@ -13,6 +13,5 @@ if TYPE_CHECKING:
 
 def trainer_of(method: MethodSection) -> type[SOCTrainer[Any]]:
     """The trainer class that a method's section names."""
-    module, _, name = method.trainer.partition(":")
-    found: type[SOCTrainer[Any]] = getattr(import_module(module), name)
+    found: type[SOCTrainer[Any]] = resolve_name(method.trainer)
     return found
