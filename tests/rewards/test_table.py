@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
 
 import pytest
 import torch
@@ -81,13 +80,6 @@ def test_shapes_rewards_resolve_with_their_options() -> None:
     assert right.name == "shapes:right"
     with pytest.raises(UsageError, match=r"ballast = 0: .*positive"):
         resolve_reward("shapes:right", {"ballast": 0})
-
-
-def test_an_entry_point_is_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = EntryPoint("plugin", "amsd.rewards.simple:Brightness", "amsd.rewards")
-    monkeypatch.setattr(table, "plugins", lambda group: {"plugin": entry} if group == "amsd.rewards" else {})
-    assert isinstance(resolve_reward("plugin"), Brightness)
-    assert "plugin" in reward_names()
 
 
 def test_an_unknown_embedder_gets_the_nearest() -> None:
