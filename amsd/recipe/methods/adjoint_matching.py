@@ -59,7 +59,7 @@ class AdjointMatching(MethodSection):
         """K."""
         return self.timesteps_per_trajectory
 
-    def adjoint_rows(self, recipe: Recipe) -> int:
+    def adjoint_rows(self, recipe: Tables) -> int:
         """One, or two where the base drift is guided."""
         return sampled_rows(recipe) if recipe.guidance.guidance_in_adjoint_computation else 1
 

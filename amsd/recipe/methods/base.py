@@ -74,7 +74,7 @@ class MethodSection(Section):
         """Loss items of one trajectory: rows of the network that the loss keeps activations for."""
         return 1
 
-    def adjoint_rows(self, recipe: Recipe) -> int:
+    def adjoint_rows(self, recipe: Tables) -> int:
         """Rows of the base that collecting keeps activations of, for each trajectory; 0 without an adjoint."""
         return 0
 
