@@ -48,7 +48,7 @@ def test_terminal_shows_phase_progress_values_and_last_evaluation(tmp_path: Path
     shown = screen.export_text()
     for expected in ("5/6", "adjoint", "0:00:07 left", "reward 0.5", "loss 2", "KL 0.05", "evaluation of step 4"):
         assert expected in shown
-    assert "+0.4 ± 0.013" in shown
+    assert "+0.400 ± 0.013" in shown
     assert max(map(len, shown.splitlines())) <= 100
 
 
