@@ -131,12 +131,30 @@ def _fault(path: Path) -> str | None:
         start = stream.read(256)
     if not start:
         return "is empty. Download the file again."
+    if (stand_in := _stand_in(start)) is not None:
+        return stand_in
+    if path.suffix == ".safetensors":
+        return _cut_off(path, start, size)
+    return None
+
+
+def require_itself(path: Path, what: str) -> None:
+    """Check that a file is not what a download puts in its place; of any format, also where it may be empty.
+
+    Raises:
+        UsageError: it is a git-lfs pointer or a web page.
+    """
+    with path.open("rb") as stream:
+        fault = _stand_in(stream.read(256))
+    if fault is not None:
+        raise UsageError(f"{what}: {path} {fault}")
+
+
+def _stand_in(start: bytes) -> str | None:
     if start.startswith(_LFS):
         return "is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository, or download the file."
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "is a web page, not the file itself: the download needs a login, or its address is wrong."
-    if path.suffix == ".safetensors":
-        return _cut_off(path, start, size)
     return None
 
 

@@ -22,10 +22,11 @@ _OWN = ("amsd", "amsd.diffusion.scheduler")
 """Where pipelines that were saved with amsd's own scheduler look for its class, today and in early versions."""
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that amsd does not load: they play no role in drawing a picture from a prompt."""
+_LORA = "name its base model here, and the LoRA in model.start to begin from it"
 _KINDS = {
     "manifest.json": "it is a checkpoint of amsd: `amsd export CHECKPOINT --to FOLDER` makes a pipeline of it",
-    "adapter_config.json": "it is an adapter (PEFT): merge it into its base model first",
-    "pytorch_lora_weights.safetensors": "it holds a LoRA: merge it into its base model first",
+    "adapter_config.json": f"it holds an adapter of PEFT: {_LORA}",
+    "pytorch_lora_weights.safetensors": f"it holds a LoRA: {_LORA}",
     "config.json": "it holds one network: name the folder of the whole pipeline",
 }
 """A file in a folder without an index -> what the folder is, and the way out."""
@@ -80,9 +81,12 @@ def _inside(path: Path) -> str:
     """Where a pipeline lies within a folder that is none: one or two levels below it (as in the hub's cache)."""
     try:
         found = next((index for deep in ("*", "*/*") for index in sorted(path.glob(f"{deep}/{INDEX}"))), None)
+        file = next(iter(sorted(path.glob("*.safetensors"))), None)
     except OSError:
-        found = None
-    return "" if found is None else f"; there is one in it: {found.parent}"
+        return ""
+    if found is not None:
+        return f"; there is one in it: {found.parent}"
+    return "" if file is None else f"; of the files in it name one: {file}"
 
 
 def inspect(path: Path, what: str, variant: str | None = None, t5: bool = True) -> Folder:

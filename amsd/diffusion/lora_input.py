@@ -2,43 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from amsd import hub
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.finite import require_finite_file
+from amsd.diffusion.lora_forms import NO_PLACE, in_words_of_diffusers, no_place, require_places, tensor_names
 from amsd.errors import UsageError
 from amsd.reading import reading, require_whole
 from amsd.recipe.schema import only_path
 
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """Names under which amsd, PEFT and diffusers save a LoRA in a folder."""
-_FACTORS = ("lora_A", "lora_B", "lora.down", "lora.up", "lora_down", "lora_up", "lora_linear_layer")
-_OTHER_KINDS = (".hada_w", ".lokr_w", ".oft_blocks", ".oft_diag", ".diff_b", ".glora_")
+_FACTORS = (
+    "lora_A",
+    "lora_B",
+    "lora.down",
+    "lora.up",
+    "lora_down",
+    "lora_up",
+    "lora_linear_layer",
+    "lora_magnitude_vector",
+)
+_OTHER_KINDS = (
+    ".hada_w", ".lokr_w", ".oft_blocks", ".oft_diag", ".diff_b", ".glora_", ".a1.weight", ".on_input", ".w_norm",
+    ".b_norm",
+)  # fmt: skip
 """Parts of names that adapters other than LoRA have, in the words of LyCORIS."""
+_ADAPTERS = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")
+"""How tools of kohya's kind begin the names of an adapter's tensors."""
 _NAME = "file"
 _SUFFIX = ".safetensors"
 _DOWNLOAD = "Download it once with network (`hf download OWNER/NAME`), or name a local file."
 
 
-def lora_file(path: Path) -> Path | None:
-    """The LoRA file that a path means: itself, or the one in a folder that holds no pipeline; None if there is none."""
+def lora_file(path: Path, what: str | None = None) -> Path | None:
+    """The LoRA file that a path means: itself, or the one in a folder that holds no pipeline; None if there is none.
+
+    Raises:
+        UsageError: the file is damaged, or an adapter of another kind; `what` says whose it is.
+    """
     if path.is_dir():
         if (path / "model_index.json").is_file():
             return None
-        return next((path / name for name in FILES if (path / name).is_file()), None)
-    if path.suffix != ".safetensors" or not path.is_file():
+        found = next((path / name for name in FILES if (path / name).is_file()), None)
+        return None if found is None else lora_file(found, what)
+    if path.suffix != _SUFFIX or not path.is_file():
         return None
-    require_whole(path, str(path))
-    names = _names(path)
-    if any(part in name for name in names for part in _OTHER_KINDS):
-        raise UsageError(
-            f"{path} is a LyCORIS adapter (LoHa, LoKr or the like), which diffusers does not read. Merge it into its "
-            "base model with the tool that made it, or use a LoRA."
-        )
+    require_whole(path, what or "the LoRA")
+    names = tensor_names(path)
+    _refuse_others(path if what is None else f"{what}: {path}", names)
     return path if any(_is_factor(name) for name in names) else None
+
+
+def _refuse_others(file: Path | str, names: Sequence[str]) -> None:
+    """Refuse adapters of which diffusers would read a part, or nothing.
+
+    Raises:
+        UsageError: it is one.
+    """
+    way_out = "Merge it into its base model with the tool that made it, or use a LoRA."
+    if any(name.endswith("dora_scale") for name in names):
+        raise UsageError(
+            f"{file} is a DoRA in the words of kohya's tools, of which diffusers leaves out the magnitudes "
+            f"(dora_scale), so it would be another model. {way_out}"
+        )
+    other = any(name.endswith(".diff") or any(part in name for part in _OTHER_KINDS) for name in names)
+    unknown = any(name.startswith(_ADAPTERS) for name in names) and not any(map(_is_factor, names))
+    if other or unknown:
+        raise UsageError(
+            f"{file} is a LyCORIS adapter (LoHa, LoKr or the like), which diffusers does not read. {way_out}"
+        )
 
 
 def find_lora(target: str, what: str) -> Path | None:
@@ -54,7 +90,7 @@ def find_lora(target: str, what: str) -> Path | None:
         return repository.file([name], what, f"Download it once with network: `hf download {repository.name} {name}`.")
     path = Path(target).expanduser()
     if path.exists() or only_path(target) or target.count("/") != 1 or ":" in target:
-        return lora_file(path)
+        return lora_file(path, what)
     repository = hub.Repository(target)
     if repository.cached("model_index.json", what) is not None:
         return None
@@ -101,20 +137,17 @@ def put_on(family: Family, file: Path, what: str, name: str = _NAME) -> None:
         UsageError: it cannot be read, belongs to another architecture, or a part of it was left out.
     """
     require_whole(file, what)
-    hint = "The LoRA belongs to another architecture than the base model, or to a tool whose format is unknown."
-    with reading(what, file, hint):
-        family.pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+    require_places(family, file, what)
+    with in_words_of_diffusers(family, file, what) as readable, reading(what, file, NO_PLACE):
+        family.pipeline.load_lora_weights(str(readable.parent), weight_name=readable.name, adapter_name=name)
     for network in (family.denoiser, *family.text_encoders):
         require_finite_file(
             ((key, value) for key, value in network.named_parameters() if f".{name}." in key), f"{what}: {file}"
         )
-    stored = [each for each in _names(file) if _is_factor(each)]
+    stored = [each for each in tensor_names(file) if _is_factor(each)]
     loaded = [each for network in (family.denoiser, *family.text_encoders) for each in _adapter(network, name)]
     if len(loaded) < len(stored):
-        raise UsageError(
-            f"{what}: {file} holds {len(stored)} matrices, of which {len(stored) - len(loaded)} have no place in the "
-            f"base model (the first of the file: {stored[0]}). {hint}"
-        )
+        raise UsageError(no_place(what, file, len(stored), len(stored) - len(loaded), stored[0]))
 
 
 def trains_text(family: Family, name: str = _NAME) -> bool:
@@ -133,12 +166,5 @@ def _adapter(network: Any, name: str) -> Iterator[str]:
     return (key for key, _ in network.named_parameters() if "lora_" in key and f".{name}." in f"{key}.")
 
 
-def _names(file: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as stream:
-        return list(stream.keys())
-
-
 def _is_factor(name: str) -> bool:
-    return any(factor in name for factor in _FACTORS) and not name.endswith((".alpha", "dora_scale"))
+    return any(factor in name for factor in _FACTORS) and not name.endswith(".alpha")

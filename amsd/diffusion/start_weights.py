@@ -35,7 +35,7 @@ def start_from(policy: Policy, model: Model) -> None:
     if model.start is None:
         return
     what = f"model.start = {model.start!r}"
-    checkpoint = _checkpoint(model.start)
+    checkpoint = checkpoint_of(model.start)
     file = lora_input.find_lora(model.start, what) if checkpoint is None else lora_input.lora_file(checkpoint)
     if checkpoint is not None and _is_own(policy, checkpoint):
         policy.load(checkpoint)
@@ -48,7 +48,7 @@ def start_from(policy: Policy, model: Model) -> None:
             warnings.simplefilter("ignore", UserWarning)  # PEFT's, on a second adapter: it is there for a moment only
             _take_adapter(policy, file, what)
     else:
-        raise UsageError(_impossible(model, what))
+        raise UsageError(impossible(model, what))
 
 
 def require_start(model: Model) -> None:
@@ -57,7 +57,7 @@ def require_start(model: Model) -> None:
     Raises:
         UsageError: it is not.
     """
-    if model.start is None or _checkpoint(model.start):
+    if model.start is None or checkpoint_of(model.start):
         return
     if lora_input.find_lora(model.start, f"model.start = {model.start!r}"):
         return
@@ -65,7 +65,7 @@ def require_start(model: Model) -> None:
         locate(other_model(model, model.start))
 
 
-def _checkpoint(start: str) -> Path | None:
+def checkpoint_of(start: str) -> Path | None:
     """The checkpoint that a path means: itself, or that of a run."""
     path = Path(start).expanduser()
     if not path.exists():
@@ -96,10 +96,15 @@ def _merge(policy: FullPolicy, file: Path, what: str) -> None:
 
 def _refuse_text(family: Family, file: Path, what: str, name: str = "file") -> None:
     if lora_input.trains_text(family, name):
-        raise UsageError(
-            f"{what}: {file} changes the text encoder too, which amsd does not train: base and fine-tuned model share "
-            "one. Merge the file into a pipeline and set model.pretrained to it, or use a LoRA of the denoiser alone."
-        )
+        raise UsageError(text_too(file, what))
+
+
+def text_too(file: Path, what: str) -> str:
+    """That a LoRA to begin from changes more than is trained."""
+    return (
+        f"{what}: {file} changes the text encoder too, which amsd does not train: base and fine-tuned model share "
+        "one. Merge the file into a pipeline and set model.pretrained to it, or use a LoRA of the denoiser alone."
+    )
 
 
 def _take_denoiser(policy: FullPolicy, model: Model, what: str) -> None:
@@ -181,7 +186,8 @@ def _differ(one: Any, other: Any) -> bool:
     )
 
 
-def _impossible(model: Model, what: str) -> str:
+def impossible(model: Model, what: str) -> str:
+    """That this parameterization cannot begin from what `model.start` names."""
     ways = {
         "full": "a checkpoint of a full fine-tuning, a LoRA (a file or a checkpoint), or a pipeline",
         "lora": f"a LoRA: a checkpoint with {ADAPTER_FILE}, or a .safetensors file of one",

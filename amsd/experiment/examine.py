@@ -6,7 +6,10 @@ from pathlib import Path
 
 from amsd.diffusion.blueprint import Blueprint, at_hand, blueprint
 from amsd.diffusion.loading import named_as, other_model
-from amsd.diffusion.start_weights import require_start
+from amsd.diffusion.lora_forms import require_places
+from amsd.diffusion.lora_input import find_lora
+from amsd.diffusion.start_weights import checkpoint_of, impossible, require_start, text_too
+from amsd.errors import UsageError
 from amsd.experiment.inputs import Inputs
 from amsd.experiment.setup import require_samplers
 from amsd.prompts.cut import cut_prompts
@@ -18,17 +21,24 @@ def _require_start(model: Model, found: Blueprint) -> None:
     """Check what `model.start` names, where it is on this machine.
 
     Raises:
-        UsageError: it is nothing to begin from, or a denoiser of another architecture.
+        UsageError: it is nothing to begin from, or a denoiser or a LoRA of another architecture.
     """
     if model.start is None or not Path(model.start).expanduser().exists():
         return
     require_start(model)
-    other = other_model(model, model.start)
-    if (Path(model.start).expanduser() / "model_index.json").is_file() and model.parameterization == "full":
-        what = f"model.start = {model.start!r}"
-        with named_as(model.start, what):
-            state = blueprint(other).family.denoiser.state_dict()
-        require_same(found.family.denoiser.state_dict(), state, what)
+    what = f"model.start = {model.start!r}"
+    if checkpoint_of(model.start):
+        return
+    file = find_lora(model.start, what)
+    if model.parameterization == "offset" or (file is None and model.parameterization != "full"):
+        raise UsageError(impossible(model, what))
+    if file is not None:
+        if require_places(found.family, file, what):
+            raise UsageError(text_too(file, what))
+        return
+    with named_as(model.start, what):
+        state = blueprint(other_model(model, model.start)).family.denoiser.state_dict()
+    require_same(found.family.denoiser.state_dict(), state, what)
 
 
 def examine(recipe: Recipe, inputs: Inputs, found: Blueprint | None = None) -> list[str]:

@@ -10,12 +10,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from amsd.errors import UsageError
 from amsd.prompts.prompt_set import PromptError
+from amsd.reading import require_itself
 
 _LOG = logging.getLogger(__name__)
 
 #: Names of the key or column that holds the prompt, in order of preference; upper and lower case are alike.
 KEYS = ("text", "prompt", "prompts", "caption", "captions")
+_DELIMITERS = (",", ";", "\t", "|")
 #: Nobody has a table of more bytes: a prompt file that has is another file.
 LARGEST = 2**30
 
@@ -34,12 +37,15 @@ def read_file(path: Path, column: str | None = None) -> list[str]:
     try:
         if path.stat().st_size > LARGEST:
             raise PromptError(f"{path}: has {path.stat().st_size:,} bytes; a prompt file may have {LARGEST:,}.")
+        require_itself(path, "prompts")
         return reader(path, column)
+    except UsageError as error:
+        raise error if isinstance(error, PromptError) else PromptError(str(error)) from None
     except OSError as error:
         raise PromptError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise PromptError(f"{path}, line {line}: is not UTF-8 text.") from None
+        raise PromptError(f"{path}, line {line}: is not UTF-8 text. Save the file as UTF-8.") from None
 
 
 def read_text(path: Path, column: str | None = None) -> list[str]:
@@ -66,16 +72,30 @@ def read_jsonl(path: Path, column: str | None = None) -> list[str]:
 
 
 def read_csv(path: Path, column: str | None = None) -> list[str]:
-    """A table with a header line and a column of prompts."""
-    return _table(path, column, delimiter=",")
+    """A table with a header line and a column of prompts.
 
-
-def read_tsv(path: Path, column: str | None = None) -> list[str]:
-    """As CSV, with tabs; quotes mean nothing where they do not come in pairs (many write none of theirs twice)."""
+    Spreadsheets of many countries write semicolons for commas, and other tools tabs: the header decides. Between tabs,
+    quotes mean nothing where they do not come in pairs (many write none of theirs twice).
+    """
+    delimiter = _delimiter(path, column)
     try:
-        return _table(path, column, delimiter="\t")
+        return _table(path, column, delimiter=delimiter)
     except PromptError:
-        return _table(path, column, delimiter="\t", quoting=csv.QUOTE_NONE)
+        if delimiter != "\t":
+            raise
+        return _table(path, column, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+
+
+def _delimiter(path: Path, column: str | None) -> str:
+    """What divides a table's header into fields of which one holds prompts; the format's own where nothing does."""
+    own = "\t" if path.suffix.lower() == ".tsv" else ","
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        header = stream.readline()
+    for each in (own, *(other for other in _DELIMITERS if other != own)):
+        names = [name.strip().strip('"') for name in header.split(each)]
+        if len(names) > 1 and (column in names or any(name.lower() in KEYS for name in names)):
+            return each
+    return own
 
 
 def _table(path: Path, wanted: str | None, **dialect: Any) -> list[str]:
@@ -85,6 +105,8 @@ def _table(path: Path, wanted: str | None, **dialect: Any) -> list[str]:
             header = next(reader, None)
             if header is None:
                 raise PromptError(f"{path}: is empty; the first line names the columns.")
+            if any("\0" in name for name in header):
+                raise PromptError(f"{path}: holds NUL characters in its header. Save the file as UTF-8.")
             column = find_column([name.strip() for name in header], str(path), wanted)
             return [_field(row, header, column, f"{path}, line {reader.line_num}") for row in reader if row]
         except csv.Error as error:
@@ -116,7 +138,7 @@ READERS: Mapping[str, Callable[[Path, str | None], list[str]]] = {
     ".json": read_json,
     ".jsonl": read_jsonl,
     ".csv": read_csv,
-    ".tsv": read_tsv,
+    ".tsv": read_csv,
     ".parquet": read_parquet,
 }
 

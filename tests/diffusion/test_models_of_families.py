@@ -24,17 +24,22 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def save_lora(pipeline: Any, folder: Path) -> dict[str, torch.Tensor]:
-    """A LoRA of the denoiser as diffusers saves it; returns what it adds to each weight."""
+def save_lora(pipeline: Any, folder: Path, tool: str) -> dict[str, torch.Tensor]:
+    """A LoRA of the denoiser as diffusers or PEFT saves it; returns what it adds to each weight."""
     name = "unet" if hasattr(pipeline, "unet") else "transformer"
     network = getattr(pipeline, name)
     torch.manual_seed(3)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["to_q", "to_v"], init_lora_weights=False)
     network.add_adapter(config)
     layers = get_peft_model_state_dict(network)
-    pipeline.save_lora_weights(
-        folder, **{f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": config.to_dict()}
-    )
+    if tool == "diffusers":
+        pipeline.save_lora_weights(
+            folder, **{f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": config.to_dict()}
+        )
+    else:
+        config.save_pretrained(str(folder))
+        named = {f"base_model.model.{key}": value for key, value in layers.items()}
+        save_file(named, folder / "adapter_model.safetensors")
     downs = {key.removesuffix(".lora_A.weight"): value for key, value in layers.items() if "lora_A" in key}
     return {
         f"{key}.weight": ALPHA / RANK * layers[f"{key}.lora_B.weight"] @ down for key, down in downs.items()
@@ -42,11 +47,12 @@ def save_lora(pipeline: Any, folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_lora_is_added_with_its_strength(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tool", ["diffusers", "peft"])
+def test_a_lora_is_added_with_its_strength(name: str, tool: str, tmp_path: Path) -> None:
     build, choices = FAMILIES[name]
     build().save_pretrained(tmp_path / "model")
     model = Model(pretrained=str(tmp_path / "model"), **choices)
-    added = save_lora(build(), tmp_path / "lora")
+    added = save_lora(build(), tmp_path / "lora", tool)
     base, tuned = (
         load_model(source, model, torch.device("cpu")) for source in (model.pretrained, str(tmp_path / "lora"))
     )
@@ -60,6 +66,10 @@ def test_a_lora_is_added_with_its_strength(name: str, tmp_path: Path) -> None:
     pipelines.stable_diffusion().save_pretrained(tmp_path / "other")
     with pytest.raises(UsageError, match="belongs to another architecture"):
         load_model(str(tmp_path / "lora"), Model(pretrained=str(tmp_path / "other")), torch.device("cpu"))
+    if tool == "peft":
+        (tmp_path / "lora" / "adapter_config.json").unlink()
+        with pytest.raises(UsageError, match=r"adapter_config\.json, which holds its alpha"):
+            load_model(str(tmp_path / "lora"), model, torch.device("cpu"))
 
 
 def test_a_single_file_of_sdxl_is_read_with_the_configuration_of_the_base(tmp_path: Path) -> None:

@@ -27,6 +27,14 @@ LAYER = "lora_unet_down_blocks_0_attentions_0_proj_in"
 FILES: dict[str, tuple[str, Any, str]] = {
     "loha": ("x.safetensors", {f"{LAYER}.hada_w1_a": torch.zeros(8, 4)}, "is a LyCORIS adapter"),
     "lokr": ("x.safetensors", {f"{LAYER}.lokr_w1": torch.zeros(8, 8)}, "is a LyCORIS adapter"),
+    "ia3": ("x.safetensors", {f"{LAYER}.on_input": torch.zeros(8)}, "is a LyCORIS adapter"),
+    "whole differences": ("x.safetensors", {f"{LAYER}.diff": torch.zeros(8, 8)}, "is a LyCORIS adapter"),
+    "a dora": (
+        "x.safetensors",
+        {f"{LAYER}.lora_down.weight": torch.zeros(4, 8), f"{LAYER}.dora_scale": torch.ones(8, 1)},
+        "is a DoRA in the words of kohya",
+    ),
+    "an embedding": ("x.safetensors", {"emb_params": torch.zeros(2, 16)}, "is a textual inversion"),
     "no numbers": ("x.safetensors", None, "weights of .*lora_.* are not finite"),
     "a pickle": ("x.bin", {}, "is a file that amsd does not read: checkpoints are .safetensors"),
     "nothing": ("x.safetensors", {}, "cannot be read as a checkpoint"),
@@ -67,6 +75,15 @@ def test_a_check_looks_at_what_training_begins_from(base: Model, tmp_path: Path)
         check_inputs(chosen(str(tmp_path / "nowhere")))
     with pytest.raises(UsageError, match=r"model\.start = .*xl.*do not fit the network"):
         examine(chosen(str(tmp_path / "xl")), Inputs(None, None))
+    lora, with_text = made(tmp_path / "lora"), made(tmp_path / "text", text=True)
+    state = load_file(lora)
+    save_file(
+        {f"unet.nowhere.lora{key.rpartition('.lora')[2]}": state[key] for key in state}, tmp_path / "far.safetensors"
+    )
+    for start, words in ((with_text, "changes the text encoder too"), (tmp_path / "far.safetensors", "have no place")):
+        with pytest.raises(UsageError, match=words):
+            examine(chosen(str(start)), Inputs(None, None))
+    assert examine(chosen(str(lora)), Inputs(None, None)) == []
     assert examine(chosen(base.pretrained), Inputs(None, None)) == []
 
 

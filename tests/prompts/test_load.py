@@ -265,3 +265,25 @@ def test_no_format_hides_a_nul(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"prompt\na\0b\n")
     with pytest.raises(PromptError, match="entry 1: holds a NUL character"):
         load_prompts(str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("divider", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_the_header_says_what_divides_a_table(divider: str, suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"table.{suffix}"
+    file.write_text(f'Prompt{divider}Category\n"a red{divider} blue cat"{divider}x\n', encoding="utf-8")
+    assert load_prompts(str(file)).texts == (f"a red{divider} blue cat",)
+    file.write_text(f"Titel{divider}Nummer\na cat{divider}1\n", encoding="utf-8")
+    assert load_prompts(str(file), "train", "Titel").texts == ("a cat",)
+
+
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("x.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a git-lfs pointer"),
+    ("x.parquet", b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer"),
+    ("x.txt", b"<!DOCTYPE html><html>Sign in", "is a web page"), ("x.csv", "prompt\na".encode("utf-16-be"), "UTF-8"),
+    ("x.txt", "a cat".encode("utf-16"), "Save the file as UTF-8"),
+])  # fmt: skip
+def test_what_is_no_prompt_file_is_no_prompt(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PromptError, match=words):
+        load_prompts(str(tmp_path / name))
