@@ -124,11 +124,14 @@ def require_whole(path: Path, what: str) -> None:
 
 
 def _fault(path: Path) -> str | None:
-    if not path.is_file():
-        return "does not exist. The model is incomplete: download it again."
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(256)
+    try:
+        if not path.is_file():
+            return "does not exist. The model is incomplete: download it again."
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            start = stream.read(256)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}. Let this user read it, or name another one."
     if not start:
         return "is empty. Download the file again."
     if (stand_in := _stand_in(start)) is not None:

@@ -51,6 +51,8 @@ _QUIET = {
 }
 
 
+#: What to do where the operating system refuses.
+_REFUSED = "(this user may not read or write there: change its permissions, or name another place)"
 #: What to do where memory was short.
 _SHORTAGE = (
     "There is not enough memory. Lower optimizer.micro_batch, training.collection_batch, method.buffer.size, "
@@ -104,12 +106,14 @@ def main() -> None:
     except KeyboardInterrupt:  # outside of a command; within one, Typer ends with the same code
         _end("Interrupted.", INTERRUPTED, everyone=False)
     except OSError as error:
-        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM):
             _last_resort(error)
         report_code(UsageError.exit_code)
         if _debug():
             raise
-        _end(f"Error: {_described(error)}", UsageError.exit_code, everyone=False)  # no path can be called so
+        refused = error.errno in (errno.EACCES, errno.EPERM)  # else: no path can be called so
+        way_out = f" {_REFUSED}" if refused else ""
+        _end(f"Error: {_described(error)}{way_out}", UsageError.exit_code, everyone=False)
     except Exception as error:  # noqa: BLE001
         _last_resort(error)
 

@@ -20,5 +20,6 @@ def require_folder(path: Path, option: str) -> None:
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     if not existing.is_dir():
         raise UsageError(f"{option} {path}: {existing} is a file; choose a folder.")
-    if not os.access(existing, os.W_OK | os.X_OK):
+    effective = os.access in os.supports_effective_ids
+    if not os.access(existing, os.W_OK | os.X_OK, effective_ids=effective):
         raise UsageError(f"{option} {path}: {existing} cannot be written to; choose another folder.")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from amsd.cli.outputs import require_folder
 from amsd.errors import UsageError
 
 
@@ -35,6 +36,8 @@ def report(
         require_key()
     if html is not None and html.is_dir():
         raise UsageError(f"--output {html} is a folder; give a file, such as {html / 'report.html'}")
+    if html is not None:
+        require_folder(html.parent, "--output")
     from amsd.report.source import read_story
     from amsd.tracking.progress import progress
 

@@ -12,6 +12,7 @@ import torch
 from amsd.diffusion import lora_input
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.loading import load_family, locate, named_as, other_model
+from amsd.diffusion.lora_file import LORA_FILE
 from amsd.diffusion.parameterizations import ADAPTER_FILE, FullPolicy, LoraPolicy
 from amsd.diffusion.policy import Policy
 from amsd.errors import UsageError
@@ -188,6 +189,11 @@ def _differ(one: Any, other: Any) -> bool:
 
 def impossible(model: Model, what: str) -> str:
     """That this parameterization cannot begin from what `model.start` names."""
+    own = None if model.start is None else Path(model.start).expanduser() / LORA_FILE
+    if model.parameterization == "lora" and own is not None and own.is_file():
+        return (
+            f"{what} is a pipeline, and model.parameterization = 'lora' begins from a LoRA: name the one in it, {own}."
+        )
     ways = {
         "full": "a checkpoint of a full fine-tuning, a LoRA (a file or a checkpoint), or a pipeline",
         "lora": f"a LoRA: a checkpoint with {ADAPTER_FILE}, or a .safetensors file of one",
