@@ -11,9 +11,9 @@ from amsd.diffusion.families import family_class
 from amsd.diffusion.lora_file import LORA_FILE
 from amsd.evaluation.result import EvaluationResult, saved_results
 from amsd.evaluation.statistics import measured
+from amsd.places import in_text, in_value, published_toml
 from amsd.reading import read_json
 from amsd.recipe import Recipe, identity
-from amsd.recipe.load import FORMAT
 from amsd.run_directory import RunDirectory
 
 CARD = "README.md"
@@ -94,10 +94,10 @@ def _lines(folder: Path, recipe: Recipe, checkpoint: Path, pictures: bool, depar
         yield from ("", f"![Samples: a prompt per row]({GRID})")
     yield from _loading(folder, recipe)
     for sentence in departures:
-        yield from ("", sentence)
+        yield from ("", in_text(sentence))
     yield from _metrics(recipe, checkpoint)
     yield from ("", "## Licenses", "")
-    base = _without_places(recipe.model.pretrained)
+    base = in_value(recipe.model.pretrained)
     yield f"- Base model: `{base}`. Its license, and its restrictions of use, hold for this model."
     for term in recipe.reward:
         yield f"- Reward `{_short(term.name)}`: {_license(term.name)}."
@@ -111,29 +111,10 @@ def _lines(folder: Path, recipe: Recipe, checkpoint: Path, pictures: bool, depar
         f"Identity {identity(recipe)}.",
         "",
         "```toml",
-        _public(recipe).rstrip(),
+        published_toml(recipe).rstrip(),
         "```",
         "",
     )
-
-
-def _public(recipe: Recipe) -> str:
-    """The recipe as TOML without places on the author's machine: of an absolute path only the file's name is shown."""
-    import tomli_w
-
-    tree = recipe.model_dump(mode="json", exclude_none=True, exclude={"origin", "code"})
-    return tomli_w.dumps(_without_places({"format": FORMAT, **tree}))
-
-
-def _without_places(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {name: _without_places(value) for name, value in node.items()}
-    if isinstance(node, list):
-        return [_without_places(value) for value in node]
-    if isinstance(node, str):
-        scheme, rest = ("python:", node[7:]) if node.startswith("python:") else ("", node)
-        return scheme + Path(rest).name if Path(rest).is_absolute() else node
-    return node
 
 
 def _loading(folder: Path, recipe: Recipe) -> Iterator[str]:
@@ -156,7 +137,7 @@ def _loading(folder: Path, recipe: Recipe) -> Iterator[str]:
     if pipeline or not files:
         yield 'pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER_OR_REPOSITORY"' + f"{absent})"
     else:
-        yield f'pipeline = DiffusionPipeline.from_pretrained("{recipe.model.pretrained}")'
+        yield f'pipeline = DiffusionPipeline.from_pretrained("{in_value(recipe.model.pretrained)}")'
         yield f'pipeline.load_lora_weights("THIS_FOLDER_OR_REPOSITORY", weight_name="{files[0]}")'
     yield from (call, "```", "")
     if family.takes_eta:
@@ -171,7 +152,7 @@ def _license(name: str) -> str:
     """What is known of a scorer's license."""
     kind = name.partition(":")[0]
     if kind == "python":
-        own = _without_places(name).partition(":")[2]
+        own = in_value(name).partition(":")[2]
         return f"the author's own code (`{own}`), whose license the author states"
     known = _LICENSES.get(name) or _LICENSES.get(kind)
     return "its publisher states its license" if known is None else known
@@ -233,13 +214,13 @@ def _metrics(recipe: Recipe, checkpoint: Path) -> Iterator[str]:
         yield f"{prompts} prompts x {samples} samples, seed {seed}; mean ± standard error over prompts."
         yield from ("", "| metric | mean | difference to the base model | p |", "|---|---|---|---|")
         for name, metric in result.metrics.items():
-            paired = metric.paired
+            paired, shown = metric.paired, in_value(name)
             if paired is None:
-                yield f"| {name} | {measured(metric.mean, metric.standard_error)} | | |"
+                yield f"| {shown} | {measured(metric.mean, metric.standard_error)} | | |"
                 continue
             p = "" if paired.p_value is None else f"{paired.p_value:.2g}"
             difference = measured(paired.difference, paired.standard_error, "+")
-            yield f"| {name} | {measured(metric.mean, metric.standard_error)} | {difference} | {p} |"
+            yield f"| {shown} | {measured(metric.mean, metric.standard_error)} | {difference} | {p} |"
 
 
 def _results(recipe: Recipe, checkpoint: Path) -> list[EvaluationResult]:

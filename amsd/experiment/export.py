@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +17,9 @@ from amsd.errors import UsageError
 from amsd.experiment.card import write_card
 from amsd.experiment.setup import load_policy
 from amsd.files import require_vacant, write_folder
+from amsd.places import in_value, published_toml
 from amsd.recipe import Recipe
+from amsd.recipe.load import read_run
 from amsd.run_directory import resolve_checkpoint
 from amsd.tracking.progress import Report, silent
 
@@ -61,14 +63,44 @@ def export(
     def fill(folder: Path) -> None:
         report("step 2 of 3: writing the pipeline", 0, 0)
         pipeline.save_pretrained(folder)
+        _forget_places(folder)
         if isinstance(policy, LoraPolicy):
             write_diffusers(checkpoint / ADAPTER_FILE, folder / LORA_FILE)
-        shutil.copyfile(checkpoint / "recipe.toml", folder / "recipe.toml")
+        (folder / "recipe.toml").write_text(published_toml(read_run(checkpoint / "recipe.toml")), encoding="utf-8")
         report("step 3 of 3: writing the model card and its pictures", 0, 0)
         write_card(folder, recipe, checkpoint, departures)
 
     write_folder(to, fill)
     return to
+
+
+def _forget_places(folder: Path) -> None:
+    """Diffusers and transformers write where a model was loaded from (`_name_or_path`); not on other machines."""
+    for file in folder.rglob("*.json"):
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        changed = _elsewhere(tree)
+        if changed != tree:
+            file.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
+
+
+def _elsewhere(node: Any, key: str = "") -> Any:
+    """A configuration without paths: other texts, such as the words of a vocabulary, may look like some and stay."""
+    if isinstance(node, dict):
+        return {name: _elsewhere(value, name) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_elsewhere(value) for value in node]
+    if isinstance(node, str) and (key.endswith("name_or_path") or _exists(node)):
+        return in_value(node)
+    return node
+
+
+def _exists(text: str) -> bool:
+    """Whether a text is the absolute path of something that is there."""
+    path = Path(text)
+    try:
+        return path.is_absolute() and len(path.parts) > 2 and path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _cut_elsewhere(recipe: Recipe) -> Iterator[str]:
@@ -94,7 +126,7 @@ def _export_kohya(recipe: Recipe, checkpoint: Path, to: Path, report: Report) ->
     def fill(folder: Path) -> None:
         report("step 2 of 3: writing the LoRA file", 0, 0)
         write_kohya(checkpoint / ADAPTER_FILE, folder / f"{to.resolve().name}.safetensors", version)
-        shutil.copyfile(checkpoint / "recipe.toml", folder / "recipe.toml")
+        (folder / "recipe.toml").write_text(published_toml(read_run(checkpoint / "recipe.toml")), encoding="utf-8")
         report("step 3 of 3: writing the model card and its pictures", 0, 0)
         write_card(folder, recipe, checkpoint)
 

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 import amsd
 from amsd.files import write_text
+from amsd.places import of_code
 from amsd.recipe import dump_toml
 from amsd.recipe.guidance_modes import MODES
 from amsd.report.figures.curves import adjoint_panels, learning_panels, speed_panels
@@ -39,7 +40,7 @@ def render(story: Story) -> str:
     """The page as text."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     gallery = build_gallery(story)
-    return environment.from_string(_template("page.html")).render(
+    page = environment.from_string(_template("page.html")).render(
         story=story,
         style=Markup(_template("page.css")),
         script=Markup(_template("page.js")),
@@ -68,6 +69,7 @@ def render(story: Story) -> str:
         svg=Markup,
         breakable=_breakable,
     )
+    return of_code(page)  # pages are shared
 
 
 def _template(name: str) -> str:

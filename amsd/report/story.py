@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from amsd.evaluation.result import DIVERSITY, FID, KID, EvaluationResult, Metric, is_distance
+from amsd.places import in_text
 from amsd.recipe.guidance_modes import GuidanceMode, mode_of
 from amsd.report.data import Checkpoint, Run, load_run
 
@@ -156,7 +157,8 @@ def run_story(path: Path) -> Story:
     given = run.recipe.tracking.name if run.recipe is not None else None
     title = given or path.resolve().name  # a sweep's runs are all in folders named `run`
     entry = ShownRun("run", title, run_state(run), run_mode(run), {}, run)
-    return Story("run", title, path, (entry,), *chosen_metrics([run]), gaps=run.gaps)
+    gaps = tuple(in_text(gap, [path]) for gap in run.gaps)
+    return Story("run", title, path, (entry,), *chosen_metrics([run]), gaps=gaps)
 
 
 def reward_terms(story: Story) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from amsd.places import in_text
 from amsd.recipe.guidance_modes import mode_named
 from amsd.report.data import Run, is_run, named_together, read_run
 from amsd.report.story import Axis, Goal, ShownRun, Story, chosen_metrics, run_mode, shown_settings
@@ -55,7 +56,8 @@ def story_of(results: SweepResults, report: Report = silent) -> Story:
         constraints=tuple(_bound(constraint) for constraint in results.sweep.constraint),
         description=results.sweep.description,
     )
-    return replace(story, gaps=(*_sweep_gaps(results, runs), *_unequal(story), *gaps))
+    told = (*_sweep_gaps(results, runs), *_unequal(story), *gaps)
+    return replace(story, gaps=tuple(in_text(gap, [results.directory]) for gap in told))
 
 
 def _importance(results: SweepResults) -> dict[str, tuple[float, float]]:

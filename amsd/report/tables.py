@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from amsd.evaluation.result import Metric
+from amsd.places import in_text
 from amsd.recipe.cost import forwards_per_step
 from amsd.recipe.guidance_modes import GuidanceMode
 from amsd.report.data import Checkpoint, Run
@@ -116,7 +117,8 @@ def _trial_row(story: Story, entry: ShownRun) -> tuple[float, TableRow]:
     if entry.copy_of is not None:
         notes.append(f"same run as trial {entry.copy_of}")
     if entry.error:
-        notes.append(entry.error if len(entry.error) < 160 else f"{entry.error[:159]}…")
+        error = in_text(entry.error)
+        notes.append(error if len(error) < 160 else f"{error[:159]}…")
     state = "" if entry.state == "complete" else entry.state
     state = state if entry.feasible else "breaks a constraint"
     cells = (

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from amsd.errors import RunError, UsageError
+from amsd.places import in_text
 from amsd.recipe import Tracking
 from amsd.recipe.guidance_modes import FULL, MIXED, TRAJECTORIES, UNGUIDED, GuidanceMode
 from amsd.report.story import Story, kl_names, reward_terms
@@ -49,7 +50,7 @@ def require_key() -> None:
 
 def evaluation_key(metric: str) -> str:
     """Name under which the W&B tracker logs an evaluated metric of a run's first setting."""
-    return f"eval/{metric}"
+    return in_text(f"eval/{metric}")
 
 
 def build_report(story: Story) -> Any:
@@ -63,12 +64,12 @@ def build_report(story: Story) -> Any:
     where = {"project": names.project, **({"entity": names.entity} if names.entity else {})}
     runsets = _runsets(wr, story, where, names)
     blocks = [
-        wr.P(text=standfirst(story)),
+        wr.P(text=in_text(standfirst(story))),
         *(wr.CalloutBlock(text=f"{said.kind} ({said.where}): {said.text}") for said in notices(story)),
         *(wr.CalloutBlock(text=gap) for gap in story.gaps),
         wr.TableOfContents(),
         wr.H1(text="What was searched" if story.kind == "sweep" else "What was trained"),
-        wr.MarkdownBlock(text=_settings(story)),
+        wr.MarkdownBlock(text=in_text(_settings(story))),
         wr.H1(text="What was gained, and at what price"),
         wr.PanelGrid(runsets=runsets, panels=_tradeoff_panels(wr, story)),
         wr.H1(text="What the pictures look like"),
@@ -89,9 +90,11 @@ def build_report(story: Story) -> Any:
         wr.H1(text="How fast it went"),
         wr.PanelGrid(runsets=runsets, panels=_speed_panels(wr, story)),
         wr.H1(text="The numbers"),
-        *(wr.MarkdownBlock(text=markdown(table)) for table in tables(story)),
+        *(wr.MarkdownBlock(text=in_text(markdown(table))) for table in tables(story)),
     ]
-    return wr.Report(title=headline(story), description=standfirst(story), width="fluid", blocks=blocks, **where)
+    return wr.Report(
+        title=in_text(headline(story)), description=in_text(standfirst(story)), width="fluid", blocks=blocks, **where
+    )
 
 
 def publish(story: Story) -> str:
@@ -198,9 +201,10 @@ def _curve_panels(wr: Any, story: Story) -> list[Any]:
     divergences = [(key, False) for key in kl_names(story)]
     wanted = [("reward/mean", False), *terms, *divergences, ("loss", True), ("gradient_norm", True)]
     panels = [
-        wr.LinePlot(title=f"{name} in evaluation", x="eval/step", y=[evaluation_key(name)]) for name in evaluated
+        wr.LinePlot(title=f"{in_text(name)} in evaluation", x="eval/step", y=[evaluation_key(name)])
+        for name in evaluated
     ] + [
-        wr.LinePlot(title=key, y=[key], log_y=log, smoothing_factor=0.6, smoothing_show_original=True)
+        wr.LinePlot(title=in_text(key), y=[in_text(key)], log_y=log, smoothing_factor=0.6, smoothing_show_original=True)
         for key, log in wanted
     ]
     return _arranged(wr, panels)
@@ -270,7 +274,7 @@ def _speed_panels(wr: Any, story: Story) -> list[Any]:
     names = ("performance/", "images_per_second")  # the second: runs of before
     logged = {key for run in story.runs for key in run.curves if key.startswith(names)}
     keys = sorted(logged | {"performance/images_per_second", "seconds/total"})
-    return _arranged(wr, [wr.LinePlot(title=key, y=[key]) for key in keys])
+    return _arranged(wr, [wr.LinePlot(title=in_text(key), y=[in_text(key)]) for key in keys])
 
 
 def _config_keys(story: Story) -> list[str]:

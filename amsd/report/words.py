@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from amsd.places import in_text, places_of
 from amsd.recipe import Recipe
 from amsd.report.figures.scale import number
 from amsd.report.numbers import duration
@@ -102,18 +103,24 @@ def notices(story: Story) -> list[ShownNotice]:
         for notice in entry.run.notices if entry.run is not None else ():
             alike = heard.setdefault(notice.kind, {}).setdefault(_PATH.sub("", notice.text), [])
             alike.append((entry, notice))
-    found = [_said(kind, list(texts.values()), story.kind == "sweep") for kind, texts in heard.items()]
+    found = [_said(kind, list(texts.values()), story) for kind, texts in heard.items()]
     return sorted(found, key=lambda said: (said.aside, not said.alarm))
 
 
-def _said(kind: str, groups: list[list[tuple[ShownRun, Notice]]], is_sweep: bool) -> ShownNotice:
-    """Notices of one kind: the first text in full, the others below it."""
-    texts = [_in_common([notice.text for _, notice in group]) for group in groups]
+def _said(kind: str, groups: list[list[tuple[ShownRun, Notice]]], story: Story) -> ShownNotice:
+    """Notices of one kind: the first text in full, the others below it; paths are relative, for reports are shared."""
+    is_sweep = story.kind == "sweep"
+    texts = [_in_common([_told(entry, notice, story) for entry, notice in group]) for group in groups]
     places = [_places(group, is_sweep) for group in groups]
     everywhere = _places([pair for group in groups for pair in group], is_sweep)
     first = places[0] if len(groups) == 1 or not is_sweep else everywhere
     others = tuple(zip(places[1:], texts[1:], strict=True))
     return ShownNotice(kind, texts[0], first, kind in ALARMS, kind.startswith("wandb"), others)
+
+
+def _told(entry: ShownRun, notice: Notice, story: Story) -> str:
+    recipe = entry.run.recipe if entry.run is not None else None
+    return in_text(notice.text, [story.path, *(places_of(recipe) if recipe is not None else ())])
 
 
 def _places(group: list[tuple[ShownRun, Notice]], is_sweep: bool) -> str:
@@ -129,12 +136,12 @@ def _listed(noun: str, numbers: list[int]) -> str:
 
 
 def _in_common(texts: list[str]) -> str:
-    """One text for several that differ only in paths: what the paths share, and an ellipsis."""
-    if len(set(texts)) == 1:
-        return texts[0]
-    paths = iter([_common(found) for found in zip(*(_PATH.findall(text) for text in texts), strict=False)])
-    return _PATH.sub(lambda match: next(paths, match[0]), texts[0])
+    """One text for several that differ in words, such as paths: what these share, and an ellipsis."""
+    columns = zip(*(text.split(" ") for text in texts), strict=False)
+    return " ".join(words[0] if len(set(words)) == 1 else _common(words) for words in columns)
 
 
-def _common(paths: tuple[str, ...]) -> str:
-    return paths[0] if len(set(paths)) == 1 else f"{os.path.commonpath(paths)}/…"
+def _common(words: tuple[str, ...]) -> str:
+    folder = os.path.commonprefix(words).rpartition("/")  # noqa: RUF071  # not only whole names
+    closing = re.search(r"\W*$", words[0])
+    return f"{''.join(folder[:2])}…{closing[0] if closing else ''}"

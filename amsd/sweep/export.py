@@ -13,6 +13,7 @@ from typing import Any
 
 from amsd.errors import UsageError
 from amsd.evaluation.statistics import measured
+from amsd.places import in_text
 from amsd.recipe import dump_toml
 from amsd.recipe.schema import Tracking
 from amsd.sweep.plan import SweepPlan
@@ -121,8 +122,8 @@ def wandb_configuration(plan: SweepPlan) -> dict[str, Any]:
 def metric_name(objective: Objective) -> str:
     """Name under which W&B finds the objective in a run's summary."""
     if objective.metric.startswith(TRAINING):
-        return objective.metric.removeprefix(TRAINING)
-    return f"eval/{objective.metric}" + ("" if objective.value == "mean" else f"/{objective.value}")
+        return in_text(objective.metric.removeprefix(TRAINING))
+    return in_text(f"eval/{objective.metric}") + ("" if objective.value == "mean" else f"/{objective.value}")
 
 
 def as_wandb_yaml(plan: SweepPlan) -> str:

@@ -10,14 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from amsd.files import write_json
+from amsd.places import in_text, places_of
 from amsd.reading import parsed
 from amsd.tracking.backend import TRACKERS, Announce, Backend, Open
-from amsd.tracking.entries import Entry, checkpoint_entry, evaluation_entry, notice_entry, step_entry
+from amsd.tracking.entries import Entry, Table, Value, checkpoint_entry, evaluation_entry, notice_entry, step_entry
 from amsd.tracking.protocol import RunInfo, Tracker
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
 
@@ -47,11 +49,14 @@ class BackgroundTracker(Tracker):
         self._busy_since: float | None = None
         self._step = 0
         self._first_setting = ""
+        self._roots: tuple[Path, ...] = ()
+        self._names: dict[str, str] = {}
         self._said = Said(None, None)
 
     def on_start(self, info: RunInfo) -> None:
         """Open the backend and wait until it is open, so that what it has to say comes before the first step."""
         self._step = info.resumed_from or 0
+        self._roots = (info.run.path, *places_of(info.recipe))
         self._first_setting = info.recipe.evaluation_settings[0].name
         self._said = Said(info.run.path / "trackers" / f"{self.name}.json", info.resumed_from)
         self._thread = threading.Thread(target=self._work, args=(info,), name=f"amsd-{self.name}", daemon=True)
@@ -85,7 +90,7 @@ class BackgroundTracker(Tracker):
         """Let the backend write what is left, for a bounded time."""
         if self._thread is None:
             return
-        self._queue.put((status, error))
+        self._queue.put((status, error and in_text(error, self._roots)))
         deadline = time.monotonic() + CLOSE_PATIENCE[0]
         while self._thread.is_alive() and time.monotonic() < deadline and not self._stuck(CLOSE_PATIENCE[1]):
             self._thread.join(0.05)
@@ -101,7 +106,20 @@ class BackgroundTracker(Tracker):
         if self._stuck(CALL_PATIENCE):
             self._interrupt()
         if not self._given_up.is_set():
-            self._queue.put(entry)
+            self._queue.put(self._published(entry))
+
+    def _published(self, entry: Entry) -> Entry:
+        """The entry as others may read it; names are looked at once."""
+        for name in entry.values.keys() - self._names.keys():
+            self._names[name] = in_text(name, self._roots)
+        values = {self._names[name]: self._public_value(value) for name, value in entry.values.items()}
+        notice = entry.notice and replace(entry.notice, text=in_text(entry.notice.text, self._roots))
+        return replace(entry, values=values, notice=notice)
+
+    def _public_value(self, value: Value) -> Value:
+        if isinstance(value, Table):
+            return replace(value, columns=tuple(in_text(name, self._roots) for name in value.columns))
+        return in_text(value, self._roots) if isinstance(value, str) else value
 
     def _stuck(self, seconds: float) -> bool:
         """Whether the call in hand has taken so long."""

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from amsd.places import published
 from amsd.recipe import Recipe
 from amsd.run_directory import RunDirectory
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
@@ -29,6 +30,11 @@ class RunInfo:
     """Identity of the recipe (`amsd.recipe.identity`)."""
     resumed_from: int | None = None
     """Step of the checkpoint that the run continues from; None for a new run."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The recipe and its identity as others may read them: it names no place on this machine."""
+        return published(self.recipe) | {"identity": self.identity}
 
 
 class Tracker:

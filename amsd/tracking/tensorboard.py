@@ -20,7 +20,7 @@ class TensorBoardBackend(Backend):
         purge = None if info.resumed_from is None else info.resumed_from + 1
         self._writer = SummaryWriter(str(info.run.path / "tensorboard"), purge_step=purge)
         if purge is None:
-            recipe = json.dumps(info.recipe.model_dump(mode="json"), indent=2)
+            recipe = json.dumps(info.config, indent=2)
             self._writer.add_text("recipe", f"```json\n{recipe}\n```", 0)
 
     def log(self, entry: Entry) -> None:

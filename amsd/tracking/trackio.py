@@ -23,7 +23,7 @@ class TrackioBackend(Backend):
             project=names.project,
             name=names.name or info.run.path.resolve().name,
             group=names.group,
-            config={**info.recipe.model_dump(mode="json"), "identity": info.identity},
+            config=info.config,
             resume="never" if info.resumed_from is None else "allow",
             embed=False,
             auto_log_gpu=False,

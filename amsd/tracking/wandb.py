@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import secrets
 import shlex
 from collections import deque
+from importlib.metadata import version
 from typing import Any, Literal
 
 from amsd.files import write_text
+from amsd.places import in_value
 from amsd.tracking.backend import Announce, Backend
 from amsd.tracking.connection import connect
 from amsd.tracking.entries import Entry, Picture, Table, Value
@@ -228,15 +231,38 @@ def _open(info: RunInfo, mode: Literal["online", "offline"], again: bool = False
         id=_run_id(info, again),
         resume="allow",
         reinit="finish_previous",
-        config=info.recipe.model_dump(mode="json") | {"identity": info.identity},
+        config=info.config | {"environment": _environment()},
         settings=wandb.Settings(
             silent=True,
             console="off",
             init_timeout=INIT_TIMEOUT,
             finish_timeout=FINISH_TIMEOUT,
             finish_timeout_raises=True,
+            x_disable_meta=True,  # the client's own: host, command line, folders
+            disable_git=_is_local_repository(),
+            **{name: "" for name in ("host", "username") if f"WANDB_{name.upper()}" not in os.environ},
         ),
     )
+
+
+def _environment() -> dict[str, str]:
+    """What the run is made on, in place of W&B's own description, which names the host, its user and their folders."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    own = {"amsd": version("amsd"), "torch": torch.__version__, "python": platform.python_version()}
+    return own | {"system": platform.system(), "device": device}
+
+
+def _is_local_repository() -> bool:
+    """Whether the repository that W&B would record comes from a folder of this machine."""
+    try:
+        from wandb.sdk.lib.gitlib import GitRepo
+
+        url = GitRepo(remote="origin").remote_url or ""
+    except Exception:  # noqa: BLE001  # the client's own; without it nothing is recorded
+        return True
+    return in_value(url) != url
 
 
 def _run_id(info: RunInfo, again: bool) -> str:
