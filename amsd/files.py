@@ -48,6 +48,16 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
+def refusal(error: OSError) -> str | None:
+    """What a full disk or a lack of permission says where nobody has named the path; None of any other error."""
+    place = error.filename if error.filename is not None else "A file"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{place} cannot be used: {error.strerror}. Allow yourself to read and write it, or choose another one."
+    if error.errno in (*_FULL, errno.EROFS):
+        return f"{place} cannot be written: {error.strerror}. {_advice(error.errno)}"
+    return None
+
+
 def _advice(number: int | None) -> str:
     after = f"What was written before is whole: {option('resume', 'resume=True')} goes on from the newest checkpoint."
     if number in _FULL:
@@ -107,17 +117,20 @@ def require_vacant(path: Path) -> None:
         raise UsageError(f"{path}: already exists and is not an empty folder.")
 
 
-def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(path: Path, fill: Callable[[Path], None], replace: bool = True) -> None:
     """Create the folder `path` complete or not at all: `fill` writes into a folder aside, which is then renamed.
+
+    Without `replace` a folder that somebody else has filled meanwhile stays as it is.
 
     Raises:
         DiskError: it cannot be written.
+        UsageError: something is there and may not be replaced.
     """
     with writing(path):
-        _write_folder(path, fill)
+        _write_folder(path, fill, replace)
 
 
-def _write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+def _write_folder(path: Path, fill: Callable[[Path], None], replace: bool) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _clear_left(path)
     aside.mkdir(parents=True)
@@ -126,9 +139,13 @@ def _write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         for file in sorted(aside.rglob("*")):
             sync_folder(file) if file.is_dir() else _sync_file(file)
         sync_folder(aside)
-        if path.exists():  # left by an earlier, damaged attempt
+        if replace and path.exists():  # left by an earlier, damaged attempt
             shutil.rmtree(path)
-        aside.replace(path)
+        try:
+            aside.replace(path)
+        except OSError:
+            require_vacant(path)
+            raise
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

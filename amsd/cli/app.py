@@ -18,6 +18,7 @@ from amsd.cli.launch import launched, rank, report_code
 from amsd.cli.train import Interrupted
 from amsd.ends import INTERRUPTED, ignore
 from amsd.errors import AmsdError, UsageError
+from amsd.files import refusal
 from amsd.reading import is_shortage, reason_of
 
 app = typer.Typer(
@@ -107,7 +108,10 @@ def main() -> None:
         _end("Interrupted.", INTERRUPTED, everyone=False)
     except OSError as error:
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM):
-            _last_resort(error)
+            text = refusal(error)
+            if text is None or _debug():
+                _last_resort(error)
+            _end(f"Error: {text}", 1, everyone=True)
         report_code(UsageError.exit_code)
         if _debug():
             raise

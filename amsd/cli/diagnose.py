@@ -14,7 +14,10 @@ def diagnose(
     recipe: RecipeArgument,
     assignments: SetOption = None,
     pairs: Annotated[
-        int, typer.Option(min=2, help="Pairs of samples per prompt; the two of a pair share their initial noise.")
+        int,
+        typer.Option(
+            min=2, max=10_000, help="Pairs of samples per prompt; the two of a pair share their initial noise."
+        ),
     ] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     allow_code: AllowCodeOption = False,

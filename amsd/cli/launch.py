@@ -16,12 +16,14 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from amsd.ends import INTERRUPTED, REQUEUE, SIGNALS
-from amsd.errors import RunError
+from amsd.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from psutil import Process
 
 _CODES = "AMSD_EXIT_CODES"
+_SWEEP = "AMSD_SWEEP_RUN"
+"""Set for the trials of a sweep, whose workers may be tasks of one job."""
 #: Seconds for which a process may be stopped while the others wait for it.
 FROZEN_AFTER = 30.0
 
@@ -39,6 +41,23 @@ def relaunched() -> bool:
 def rank() -> int:
     """Index of this process among those of the command."""
     return int(os.environ.get("RANK", "0"))
+
+
+def require_one_task() -> None:
+    """Refuse a training that `srun` alone started several times: its tasks do not know of each other.
+
+    Raises:
+        UsageError: says how many there are, and how to start processes that do.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
+    if launched() or _SWEEP in os.environ or not tasks.isdigit() or int(tasks) < 2:
+        return
+    raise UsageError(
+        f"srun has started {tasks} tasks of this command (SLURM_STEP_NUM_TASKS = {tasks}), and each would train alone. "
+        "Start one task per node with torchrun in it: srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES "
+        "--nproc-per-node=GPUS --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT -m amsd train ...; on one node: "
+        "srun --ntasks=1 amsd train ... --processes GPUS."
+    )
 
 
 def report_code(code: int) -> None:

@@ -17,7 +17,7 @@ def sample(
     checkpoint: ModelArgument,
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="Prompt; repeatable.")],
     out: Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder for the pictures.")],
-    count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="Images per prompt.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Image j starts from seed + j.")] = 0,
     eta: Annotated[float, typer.Option(min=0.0, help="Noise of the sampler; 0 is none.")] = 0.0,
     guidance_scale: Annotated[

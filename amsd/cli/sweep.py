@@ -31,7 +31,9 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the sweep file.")
     ] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Budget of trials.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine (Slurm: jobs).")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Worker processes on this machine (Slurm: jobs).")
+    ] = 1,
     storage: Annotated[
         str | None, typer.Option(envvar="AMSD_SWEEP_STORAGE", help="Storage URL [default: SQLite in the folder].")
     ] = None,

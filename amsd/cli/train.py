@@ -35,16 +35,17 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a run from its newest complete checkpoint.")
     ] = False,
-    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, max=4096, help="Processes on this machine, one per GPU.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")] = False,
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Fine-tune a model as a recipe says. Each checkpoint is evaluated automatically."""
-    from amsd.cli.launch import launched, relaunch, relaunched
+    from amsd.cli.launch import launched, relaunch, relaunched, require_one_task
     from amsd.cli.source import require_consent
     from amsd.recipe import load_recipe
     from amsd.run_directory import RunDirectory
 
+    require_one_task()
     resolved = load_recipe(recipe, assignments or [])
     run = output or _place(resolved, recipe, resume, several=launched())
     require_folder(run, "--output")

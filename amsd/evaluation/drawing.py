@@ -13,7 +13,7 @@ from amsd.evaluation import protocol
 from amsd.evaluation.scorers import Images
 from amsd.recipe import Recipe
 from amsd.training.chunks import DEFAULT_PICTURES, ChunkSize, in_chunks, picture_size
-from amsd.training.processes import gather, rank, shard
+from amsd.training.processes import gather, interruptible, rank, shard
 
 
 class Painter:
@@ -41,9 +41,9 @@ class Painter:
         share = shard(protocol.batches(prompts, samples, DEFAULT_PICTURES if together == "auto" else together))
         pictures: list[Tensor] = []
         failure = ""
-        with protocol.sampling(family.pipeline, sampler):
+        with protocol.sampling(family.pipeline, sampler), interruptible() as look:
             try:
-                draw = self._drawing(family, sampler, prompts * samples, sum(map(len, share)))
+                draw = self._drawing(family, sampler, prompts * samples, sum(map(len, share)), look)
                 if together == "auto" and share:
                     parts = in_chunks([index for batch in share for index in batch], size, draw)
                     pictures = list(torch.cat(parts).split([len(batch) for batch in share]))
@@ -57,14 +57,15 @@ class Painter:
         return Images(share, pictures, prompts)
 
     def _drawing(
-        self, family: Family, sampler: protocol.Sampler, total: int, own: int
+        self, family: Family, sampler: protocol.Sampler, total: int, own: int, look: Callable[[], None]
     ) -> Callable[[Sequence[protocol.Index]], Tensor]:
-        """The pictures of some of this process's `own` (prompt, sample), of `total` over all processes."""
+        """The pictures of some of this process's `own` (prompt, sample), of `total`; calls `look` before each part."""
         encode = protocol.PromptEncoder(family, self._prompts, self._recipe.guidance.negative_prompt)
         done = 0
 
         def draw(batch: Sequence[protocol.Index]) -> Tensor:
             nonlocal done
+            look()
             texts = [self._prompts[prompt] for prompt, _ in batch]
             drawn = protocol.generate(family, sampler, encode(batch), batch, self._recipe.evaluation.seed, texts)
             done += len(batch)

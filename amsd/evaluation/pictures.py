@@ -53,7 +53,6 @@ def save_pictures(result: EvaluationResult, folder: Path) -> Path | None:
         grid(pictures).save(aside / "grid.png")
 
     target = folder / result.stem
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_folder(target, fill)
     return target
 

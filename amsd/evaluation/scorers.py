@@ -14,7 +14,7 @@ from amsd.evaluation import distance, metrics
 from amsd.evaluation.diversity import embedding_variance
 from amsd.evaluation.result import DIVERSITY, FID, KID, EvaluationResult
 from amsd.rewards.protocol import Embedder, Reward
-from amsd.training.processes import gather, rank, shard
+from amsd.training.processes import gather, interruptible, rank, shard
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,11 @@ class Scorers:
     def _scores(self, reward: Reward, images: Images, device: torch.device) -> list[float]:
         if reward.name in self._groupwise:
             return self._group_scores(reward, images, device)
-        with metrics.placed(reward, device, stay=reward.name in self._stay):
-            scores = [
-                metrics.score(reward, pictures, [self._prompts[prompt] for prompt, _ in batch], device)
-                for batch, pictures in zip(images.batches, images.pictures, strict=True)
-            ]
+        scores = []
+        with metrics.placed(reward, device, stay=reward.name in self._stay), interruptible() as look:
+            for batch, pictures in zip(images.batches, images.pictures, strict=True):
+                look()
+                scores.append(metrics.score(reward, pictures, [self._prompts[prompt] for prompt, _ in batch], device))
         flat, samples = [value for batch in gather(scores) for value in batch], self._samples
         return [math.fsum(flat[p * samples : (p + 1) * samples]) / samples for p in range(images.prompts)]
 
@@ -175,8 +175,11 @@ class Scorers:
         return [everything[prompt] for prompt in range(images.prompts)]
 
     def _embeddings(self, embedder: Embedder, images: Images, device: torch.device) -> Tensor:
-        with metrics.placed(embedder, device):
-            local = [metrics.embed(embedder, pictures, device) for pictures in images.pictures]
+        local = []
+        with metrics.placed(embedder, device), interruptible() as look:
+            for pictures in images.pictures:
+                look()
+                local.append(metrics.embed(embedder, pictures, device))
         embeddings: Tensor = torch.cat(gather(local)).unflatten(0, (images.prompts, self._samples))
         finite = embeddings.isfinite().flatten(1).all(1).tolist()
         for prompt, good in zip(self._prompts, finite, strict=True):

@@ -70,7 +70,7 @@ def export(
         report("step 3 of 3: writing the model card and its pictures", 0, 0)
         write_card(folder, recipe, checkpoint, departures)
 
-    write_folder(to, fill)
+    write_folder(to, fill, replace=False)
     return to
 
 
@@ -130,5 +130,5 @@ def _export_kohya(recipe: Recipe, checkpoint: Path, to: Path, report: Report) ->
         report("step 3 of 3: writing the model card and its pictures", 0, 0)
         write_card(folder, recipe, checkpoint)
 
-    write_folder(to, fill)
+    write_folder(to, fill, replace=False)
     return to

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.finite import require_finite_images
+from amsd.errors import UsageError
 from amsd.experiment.models import load_model
 from amsd.experiment.setup import build_accelerator, load_policy
 from amsd.files import writing
@@ -21,6 +23,25 @@ from amsd.run_directory import resolve_checkpoint
 from amsd.tracking.progress import Report, silent
 
 _LOG = logging.getLogger(__name__)
+
+
+MOST_PICTURES = 100_000
+"""Of one prompt; more are another call with another seed."""
+LARGEST_SEED = 2**63 - 1
+_TOGETHER = 8
+"""Pictures that are drawn at once."""
+
+
+def _require_between(name: str, value: float | None, least: float, most: float) -> None:
+    """Infinity is allowed nowhere, not even where there is no upper limit.
+
+    Raises:
+        UsageError: the value is outside.
+    """
+    if value is None or (math.isfinite(value) and least <= value <= most):
+        return
+    limit = f"from {least:g} on" if math.isinf(most) else f"from {least:g} to {most:,}"
+    raise UsageError(f"{name} = {value}: must be a number {limit}.")
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,20 @@ class SampleRequest:
     guidance_scale: float | None = None
     num_inference_steps: int | None = None
     negative_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn.
+
+        Raises:
+            UsageError: names the setting, its value and what is allowed.
+        """
+        if not self.prompts or isinstance(self.prompts, str):
+            raise UsageError(f"prompts = {self.prompts!r}: give a tuple of at least one text.")
+        _require_between("count", self.count, 1, MOST_PICTURES)
+        _require_between("seed", self.seed, 0, LARGEST_SEED - self.count)
+        _require_between("eta", self.eta, 0.0, math.inf)
+        _require_between("guidance_scale", self.guidance_scale, 0.0, math.inf)
+        _require_between("num_inference_steps", self.num_inference_steps, 1, LARGEST_SEED)
 
 
 def sample(
@@ -78,7 +113,7 @@ def _write(family: Family, recipe: Recipe, request: SampleRequest, out: Path, re
     family.pipeline.scheduler = family.exported_sampler(recipe.schedule)
     written = []
     for index, prompt in enumerate(request.prompts):
-        for number, image in enumerate(pictures(family, recipe, prompt, request)):
+        for number, image in enumerate(_in_parts(family, recipe, prompt, request)):
             path = out / f"p{index:03d}-s{number}.png"
             with writing(path):
                 out.mkdir(parents=True, exist_ok=True)
@@ -86,6 +121,13 @@ def _write(family: Family, recipe: Recipe, request: SampleRequest, out: Path, re
             written.append(path)
         report("pictures", len(written), len(request.prompts) * request.count)
     return written
+
+
+def _in_parts(family: Family, recipe: Recipe, prompt: str, request: SampleRequest) -> Iterator[Any]:
+    """The images of one prompt, a few at once, whatever their number."""
+    for start in range(0, request.count, _TOGETHER):
+        part = replace(request, seed=request.seed + start, count=min(_TOGETHER, request.count - start))
+        yield from pictures(family, recipe, prompt, part)
 
 
 def pictures(family: Family, recipe: Recipe, prompt: str, request: SampleRequest) -> list[Any]:

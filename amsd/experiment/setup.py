@@ -28,6 +28,7 @@ from amsd.experiment.sharing import USES_FSDP, forget_launch_setting, plugin
 from amsd.recipe import Recipe
 from amsd.rewards.calling import call
 from amsd.rewards.combination import WeightedReward
+from amsd.training import heartbeat
 from amsd.training.chunks import fixed_micro_batch
 from amsd.training.problem import ControlProblem
 
@@ -60,6 +61,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     _forget_other_run(precision, fsdp is not None)
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, fsdp_plugin=fsdp)
     forget_launch_setting()
+    heartbeat.begin()
     if accelerator.device.type == "cpu" and recipe.model.precision == "fp16":
         raise UsageError("model.precision = 'fp16' needs an accelerator; use fp32 (or bf16) on the CPU.")
     if accelerator.device.type == "cpu" and recipe.model.pretrained.startswith(EMBEDDED):

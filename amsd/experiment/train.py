@@ -43,7 +43,7 @@ from amsd.training.checkpoint import newest_whole
 from amsd.training.events import Notice
 from amsd.training.methods import trainer_of
 from amsd.training.problem import ControlProblem
-from amsd.training.processes import gather
+from amsd.training.processes import gather, obeying
 from amsd.training.shared import require_shared
 
 _LOG = logging.getLogger(__name__)
@@ -197,7 +197,9 @@ def _fit(
     training, held_out = prompts
     evaluate = None
     if evaluator is not None:
-        evaluate = CheckpointEvaluation(PolicyEvaluation(recipe, identified, evaluator), run, tracker)
+        with obeying(ends):
+            base = PolicyEvaluation(recipe, identified, evaluator)
+        evaluate = CheckpointEvaluation(base, run, tracker)
     trainer = trainer_of(recipe.method)(
         problem, run, training.texts, accelerator, [tracker], evaluate, held_out.texts, ends,
         Budgets(problem, held_out.texts),

@@ -96,7 +96,7 @@ def _together(words: str) -> str:
 
 def _breakable(words: str) -> Markup:
     """A key or a metric's name that a line may break after a dot, slash, underscore or colon. Numbers stay whole."""
-    return Markup(re.sub(r"([./_:])(?=[A-Za-z])", r"\1<wbr>", str(escape(words))))
+    return Markup(re.sub(r"([./_:])(?=[A-Za-z])", r"\1<wbr>", str(escape(of_code(words)))))
 
 
 def _island(gallery: Gallery | None) -> Markup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import traceback
 from collections.abc import Iterator, Sequence
@@ -106,9 +107,9 @@ def _no_gradient(reward: Reward, kind: str) -> NoGradient:
 
 def _guarded(reward: Reward, images: Tensor, prompts: Sequence[str], kind: str) -> object:
     """What the scorer returns; what it raises is named, and what it switches is switched back."""
-    before = torch.is_grad_enabled()
     try:
-        return reward(images.clone(), list(prompts))
+        with unchanged():
+            return reward(images.clone(), list(prompts))
     except (AmsdError, KeyboardInterrupt):
         raise
     except SystemExit as error:
@@ -122,8 +123,40 @@ def _guarded(reward: Reward, images: Tensor, prompts: Sequence[str], kind: str) 
         text = " ".join(str(error).split())
         shown = f": {text[:_SHOWN]}{'...' if len(text) > _SHOWN else ''}" if text else ""
         raise RewardFailed(f"{kind} {reward.name!r} raised {type(error).__name__}{shown}{place_of(error)}") from error
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """Inside, a user's code runs: what it switches for the whole process is switched back, for others rely on it.
+
+    That is the working directory, gradients, autocasting, and the default type and device of new tensors.
+    """
+    folder, gradients, autocast = _working_directory(), torch.is_grad_enabled(), _autocast()
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    try:
+        yield
     finally:
-        torch.set_grad_enabled(before)
+        torch.set_grad_enabled(gradients)
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+        for kind, enabled in autocast.items():
+            torch.set_autocast_enabled(kind, enabled)
+        if folder is not None and _working_directory() != folder:
+            os.chdir(folder)
+
+
+def _autocast() -> dict[str, bool]:
+    return {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
+
+
+def _working_directory() -> str | None:
+    """None where it was deleted meanwhile."""
+    try:
+        return os.getcwd()  # noqa: PTH109  # called often
+    except OSError:
+        return None
 
 
 def place_of(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from amsd.errors import UsageError
 from amsd.files import sha256
 from amsd.recipe.schema import CodeFile
-from amsd.rewards.calling import as_scores, in_float32, place_of
+from amsd.rewards.calling import as_scores, in_float32, place_of, unchanged
 from amsd.rewards.code import PREFIX, Target
 from amsd.rewards.networks import fingerprint, freeze, full_precision
 from amsd.rewards.preprocess import check_pairs
@@ -61,14 +61,16 @@ class FunctionReward:
         self.name = f"{PREFIX}{target}"
         named = Target.of(self.name)
         module_name, attribute = named.module, named.attribute
-        module = _import(named, named.locate(code or {}))
+        with unchanged():
+            module = _import(named, named.locate(code or {}))
         if not hasattr(module, attribute):
             raise UsageError(f"reward {self.name!r}: {module_name} has nothing called {attribute!r}")
         found = getattr(module, attribute)
         self._network: nn.Module | None = None
         self._function: Callable[..., Any]
         if isinstance(found, type) and issubclass(found, nn.Module):
-            self._network = found(**options)
+            with unchanged():
+                self._network = found(**options)
             freeze(self._network)
             self._function = self._network
         elif inspect.isfunction(found):
@@ -90,7 +92,8 @@ class FunctionReward:
         with full_precision(images.device):
             for start in range(0, len(images), size):
                 part = images[start : start + size].float()
-                found = self._function(part, list(prompts[start : start + size]))
+                with unchanged():
+                    found = self._function(part, list(prompts[start : start + size]))
                 parts.append(in_float32(as_scores(found, len(part), who), images.device, who))
         return torch.cat(parts) if parts else images.new_zeros(0)
 

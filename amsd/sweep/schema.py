@@ -172,7 +172,7 @@ class Pruner(Section):
 class Budget(Section):
     """When the sweep ends; whichever comes first."""
 
-    trials: int | None = Field(default=None, ge=1)
+    trials: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Points that are tried (a grid: all of them by default)."""
     seconds: Positive | None = None
     """Seconds of trials, summed over all workers (so an interruption costs nothing)."""

@@ -144,15 +144,15 @@ class BackgroundTracker(Tracker):
                 self._busy_since = None
             doing = "could not be finished"
             self._backend.close(*item)
-        except Exception as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001  # SystemExit, too, would end the thread without a word
             self._fail(doing, error)
         finally:
             self._opened.set()
 
-    def _fail(self, what: str, error: Exception) -> None:
+    def _fail(self, what: str, error: BaseException) -> None:
         if not self._given_up.is_set():
             self._given_up.set()
-            reason = str(error) or type(error).__name__
+            reason = str(error) if isinstance(error, Exception) and str(error) else repr(error)
             text = f"Tracking with {self.name} {what}: {reason}. The run goes on; metrics.jsonl has everything."
             self._notices.put(Notice(f"{self.name}-failed", text, self._step))
 

@@ -6,6 +6,7 @@ Nothing here depends on how many rows a process holds, so uneven shares cannot d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from amsd.diffusion.sharding import is_sharded
+from amsd.ends import AnnouncedEnd, Ends
+from amsd.errors import RunError
+from amsd.reading import is_shortage, reason_of
 
 T = TypeVar("T")
 BUCKET = 2**24
@@ -27,9 +31,74 @@ def before_exchanges(meet: Callable[[], None] | None) -> None:
     _meetings[:] = [] if meet is None else [meet]
 
 
+_announced: list[Callable[[], int | None]] = []
+
+
+@contextmanager
+def obeying(ends: Ends) -> Iterator[None]:
+    """Inside, a signal ends the work: at once in a run of one process, of several on all of them at the same place.
+
+    That place is the next piece of `interruptible` work.
+    """
+    if world_size() == 1:
+        with ends.at_once():
+            yield
+        return
+    with ends.held():
+        _announced.append(lambda: ends.number)
+        try:
+            yield
+        finally:
+            _announced.pop()
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Yields what every process calls before each piece of its share, however many pieces the others have.
+
+    Raises:
+        AnnouncedEnd: on all processes, if a signal came to any of them (see `obeying`).
+    """
+    if not _announced:
+        yield lambda: None
+        return
+
+    def meet(done: bool) -> bool:
+        said = gather([(_announced[-1]() or 0, done)])
+        number = max(each for each, _ in said)
+        if number:
+            raise AnnouncedEnd(number)
+        return all(each for _, each in said)
+
+    yield lambda: meet(False) and None
+    while not meet(True):
+        pass
+
+
 def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def exchanging() -> Iterator[None]:
+    """Inside, numbers travel between processes; where one of them is gone, that is said, and which one.
+
+    Raises:
+        RunError: the exchange failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # of the backend: gloo's and NCCL's
+        if is_shortage(error):
+            raise
+        from amsd.training import heartbeat
+
+        gone = heartbeat.missing() or "Another process of this run"
+        raise RunError(
+            f"{gone} ended while this one waited for its numbers ({reason_of(error)}). What it said last tells why; "
+            "--resume goes on."
+        ) from error
 
 
 def rank() -> int:
@@ -49,7 +118,8 @@ def gather(values: Sequence[T]) -> list[T]:
     if world_size() == 1:
         return list(values)
     parts: list[Any] = [None] * world_size()
-    dist.all_gather_object(parts, list(values))
+    with exchanging():
+        dist.all_gather_object(parts, list(values))
     total = sum(map(len, parts))
     merged: list[Any] = [None] * total
     for index, part in enumerate(parts):
@@ -77,7 +147,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter], bucket: int = BUCKET) -> N
     gradients = [p.grad for p in parameters if p.grad is not None and not is_sharded(p)]
     for part in _buckets(gradients, bucket):
         flat = torch.cat([gradient.flatten() for gradient in part])
-        dist.all_reduce(flat)
+        with exchanging():
+            dist.all_reduce(flat)
         for gradient, summed in zip(part, flat.split([g.numel() for g in part]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
@@ -101,4 +172,5 @@ def share_from_main(parameters: Iterable[nn.Parameter]) -> None:
         return
     for parameter in parameters:
         if not is_sharded(parameter):
-            dist.broadcast(parameter.data, src=0)
+            with exchanging():
+                dist.broadcast(parameter.data, src=0)

@@ -74,7 +74,8 @@ class SOCTrainer(Method[E]):
             RunError: a reward, an adjoint or a loss is not finite, or every checkpoint is damaged.
             AnnouncedEnd: a signal asked for it; the newest step has a checkpoint.
         """
-        self.step = self.keeper.resume()
+        with processes.obeying(self._ends):
+            self.step = self.keeper.resume()
         if self.step and self._ends_here():
             return
         with self._ends.held():  # between two steps a signal waits until all processes have heard of it
@@ -91,7 +92,7 @@ class SOCTrainer(Method[E]):
         if self.keeper.is_due(self.step):
             record = self.keeper.write(self.step)
             self._end_if_asked()
-            with self._ends.at_once():
+            with processes.obeying(self._ends):
                 self.keeper.score(record)
 
     def _ends_here(self) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from amsd.cli.app import app
+from amsd.cli.launch import require_one_task
 from amsd.errors import UsageError
 from tests.cli.commands import AMSD
 
@@ -179,3 +180,14 @@ def test_debug_shows_the_traceback() -> None:
     assert ended.returncode != 0
     assert "Traceback" in ended.stderr
     assert "UsageError" in ended.stderr
+
+
+def test_tasks_of_srun_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    refused = CliRunner().invoke(app, ["train", "shapes", "--dry-run"])
+    assert isinstance(refused.exception, UsageError)
+    assert "srun has started 4 tasks" in str(refused.exception)
+    for name, value in (("SLURM_STEP_NUM_TASKS", "1"), ("AMSD_SWEEP_RUN", "1"), ("WORLD_SIZE", "4")):
+        with monkeypatch.context() as patch:  # one task, workers of a sweep, processes of torchrun
+            patch.setenv(name, value)
+            require_one_task()

@@ -11,6 +11,7 @@ import torch
 
 from amsd.cli import app as cli
 from amsd.errors import UsageError
+from amsd.experiment.sample import SampleRequest
 from amsd.recipe import Recipe, load_recipe
 from amsd.recipe.cost import training_cost
 from amsd.sweep.display import outline
@@ -102,3 +103,49 @@ def test_a_lack_of_memory_says_what_to_lower(
         said = capsys.readouterr().err
         assert said.startswith("Error: There is not enough memory. Lower optimizer.micro_batch")
         assert "traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"prompts": ()}, r"prompts = \(\)"),
+        ({"prompts": "a cat"}, "prompts = 'a cat': give a tuple"),
+        ({"count": 0}, "count = 0: must be a number from 1 to 100,000"),
+        ({"count": 10**18}, "count = 1000000000000000000: must"),
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": 2**63}, "seed = 9223372036854775808"),
+        ({"eta": float("nan")}, "eta = nan: must be a number from 0 on"),
+        ({"guidance_scale": float("inf")}, "guidance_scale = inf"),
+        ({"num_inference_steps": 0}, "num_inference_steps = 0"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_python_too(changed: dict[str, object], said: str) -> None:
+    asked: dict[str, object] = {"prompts": ("a cat",), **changed}
+    with pytest.raises(UsageError, match=said):
+        SampleRequest(**asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sample", "base", "--prompt", "a", "--out", "there", "--eta", "nan"),
+        ("sample", "base", "--prompt", "a", "--out", "there", "--guidance-scale", "inf"),
+        ("sample", "base", "--prompt", "a", "--out", "there", "--seed", "9223372036854775808"),
+        ("sample", "base", "--prompt", "a", "--out", "there", "--count", "1000000000000000000"),
+        ("train", "shapes", "--output", "there", "--processes", "1000000000000000000"),
+        ("sweep", "run", "cfg-eta", "--output", "there", "--workers", "1000000000000000000"),
+        ("sweep", "run", "cfg-eta", "--output", "there", "--trials", "99999999999999999999999999"),
+        ("diagnose", "shapes", "--pairs", "1000000000000000000"),
+    ],
+)
+def test_numbers_of_the_command_line_are_refused_at_the_edges(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["amsd", *command])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert command[-2].removeprefix("--").replace("-", "_") in said.replace("-", "_")
+    assert list(tmp_path.iterdir()) == []

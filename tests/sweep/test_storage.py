@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,16 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from typer.testing import CliRunner
 
+from amsd.cli.app import app
 from amsd.errors import RunError, UsageError
 from amsd.sweep.storage import default_url, open_storage, patient
 from amsd.sweep.study import create, join, locate
+from amsd.sweep.worker import Worker
+from benchmarks.fault_parts.damaging import damage_file
 from tests.sweep.conftest import MakePlan
+from tests.sweep.formula import Formula
 
 
 class Away(InMemoryStorage):
@@ -76,3 +82,19 @@ def test_names_with_special_characters_are_files_of_that_name(make_plan: MakePla
     handle = create(make_plan(), tmp_path / "sweep", url)
     assert Path(url.removeprefix("journal:").removeprefix("sqlite://")).is_file()
     assert join(handle.url, handle.study.study_name, tmp_path / "sweep").study.study_name == "small"
+
+
+@pytest.mark.parametrize("kind", ["truncated", "emptied", "another type", "folder", "deleted"])
+def test_a_damaged_file_of_a_sweep_is_named_or_not_needed(make_plan: MakePlan, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "sweep"
+    Worker(create(make_plan(), folder), Formula()).run()
+    shutil.copytree(folder, tmp_path / "whole")
+    for file in sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()):
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "whole", folder)
+        damage_file(folder / file, kind)
+        for command in (["sweep", "show"], ["report"]):
+            done = CliRunner().invoke(app, [*command, str(folder)])
+            if done.exit_code:
+                assert isinstance(done.exception, UsageError), (file, command, done.exception)
+                assert file.name in str(done.exception), (file, command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from amsd.recipe import from_dict
 from amsd.rewards.calling import RewardFailed, call
 from amsd.rewards.combination import Term, WeightedReward
 from amsd.rewards.simple import Brightness
+from amsd.rewards.user import FunctionReward
 from amsd.run_directory import RunDirectory
 from amsd.training.checkpoint import newest_whole
 from amsd.training.methods import trainer_of
@@ -155,12 +157,16 @@ def test_the_line_of_the_users_code_is_named() -> None:
 
 
 def paints(images: Tensor, prompts: list[str], scores: Tensor) -> Tensor:
-    """Writes into everything that it is given, and leaves gradients switched off."""
+    """Writes into everything that it is given, and switches for the whole process what can be switched."""
     own = scores.clone()
     images.mul_(0)
     images.data.fill_(7)
     prompts.clear()
     torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_autocast_enabled("cpu", True)
+    os.chdir("/")
     return own
 
 
@@ -168,10 +174,30 @@ def paints(images: Tensor, prompts: list[str], scores: Tensor) -> Tensor:
 def test_a_reward_that_writes_into_its_input_changes_nothing_but_itself(method: str, tmp_path: Path) -> None:
     honest = WeightedReward([Term(Turning(paints, calls=100), weight=2.0), Term(Brightness())])
     painting = WeightedReward([Term(Turning(paints, calls=0), weight=2.0), Term(Brightness())])
+    place = Path.cwd()
     one, other = (trained(each, tmp_path / str(i), method) for i, each in enumerate((honest, painting)))
     for key in ("loss", "reward/turning", "reward/brightness", "reward/mean", "gradient_norm"):
         assert [step[key] for step in one] == [step[key] for step in other], key
     assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.get_default_device() == torch.device("cpu")
+    assert Path.cwd() == place
+
+
+def test_what_a_users_file_switches_is_switched_back(tmp_path: Path) -> None:
+    """When it is imported, and between the calls that share a batch, which else lose their gradient."""
+    source = "import os, torch\ntorch.set_default_dtype(torch.float64)\nos.chdir('/')\n\n\ndef f(images, prompts):\n"
+    source += "    scores = images.mean((1, 2, 3))\n    torch.set_grad_enabled(False)\n    return scores\n"
+    (tmp_path / "mine.py").write_text(source, encoding="utf-8")
+    place = Path.cwd()
+    reward = FunctionReward(f"{tmp_path / 'mine.py'}:f", images_per_call=1)
+    assert Path.cwd() == place
+    assert torch.get_default_dtype() == torch.float32
+    images = torch.rand(3, 3, 4, 4, requires_grad=True)
+    call(reward, images, ["", "", ""]).sum().backward()
+    assert images.grad is not None
+    torch.testing.assert_close(images.grad, torch.full_like(images, 1 / 48))
 
 
 def test_a_buffer_that_is_used_again_does_not_change_older_scores() -> None:

@@ -1,0 +1,119 @@
+"""Processes that hear of each other: who falls silent is named, and the others do not wait for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from amsd.ends import AnnouncedEnd, Ends
+from amsd.errors import RunError
+from amsd.training import heartbeat, processes
+from amsd.training.heartbeat import BEAT, Heartbeat
+
+
+class Memory:
+    """A store of the processes in memory; what is not there is refused at once."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        if key not in self.values:
+            raise RuntimeError("wait timeout")
+        return self.values[key]
+
+
+def test_a_silent_process_is_named_after_the_patience_and_not_before() -> None:
+    store, said = Memory(), []
+    first, second = (Heartbeat(store, own, 3, said.append, patience=10 * BEAT) for own in (0, 1))
+    store.set("amsd/beat/2", "done")  # it has ended in good order
+    store.set("amsd/beat/1/where", "4711 on node-2")
+    for _ in range(5):
+        second.turn()
+        first.turn()
+    for _ in range(9):
+        first.turn()
+    assert said == []
+    assert first.quietest() == "Process 1 of 3 (4711 on node-2)"
+    first.turn()
+    [text] = said
+    assert text.startswith("Process 1 of 3 (4711 on node-2) has not been heard of for 20 s")
+    assert "--resume" in text
+
+
+def test_a_process_that_ended_in_good_order_is_not_missed() -> None:
+    store, said = Memory(), []
+    first, second = (Heartbeat(store, own, 2, said.append, patience=3 * BEAT) for own in (0, 1))
+    second.turn()
+    second.stop()
+    for _ in range(20):
+        first.turn()
+    assert said == []
+    assert first.quietest() is None
+
+
+def test_a_store_that_does_not_answer_at_all_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT", 0.01)
+
+    class Stuck(Memory):
+        def get(self, key: str) -> bytes:
+            threading.Event().wait(5)
+            return b""
+
+    said: list[str] = []
+    Heartbeat(Stuck(), 1, 2, said.append, patience=0.1).start()
+    end = time.monotonic() + 4
+    while not said and time.monotonic() < end:
+        time.sleep(0.01)
+    assert said[0].startswith("Process 0 of 2, or the launcher")
+
+
+def test_a_failed_exchange_says_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "missing", lambda: "Process 1 of 2 (4711 on node-2)")
+    with pytest.raises(RunError, match=r"Process 1 of 2 .* ended while .*Connection closed.*--resume goes on"):  # noqa: SIM117
+        with processes.exchanging():
+            raise RuntimeError("Connection closed by peer")
+    with pytest.raises(RuntimeError, match="out of memory"), processes.exchanging():
+        raise RuntimeError("CUDA error: out of memory")
+
+
+def test_several_processes_end_at_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes this one has two pieces, the other three; its signal comes while it makes the third."""
+    others = iter([(0, False), (0, False), (0, False), (15, True)])
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda values: [*values, next(others)])
+    done: list[int] = []
+
+    def work() -> None:
+        with processes.obeying(Ends(alone=False)), processes.interruptible() as look:
+            for piece in range(2):
+                look()
+                done.append(piece)
+
+    with pytest.raises(AnnouncedEnd) as end:
+        work()
+    assert done == [0, 1]
+    assert end.value.signal_name == "SIGTERM"
+
+
+def test_work_of_unequal_shares_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = iter([(0, False), (0, True), (0, True), (0, True)])
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda values: [*values, next(others)])
+    with processes.obeying(Ends(alone=False)), processes.interruptible() as look:
+        for _ in range(3):
+            look()
+    assert next(others, None) is None  # three pieces, and one meeting after them
+
+
+def test_nothing_is_exchanged_where_nothing_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "gather", None)
+    with processes.interruptible() as look:
+        look()
+    with processes.obeying(Ends()), processes.interruptible() as look:
+        look()
