@@ -21,7 +21,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from amsd.files import write_text
-from amsd.places import in_value
+from amsd.places import in_text, in_value, places_of
 from amsd.tracking.backend import Announce, Backend
 from amsd.tracking.connection import connect
 from amsd.tracking.entries import Entry, Picture, Table, Value
@@ -224,7 +224,7 @@ def _open(info: RunInfo, mode: Literal["online", "offline"], again: bool = False
         group=names.group,
         name=names.name or info.run.path.resolve().name,
         tags=names.tags,
-        notes=names.notes,
+        notes=names.notes and in_text(names.notes, places_of(info.recipe)),
         job_type=names.job_type,
         mode=mode,
         dir=os.environ.get("WANDB_DIR") or info.run.path,
