@@ -38,8 +38,11 @@ class Store(Protocol):
     def set(self, key: str, value: str) -> object:
         """Keep a value."""
 
+    def check(self, keys: list[str]) -> bool:
+        """Whether the keys have values; at once."""
+
     def get(self, key: str) -> bytes:
-        """The value; waits for it for a bounded time, and raises then."""
+        """The value, which is there."""
 
 
 class Heartbeat:
@@ -128,7 +131,7 @@ class Heartbeat:
 
     def _ask(self, key: str) -> bytes | None:
         try:
-            return self._store.get(key)
+            return self._store.get(key) if self._store.check([key]) else None
         except RuntimeError:
             return None
         finally:

@@ -6,7 +6,6 @@ import os
 import random
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -113,25 +112,6 @@ def test_a_dead_or_frozen_rank_is_named_and_the_other_ends(
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not [child for child in ranks if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-
-
-def test_a_rank_that_stands_still_under_another_launcher_is_named(recipe: Path, tmp_path: Path) -> None:
-    """torchrun itself would wait for half an hour."""
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "amsd")
-    run = tmp_path / "run"
-    process = start(
-        "train", recipe, "--output", run, "--set", "training.steps=400", launcher=torchrun, AMSD_PATIENCE="10"
-    )
-    wait_until(lambda: len(steps(run)) >= 2, process)
-    ranks = [child for child in psutil.Process(process.pid).children(recursive=True) if "RANK" in child.environ()]
-    victim = next(child for child in ranks if child.environ()["RANK"] == "1")
-    begin = time.monotonic()
-    victim.send_signal(signal.SIGSTOP)
-    ended = finish(process)
-    assert ended.returncode == 1
-    assert time.monotonic() - begin < 80
-    assert f"Process 1 of 2 ({victim.pid} on " in ended.stderr
-    assert "has not been heard of for 10 s" in ended.stderr
 
 
 def test_a_signal_to_one_of_two_processes_while_they_evaluate_ends_both(recipe: Path, tmp_path: Path) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +17,8 @@ from amsd.ends import AnnouncedEnd, Ends
 from amsd.errors import RunError
 from amsd.training import heartbeat, processes
 from amsd.training.heartbeat import BEAT, Heartbeat
+
+ROOT = Path(__file__).parents[2]
 
 
 class Memory:
@@ -22,9 +30,10 @@ class Memory:
     def set(self, key: str, value: str) -> None:
         self.values[key] = value.encode()
 
+    def check(self, keys: list[str]) -> bool:
+        return set(keys) <= self.values.keys()
+
     def get(self, key: str) -> bytes:
-        if key not in self.values:
-            raise RuntimeError("wait timeout")
         return self.values[key]
 
 
@@ -61,9 +70,9 @@ def test_a_store_that_does_not_answer_at_all_is_noticed(monkeypatch: pytest.Monk
     monkeypatch.setattr(heartbeat, "BEAT", 0.01)
 
     class Stuck(Memory):
-        def get(self, key: str) -> bytes:
+        def check(self, keys: list[str]) -> bool:
             threading.Event().wait(5)
-            return b""
+            return False
 
     said: list[str] = []
     Heartbeat(Stuck(), 1, 2, said.append, patience=0.1).start()
@@ -117,3 +126,72 @@ def test_nothing_is_exchanged_where_nothing_is_announced(monkeypatch: pytest.Mon
         look()
     with processes.obeying(Ends()), processes.interruptible() as look:
         look()
+
+
+PROCESS = """
+import sys, time
+import torch.distributed as dist
+from amsd.cli.app import main
+from amsd.cli import app as cli
+from amsd.training import heartbeat, processes
+
+def work():
+    dist.init_process_group("gloo")
+    heartbeat.begin()
+    for number in range(10_000):
+        processes.gather([number])
+        print(number, flush=True)
+        time.sleep(0.05)
+
+cli.app = work
+main()
+"""
+
+
+def processes_that_exchange(count: int) -> list[subprocess.Popen[str]]:
+    """As any launcher starts them: torchrun, `accelerate launch` and Slurm set these variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "AMSD_PATIENCE": "8"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS],
+            env=os.environ | given | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+    return started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "victim", "said"),
+    [
+        (signal.SIGSTOP, 1, "Process 1 of 2 ({pid} on {host}) has not been heard of for 8 s"),
+        (signal.SIGSTOP, 0, "has not been heard of for 8 s"),
+        (signal.SIGKILL, 1, "Process 1 of 2 ({pid} on {host}) ended while this one waited for its numbers"),
+    ],
+)
+def test_the_others_end_in_a_bounded_time_and_name_the_one_that_is_gone(
+    number: signal.Signals, victim: int, said: str
+) -> None:
+    started = processes_that_exchange(2)
+    gone, other = started[victim], started[1 - victim]
+    begin = time.monotonic()
+    gone.send_signal(number)
+    try:
+        error = other.communicate(timeout=90)[1]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert other.returncode == 1
+    assert said.format(pid=gone.pid, host=socket.gethostname()) in error
+    assert "--resume goes on" in error
+    assert "Traceback" not in error
+    assert time.monotonic() - begin < 60
