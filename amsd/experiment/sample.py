@@ -64,7 +64,8 @@ class SampleRequest:
         Raises:
             UsageError: names the setting, its value and what is allowed.
         """
-        if not self.prompts or isinstance(self.prompts, str):
+        given: object = self.prompts
+        if not given or isinstance(given, str):
             raise UsageError(f"prompts = {self.prompts!r}: give a tuple of at least one text.")
         _require_between("count", self.count, 1, MOST_PICTURES)
         _require_between("seed", self.seed, 0, LARGEST_SEED - self.count)

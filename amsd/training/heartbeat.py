@@ -154,7 +154,8 @@ def begin() -> None:
         return
     try:
         # A connection of its own: one that the main thread waits on would hold up the beats.
-        store = dist.TCPStore(address, int(port), is_master=False, timeout=timedelta(seconds=BEAT))
+        limit = timedelta(seconds=BEAT)
+        store = dist.TCPStore(address, int(port), is_master=False, timeout=limit)  # type: ignore[attr-defined]
     except RuntimeError:
         return
     _running.append(Heartbeat(store, rank(), world_size(), _leave, _patience()))

@@ -70,7 +70,10 @@ def interruptible() -> Iterator[Callable[[], None]]:
             raise AnnouncedEnd(number)
         return all(each for _, each in said)
 
-    yield lambda: meet(False) and None
+    def look() -> None:
+        meet(False)
+
+    yield look
     while not meet(True):
         pass
 
