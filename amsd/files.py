@@ -33,13 +33,13 @@ def writing(path: Path) -> Iterator[None]:
     except DiskError:
         raise
     except OSError as error:
-        raise DiskError(f"{path} cannot be written: {error.strerror or error}. {_advice(error.errno)}") from error
+        raise DiskError(f"{path} cannot be written: {error.strerror or error}. {_advice(error.errno, path)}") from error
     except Exception as error:
         found = _OS_ERROR.search(str(error))
         if type(error).__module__.partition(".")[0] != "safetensors" or found is None:
             raise
         number = int(found[1])
-        raise DiskError(f"{path} cannot be written: {os.strerror(number)}. {_advice(number)}") from error
+        raise DiskError(f"{path} cannot be written: {os.strerror(number)}. {_advice(number, path)}") from error
 
 
 #: How Rust's libraries give the error of the operating system.
@@ -50,21 +50,29 @@ _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 def refusal(error: OSError) -> str | None:
     """What a full disk or a lack of permission says where nobody has named the path; None of any other error."""
-    place = error.filename if error.filename is not None else "A file"
+    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "A file"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"{place} cannot be used: {error.strerror}. Allow yourself to read and write it, or choose another one."
     if error.errno in (*_FULL, errno.EROFS):
-        return f"{place} cannot be written: {error.strerror}. {_advice(error.errno)}"
+        return f"{place} cannot be written: {error.strerror}. {_advice(error.errno, Path(place))}"
     return None
 
 
-def _advice(number: int | None) -> str:
-    after = f"What was written before is whole: {option('resume', 'resume=True')} goes on from the newest checkpoint."
+def _advice(number: int | None, path: Path) -> str:
+    of_run, resume = _is_of_run(path), option("resume", "resume=True")
+    after = f" What was written before is whole: {resume} goes on from the newest checkpoint." if of_run else ""
     if number in _FULL:
-        return f"Make room there (a lower training.keep needs less), or move the folder. {after}"
+        less = " (a lower training.keep needs less), or move the folder" if of_run else ", or choose another place"
+        return f"Make room there{less}.{after}"
     if number in _REFUSED:
-        return f"Make the folder writable, or choose another one. {after}"
-    return after
+        return f"Make the folder writable, or choose another one.{after}"
+    return after.strip() or "Look after the disk, or choose another place."
+
+
+def _is_of_run(path: Path) -> bool:
+    """Whether a training writes there, rather than an export, a report or a picture."""
+    inside = any(part == "checkpoints" or part.startswith("step-") for part in path.parts)
+    return inside or path.name == "metrics.jsonl" or (path.parent / "metrics.jsonl").is_file()
 
 
 def write_text(path: Path, text: str) -> None:
