@@ -97,6 +97,28 @@ def write_text(path: Path, text: str) -> None:
         sync_folder(path.parent)
 
 
+def move_file(source: Path, target: Path) -> None:
+    """Move a file to `target`, which it replaces atomically, also where that lies on another disk.
+
+    Raises:
+        DiskError: it cannot be written there.
+    """
+    with writing(target):
+        try:
+            source.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            try:
+                shutil.copy2(source, aside)
+                _sync_file(aside)
+                aside.replace(target)
+            finally:
+                aside.unlink(missing_ok=True)
+            source.unlink()
+
+
 _LEFT = re.compile(r"\..+\.\d+\.tmp|\.parts-\d+|\.withdrawn-\d+")
 
 
@@ -144,6 +166,7 @@ def _write_folder(path: Path, fill: Callable[[Path], None], replace: bool) -> No
     aside.mkdir(parents=True)
     try:
         fill(aside)
+        allow_as_usual(aside)
         for file in sorted(aside.rglob("*")):
             sync_folder(file) if file.is_dir() else _sync_file(file)
         sync_folder(aside)
@@ -158,6 +181,18 @@ def _write_folder(path: Path, fill: Callable[[Path], None], replace: bool) -> No
         shutil.rmtree(aside, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+def allow_as_usual(folder: Path) -> None:
+    """Let others read the files below `folder` as the umask says: safetensors writes them for their owner alone.
+
+    The folder, which was made with that umask, tells it: to ask for it would mean to change it for every thread.
+    """
+    usual = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        mode = file.stat().st_mode
+        if file.is_file() and mode & 0o666 != usual:
+            file.chmod((mode & 0o777) | usual)
 
 
 def _clear_left(path: Path) -> None:

@@ -24,6 +24,7 @@ _SHORTAGE = (
     "DefaultCPUAllocator",
     "Storage size calculation overflowed",
     "Invalid buffer size",
+    "std::bad_alloc",
 )
 
 

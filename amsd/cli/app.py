@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -108,7 +109,7 @@ def main() -> None:
         _end("Interrupted.", INTERRUPTED, everyone=False)
     except OSError as error:
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM):
-            text = refusal(error)
+            text = _working_folder_is_gone() or refusal(error)
             if text is None or _debug():
                 _last_resort(error)
             _end(f"Error: {text}", 1, everyone=True)
@@ -152,6 +153,14 @@ def _described(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+
+
+def _working_folder_is_gone() -> str:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return "The working directory was deleted or moved: cd into another one, or give --output an absolute path."
+    return ""
 
 
 def _debug() -> bool:

@@ -107,6 +107,7 @@ def _unseen(_: StudyHandle) -> AbstractContextManager[Callable[[], None]]:
 def _run(name: str, request: Launch, console: Console) -> None:
     from dataclasses import replace
 
+    from amsd.errors import RunError
     from amsd.sweep.display import following, overview
     from amsd.sweep.launchers import SEAM
     from amsd.sweep.results import results_of
@@ -133,6 +134,8 @@ def _run(name: str, request: Launch, console: Console) -> None:
     if done.interrupted:
         typer.secho("Interrupted; unfinished trials are queued again. The same command goes on.", err=True)
         raise typer.Exit(INTERRUPTED)
+    if results.trials and all(trial.state == "failed" for trial in results.trials):
+        raise RunError(f"All {len(results.trials)} trials failed. Each one's log.txt in {folder / 'trials'} says why.")
 
 
 @app.command("list")

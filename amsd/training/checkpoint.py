@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from amsd import __version__
 from amsd.errors import RunError
-from amsd.files import write_folder, write_json, writing
+from amsd.files import move_file, write_folder, write_json, writing
 from amsd.reading import parsed_object
 from amsd.run_directory import FORMAT, GONE, RunDirectory, damage, hashes, read_manifest
 from amsd.training import processes
@@ -158,7 +158,7 @@ def _settle(run: RunDirectory, gone: Path) -> None:
         for file in [path for path in source.rglob("*") if path.is_file()]:
             target = place / file.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(target)
+            move_file(file, target)
     shutil.rmtree(gone, ignore_errors=True)
 
 

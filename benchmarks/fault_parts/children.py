@@ -125,7 +125,8 @@ def _become(arguments: list[str], said_in: Path) -> None:
     handle = os.open(said_in, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # scripts start their background with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # scripts start their background with it ignored,
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this one
     sys.argv = ["amsd", *arguments]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from amsd.cli.app import app
 from amsd.errors import AmsdError, RunError, UsageError
 from amsd.experiment.train import train
-from amsd.files import DiskError, clear_unfinished, write_folder, write_text, writing
+from amsd.files import DiskError, clear_unfinished, move_file, write_folder, write_text, writing
 from amsd.recipe import Recipe, dump_toml, from_dict
 from amsd.recipe.load import read_toml
 from amsd.run_directory import FORMAT, RunDirectory, damage
@@ -133,6 +136,58 @@ def test_what_cannot_be_written_says_where_why_and_what_to_do(tmp_path: Path, nu
         assert advice in str(failure.value)
         assert isinstance(failure.value, RunError)
         assert isinstance(failure.value, OSError)
+
+
+@pytest.mark.parametrize(("umask", "usual"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_others_may_read_weights_as_the_umask_says(tmp_path: Path, umask: int, usual: int) -> None:
+    """A library that writes files for their owner alone, as safetensors does, locks colleagues out."""
+
+    def fill(folder: Path) -> None:
+        (folder / "state").mkdir()
+        save_file({"a": torch.zeros(1)}, folder / "state" / "weights.safetensors")
+        (folder / "manifest.json").touch()
+
+    before = os.umask(umask)
+    try:
+        write_folder(tmp_path / "step-000001", fill)
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.rglob("*") if file.is_file()}
+    assert modes == {"weights.safetensors": usual, "manifest.json": usual}
+
+
+@pytest.mark.parametrize("refused", [errno.EXDEV, errno.EROFS])
+def test_a_file_moves_to_another_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
+    """Such as where `checkpoints` is a link to a scratch disk: results of a deleted checkpoint stay with the run."""
+    rename = Path.replace
+
+    def within_one_disk(source: Path, target: Path) -> Path:
+        if source.parent != target.parent:
+            raise OSError(refused, os.strerror(refused), str(source))
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", within_one_disk)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "a.json").write_text("new", encoding="utf-8")
+    (tmp_path / "a.json").write_text("old", encoding="utf-8")
+    if refused != errno.EXDEV:
+        with pytest.raises(DiskError, match="cannot be written"):
+            move_file(tmp_path / "scratch" / "a.json", tmp_path / "a.json")
+        return
+    move_file(tmp_path / "scratch" / "a.json", tmp_path / "a.json")
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "new"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.json", "scratch"]
+
+
+def test_an_export_does_not_replace_what_another_one_has_written(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "mine").touch()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "theirs").touch()  # meanwhile
+
+    with pytest.raises(UsageError, match="already exists"):
+        write_folder(tmp_path / "out", fill, replace=False)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
 
 
 def test_what_killed_processes_left_is_cleared(tmp_path: Path) -> None:
