@@ -21,8 +21,6 @@ from typing import Protocol
 
 import torch.distributed as dist
 
-from amsd.training.processes import rank, world_size
-
 #: Seconds between two beats.
 BEAT = 2.0
 #: Seconds of silence after which a process is given up; AMSD_PATIENCE is another number of them.
@@ -147,7 +145,7 @@ _running: list[Heartbeat] = []
 
 def begin() -> None:
     """Beat from now on, if this process is one of several; once per process."""
-    if world_size() == 1 or _running:
+    if _running or not dist.is_initialized() or dist.get_world_size() == 1:
         return
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
     if not address or not port.isdigit():  # processes that met in another way have its timeouts only
@@ -158,7 +156,7 @@ def begin() -> None:
         store = dist.TCPStore(address, int(port), is_master=False, timeout=limit)  # type: ignore[attr-defined]
     except RuntimeError:
         return
-    _running.append(Heartbeat(store, rank(), world_size(), _leave, _patience()))
+    _running.append(Heartbeat(store, dist.get_rank(), dist.get_world_size(), _leave, _patience()))
     _running[0].start()
     atexit.register(_running[0].stop)
 
@@ -186,6 +184,6 @@ def missing(wait: float = LOOK) -> str | None:
 def _leave(text: str) -> None:
     """The main thread waits in an operation that nothing interrupts: nothing is left to do but to leave."""
     sys.stdout.flush()
-    sys.stderr.write(f"[process {rank()}] Error: {text}\n")
+    sys.stderr.write(f"[process {dist.get_rank()}] Error: {text}\n")
     sys.stderr.flush()
     os._exit(1)

@@ -17,6 +17,7 @@ from amsd.diffusion.sharding import is_sharded
 from amsd.ends import AnnouncedEnd, Ends
 from amsd.errors import RunError
 from amsd.reading import is_shortage, reason_of
+from amsd.training import heartbeat
 
 T = TypeVar("T")
 BUCKET = 2**24
@@ -95,8 +96,6 @@ def exchanging() -> Iterator[None]:
     except RuntimeError as error:  # of the backend: gloo's and NCCL's
         if is_shortage(error):
             raise
-        from amsd.training import heartbeat
-
         gone = heartbeat.missing() or "Another process of this run"
         raise RunError(
             f"{gone} ended while this one waited for its numbers ({reason_of(error)}). What it said last tells why; "
