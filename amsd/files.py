@@ -49,10 +49,8 @@ _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def refusal(error: OSError) -> str | None:
-    """What a full disk or a lack of permission says where nobody has named the path; None of any other error."""
+    """What a full or read-only disk says where nobody has named the path; None of any other error."""
     place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "A file"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{place} cannot be used: {error.strerror}. Allow yourself to read and write it, or choose another one."
     if error.errno in (*_FULL, errno.EROFS):
         return f"{place} cannot be written: {error.strerror}. {_advice(error.errno, Path(place))}"
     return None
