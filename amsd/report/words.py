@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from amsd.places import in_text, places_of
+from amsd.places import in_text, in_value, places_of
 from amsd.recipe import Recipe
 from amsd.report.figures.scale import number
 from amsd.report.numbers import duration
@@ -80,7 +80,7 @@ def _recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
         term.name if term.weight == 1 else f"{number(term.weight)} × {term.name}" for term in recipe.reward
     )
     rows: list[tuple[str, Any]] = [
-        ("Model", f"{recipe.model.pretrained}, {recipe.model.parameterization} fine-tuning"),
+        ("Model", f"{in_value(recipe.model.pretrained)}, {recipe.model.parameterization} fine-tuning"),
         ("Method", recipe.method.label),
         ("Reward", rewards),
         ("Reward multiplier λ", "–" if recipe.method.tilt is None else number(recipe.method.tilt)),
