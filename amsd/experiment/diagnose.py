@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from amsd.diffusion.steps import AffineSteps
+from amsd.errors import option
 from amsd.experiment.probe import GuidanceScales, Probe, method_of, modes, probe
 from amsd.experiment.setup import build_accelerator, build_problem, load_policy
 from amsd.prompts import load_prompts
@@ -143,7 +144,8 @@ def _target_spread(targets: Tensor) -> Finding:
     spread = float(norms.max()) / median if median > 0 else math.inf
     if spread <= SPREAD_LIMIT:
         verdict = (
-            f"The targets of these {len(norms)} trajectories are of similar size. More --pairs may find large ones."
+            f"The targets of these {len(norms)} trajectories are of similar size. More {option('pairs')} may find "
+            "large ones."
         )
     else:
         verdict = (

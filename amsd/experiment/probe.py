@@ -70,7 +70,7 @@ def method_of(problem: ControlProblem) -> AdjointMatching:
     if not isinstance(method, AdjointMatching):
         raise UsageError(
             f"method.name = {method.name!r}: amsd diagnose measures the assumptions of Adjoint Matching, which "
-            f"{method.label} does not make. Use --set method.name=am."
+            f'{method.label} does not make. Set method.name = "am".'
         )
     return method
 
