@@ -33,7 +33,7 @@ class Way:
 
 
 def bare(check: Check) -> None:
-    """Plain diffusers first, then amsd's own two networks under its own casts."""
+    """Plain diffusers first, then amsd's own two networks."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     unet = workbench.random_pipeline(check.options.tiny, check.device).unet.requires_grad_(False)
     call = _plain(unet, check, torch.float32)(1)
@@ -69,6 +69,7 @@ def _plain_ways(unet: nn.Module, check: Check) -> list[Way]:
         Way("fp32 (tf32)", single, few, full),
         Way("fp32 (tf32) vjp", single, products[:1], full, product=True),
         Way("pure bf16", pure, many, half),
+        Way("pure bf16, vjp", pure, products, half, product=True),
         Way("pure bf16, channels_last", last, many, half, channels_last=True),
         Way("pure bf16, channels_last, vjp", last, products, half, channels_last=True, product=True),
     ]

@@ -122,6 +122,11 @@ def test_gpus_are_divided() -> None:
     assert gpu_shares(["0", "1"], 5, 1 / 3) == ["0", "0", "0", "1", "1"]
     assert gpu_shares(["5"], 2, 0.5) == ["5", "5"]
     assert gpu_shares(["0"], 2, 0) == [None, None]
+    with pytest.raises(
+        UsageError, match=r"Use --workers 1, or let small trials share a GPU: --set execution.gpus=0.33"
+    ):
+        gpu_shares(["0"], 3, 1)
+    assert gpu_shares(["0"], 3, 0.33) == ["0", "0", "0"]
     with pytest.raises(UsageError, match="hold 2"):
         gpu_shares(["0"], 3, 0.4)
     with pytest.raises(

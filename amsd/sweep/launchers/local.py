@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -213,10 +214,13 @@ def gpu_shares(gpus: list[str], workers: int, each: float) -> list[str | None]:
     per_gpu = int(1 / each + 1e-6) if each < 1 else 1
     fits = len(gpus) * per_gpu if each < 1 else int(len(gpus) // each)
     if workers > fits:
-        room = f"Use --workers {fits}." if fits else "Lower execution.gpus or execution.processes."
+        room = f"Use --workers {fits}" if fits else "Lower execution.gpus or execution.processes"
+        if fits and each == 1:
+            share = math.floor(100 * len(gpus) / workers) / 100
+            room += f", or let small trials share a GPU: --set execution.gpus={share:g}"
         raise UsageError(
             f"{workers} workers with {each:g} GPUs each do not fit: {len(gpus)} GPUs are visible ({','.join(gpus)}), "
-            f"which hold {fits}. {room}"
+            f"which hold {fits}. {room}."
         )
     if each < 1:
         return [gpus[index // per_gpu] for index in range(workers)]
