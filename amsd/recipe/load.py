@@ -104,10 +104,11 @@ def as_before(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _as_meant(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     """A recipe that an older amsd wrote, read as that amsd read it; any other as it stands.
 
-    Such a file names every key that there was: of the `[method]` table all but those that came later.
+    Such a file has every table, and names every key that there was: of `[method]` all but those that came later.
     """
     section, table = _section_of(tree), tree.get("method")
-    if section is None or not isinstance(table, Mapping):
+    tables = Recipe.model_fields.keys() - {"code", "origin"}
+    if section is None or not isinstance(table, Mapping) or not tables <= tree.keys():
         return tree
     set_then = {name for name, field in section.model_fields.items() if field.default is not None}
     return as_before(tree) if set_then - section.as_before.keys() <= table.keys() else tree

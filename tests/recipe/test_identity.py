@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amsd.recipe import BufferedAdjointMatching, dump_toml, identity, load_recipe
+from amsd.recipe import BufferedAdjointMatching, dump_toml, from_dict, identity, load_recipe
 from amsd.recipe.catalog import find
 from amsd.recipe.identity import as_started
 from amsd.recipe.load import read_run
@@ -61,6 +61,9 @@ def test_a_recipe_that_a_person_wrote_has_the_defaults_of_today() -> None:
     assert "outlier_threshold" not in source
     assert "format" not in source
     assert load_recipe("shapes").method.model_dump()["outlier_threshold"] == "previous"
+    every_key = {"name": "eam", "reward_multiplier": 1.0, "timesteps_per_trajectory": 2, "sampler_decay": 0.5}
+    written = {"method": {**every_key, "endpoint_level": 0.4}, "reward": [{"name": "brightness"}]}
+    assert from_dict(written).method.model_dump()["reward_at"] == "clean"
 
 
 def test_a_plan_of_before_searches_as_it_did() -> None:
