@@ -99,11 +99,8 @@ class Plan:
 
     @property
     def _buffer_bytes(self) -> float:
-        """Of every network and copy; with lora they share them."""
-        model = self.recipe.model
-        if model.parameterization == "lora":
-            return _BYTES[model.precision] * self.denoiser_buffers
-        return (8 if model.precision == "fp32" else 12) * self.denoiser_buffers
+        """In float32, of each network; copies share them."""
+        return (4 if self.recipe.model.parameterization == "lora" else 8) * self.denoiser_buffers
 
     @property
     def text_bytes(self) -> int:
