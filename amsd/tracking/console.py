@@ -26,6 +26,7 @@ SHOWN = (
     ("reward/mean", "reward"),
     ("loss", "loss"),
     ("kl", "KL"),
+    ("validation/kl", "KL on held-out prompts"),
     ("control_to_target", "control/target"),
     ("gradient_norm", "gradient"),
     ("ess", "ESS"),
