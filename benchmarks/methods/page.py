@@ -27,20 +27,20 @@ def write_page(out: Path, page: Path, length: Length, fine: Path) -> None:
     if everything:
         counts = sorted({len(runs) for found in everything.values() for _, runs in found.values()})
         seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-        swept = min(len(swept_factors(out, model)) for model in everything)
-        rates = SWEPT.format(count=swept) if swept > 1 else NOT_SWEPT
-        options = _options(length, swept > 1, everything)
-        parts.append(MEASURED.format(budget=length.budget, seeds=seeds, rates=rates, options=options))
+        parts.append(MEASURED.format(budget=length.budget, seeds=seeds, options=_options(length, everything)))
     for model, found in everything.items():
         curves(images / f"methods-{model}.svg", {name: runs for name, (_, runs) in found.items()})
-        missing = [name for name in METHODS if name not in found]
+        missing, swept = [name for name in METHODS if name not in found], len(swept_factors(out, model))
         parts += [
-            SECTION.format(name=NAMES[model], model=model, recipe=MODELS[model], machine=_machine(found)),
+            SECTION.format(
+                name=NAMES[model], model=model, recipe=MODELS[model], machine=_machine(found),
+                rates=SWEPT.format(count=swept) if swept > 1 else NOT_SWEPT,
+            ),
             f"\nNot run yet: {'; '.join(missing)}.\n" if missing else "",
             "\n### At the end\n\n", _ends(model, found), "\n### At equal KL divergence\n\n", _levels(found),
             LEVELS_NOTE,
         ]  # fmt: skip
-        if len(swept_factors(out, model)) > 1:
+        if swept > 1:
             parts += ["\n### The sweep of the learning rate\n\n", _sweep(out, model)]
     if "unet" in everything and (reference := runs_of(fine, "unet", "am", FACTORS[0])):
         parts += [FINER, _finer(reference, everything["unet"])]
@@ -48,11 +48,11 @@ def write_page(out: Path, page: Path, length: Length, fine: Path) -> None:
     page.write_text("".join([*parts, READING if complete else ""]), encoding="utf-8")
 
 
-def _options(length: Length, swept: bool, found: Mapping[str, Found]) -> str:
+def _options(length: Length, found: Mapping[str, Found]) -> str:
     given = [f" --budget {length.budget}"] if length.budget != Length().budget else []
     given += [f" --checkpoints {length.checkpoints}"] if length.checkpoints != Length().checkpoints else []
     given += [f" --model {model}" for model in found] if len(found) < len(MODELS) else []
-    return "".join(given) + ("" if swept else " --no-sweep --seeds 1")
+    return "".join(given)
 
 
 def _kind(name: str, length: Length) -> str:

@@ -41,7 +41,7 @@ class Plan:
                 for name in self.methods:
                     swept = [Part(model, name, factor, 0) for factor in self.factors]
                     known = all(part.result(self.out).is_file() for part in swept)
-                    yield Part(model, name, chosen_factor(self.out, model, name), seed) if known else None
+                    yield Part(model, name, chosen_factor(self.out, model, name, self.factors), seed) if known else None
 
 
 def run_all(plan: Plan, processes: int, seconds: float | None) -> None:

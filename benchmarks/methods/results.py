@@ -103,22 +103,22 @@ def swept_factors(out: Path, model: str) -> list[float]:
     return [factor for factor in FACTORS if all(runs_of(out, model, name, factor) for name in METHODS)]
 
 
-def chosen_factor(out: Path, model: str, name: str) -> float:
-    """The swept rate whose run on seed 0 ends with the highest reward and has kept to the captions.
+def chosen_factor(out: Path, model: str, name: str, factors: Sequence[float]) -> float:
+    """The rate, of those with a run, whose run on seed 0 ends with the highest reward and has kept to the captions.
 
     Where none has kept to them it is the one that departed least; where none was swept, the recipe's own, the first.
     """
-    swept = {factor: runs_of(out, model, name, factor) for factor in FACTORS}
-    found = {factor: runs[0] for factor, runs in swept.items() if runs and runs[0].seed == 0}
-    kept = {factor: run for factor, run in found.items() if run.change(ALIGNMENT) > -KEPT}
+    swept = {factor: runs[0] for factor in factors if (runs := runs_of(out, model, name, factor))}
+    kept = {factor: run for factor, run in swept.items() if run.change(ALIGNMENT) > -KEPT}
     if kept:
         return max(kept, key=lambda factor: kept[factor].change(REWARD))
-    return max(found, key=lambda factor: found[factor].change(ALIGNMENT), default=FACTORS[0])
+    return max(swept, key=lambda factor: swept[factor].change(ALIGNMENT), default=FACTORS[0])
 
 
 def chosen(out: Path, model: str) -> dict[str, tuple[float, list[Run]]]:
-    """Each method's factor of the learning rate and its runs; methods without a finished run are left out."""
-    factors = {name: chosen_factor(out, model, name) for name in METHODS}
+    """Each method's factor of the learning rate, of those that all have run at, and its runs; none without any."""
+    swept = swept_factors(out, model)
+    factors = {name: chosen_factor(out, model, name, swept) for name in METHODS}
     return {name: (each, runs) for name, each in factors.items() if (runs := runs_of(out, model, name, each))}
 
 

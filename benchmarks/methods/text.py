@@ -31,7 +31,7 @@ MEASURED = """
     python benchmarks/methods runs/methods{options}
 
 trains every method on the embedded models (reward `shapes:right`: the object is to the right), with the same prompts, batch, sampler, and λ = 50 where a method has one. Only the
-method differs, and its learning rate{rates}. Every run has about {budget:,} F of training; the recipe `shapes` itself spends 25,000. Seeds: {seeds} for each method. Gains are
+method differs, and its learning rate. Every run has about {budget:,} F of training; the recipe `shapes` itself spends 25,000. Seeds: {seeds} for each method. Gains are
 paired differences to the base model on 16 held-out prompts × 4 samples with common noise; errors are one standard error over seeds and prompts (with one seed over prompts alone). KL is that of the
 path laws, in nats, on 16 held-out trajectories.
 
@@ -44,12 +44,12 @@ NAMES = {"unet": "UNet with DDIM's path", "flow": "Flow model"}
 SECTION = """
 ## {name}
 
-Recipe `{recipe}`. Seconds of training are those on {machine}.
+Recipe `{recipe}`. {rates} Seconds of training are those on {machine}.
 
 ![Gain in reward against network calls, seconds and KL divergence](images/methods-{model}.svg)
 """
-SWEPT = ", which a sweep of {count} rates on seed 0 chose (the highest held-out reward that kept the caption alignment within 0.05)"
-NOT_SWEPT = ": it is the recipe's own for every method, and no sweep has chosen a better one for each"
+SWEPT = "A sweep of {count} learning rates on seed 0 chose that of each method: the highest held-out reward that kept the caption alignment within 0.05, or the least fall of it where none did."
+NOT_SWEPT = "The learning rate is the recipe's own for every method: no sweep has chosen a better one for each."
 LEVELS_NOTE = """
 Between checkpoints, the base included, the gain is taken as linear in √KL. * The level lies before the first checkpoint.
 """
