@@ -54,7 +54,7 @@ def curves(file: Path, found: Mapping[str, Sequence[Run]]) -> None:
         axis.set(xlabel=label)
     # Straight where the gain is linear in the root of the KL divergence, as the table has it.
     axes[-1].set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
-    axes[-1].set(xlim=(0, None), xticks=[1, 5, 20, 50, 100])
+    axes[-1].set(xlim=(0, 60), xticks=[1, 5, 10, 20, 40, 60], xlabel="KL divergence from the base, up to 60")
     axes[0].set(ylabel="gain in reward")
     axes[-1].legend(fontsize=8)
     figure.savefig(file, metadata={"Date": None})

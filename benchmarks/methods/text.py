@@ -63,9 +63,16 @@ with. The table says how many network calls they need to the gain of each of its
 READING = """
 ## Reading it
 
-`draft` and `refl` have the highest reward, and most of it is reward hacking: alignment with the caption falls by 0.3 to 0.4, at KL divergences of 80 and more. With all steps back-propagated the first
-checkpoint is still sound (KL 19, gain 0.26, alignment -0.02). Back-propagation through one late step moves the layout too, because all steps share their weights. `am`, `buffer-am` and `eam` gain 0.2 at
-KL 3 to 5 and keep the captions; at KL 3 the two of Adjoint Matching gain most, where the gains of `draft`, `refl` and `ddpo` are inferred from checkpoints far away. `ram` and `ddpo` see no gradient of the
-reward and are slower, and `ddpo` drifts (KL 35). This is one seed, one reward and one learning rate for all, on one of the two embedded models: errors are over prompts, so what another seed would change is
-not in them. A lower rate keeps `draft` and `refl` nearer to the base.
+*Nearness to the tilt* tells the methods apart where the reward alone does not. On the UNet `am` and `buffer-am` come 8 nats nearer than the base, `eam` 4 to 6, `ram` 2; on the flow model `buffer-am` comes 11, `am` and `eam`
+4 to 7, `ram` 3. `draft`, `refl` and `ddpo` leave: they are 23 to 1,200 nats farther than the base. Their reward is the highest, .57 to .81 for `draft` and `refl`, and most of it is reward hacking: on the UNet
+alignment with the caption falls by .5, on the flow model by .14 to .47. Back-propagation through one late step moves the layout too, because all steps share their weights, and costs the most KL divergence on the flow model.
+
+`eam` gains as much as Adjoint Matching, or more, and needs more KL divergence for it: 10 nats against 2.6 for gains of .29 and .22 on the UNet, 5.7 against 1.8 for .25 and .17 on the flow model. Its two endpoint levels
+do not differ by more than their errors. At a third of the rate that the sweep chose on the UNet, `eam` gains .21 and keeps the captions (+.011); level .7 costs some alignment at either rate. `ram` sees no gradient of the reward and reaches .19 and .31
+without leaving the captions beyond its error; at three times the rate it gains .41 on the UNet and loses .15 of alignment. `ddpo` gains as much as `am` or less, and spends 28 to 46 nats on it.
+
+A method's seconds are almost its network calls: 20 to 29 for equal work.
+
+What this does not say: each row is one training unless its column of seeds says more, so that errors are over prompts and what another seed would change is not in them. It is one reward, with a gradient that is easy to follow. The
+KL divergences of `draft` and `refl` are where 12,000 network calls led; a lower rate or a budget keeps them nearer to the base.
 """
