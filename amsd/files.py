@@ -16,6 +16,13 @@ from typing import Any
 
 from amsd.errors import RunError, UsageError, option
 
+Writes = Callable[[Path], None]
+"""Writes into a folder what was taken when it was made: nothing that happened since is in it."""
+
+
+def write_nothing(folder: Path) -> None:
+    """Another process writes it."""
+
 
 class DiskError(RunError, OSError):
     """Something cannot be written; the text gives the path, the reason and what to do."""

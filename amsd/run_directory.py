@@ -243,15 +243,6 @@ def _safe(files: Mapping[str, str]) -> bool:
     return bool(files) and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in files)
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a checkpoint that its manifest covers, by relative path."""
-    return {
-        path.relative_to(folder).as_posix(): sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] not in ADDED_LATER
-    }
-
-
 def resolve_checkpoint(path: Path | str) -> Path:
     """The checkpoint folder that a user means: itself, a run (its `best`, else `latest`), or `RUN/checkpoints/best`.
 

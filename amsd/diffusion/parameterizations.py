@@ -19,7 +19,8 @@ from amsd.diffusion.lora_file import write_safetensors
 from amsd.diffusion.parts import load_network
 from amsd.diffusion.policy import Policy
 from amsd.diffusion.quantization import quantize
-from amsd.diffusion.sharding import load_state, save_network
+from amsd.diffusion.sharding import gathered, load_state, network_as_it_is
+from amsd.files import Writes, write_nothing
 from amsd.reading import reading, require_same, require_whole
 from amsd.recipe import Model
 
@@ -55,9 +56,10 @@ class NetworkPolicy(Policy):
         """Output of the base."""
         return self._call_base(x, timesteps, condition)
 
-    def save(self, folder: Path) -> None:
-        """Write the network's folder."""
-        save_network(self._network, folder / self._folder)
+    def as_it_is(self) -> Writes:
+        """The network's folder."""
+        write = network_as_it_is(self._network)
+        return lambda folder: write(folder / self._folder)
 
     def load(self, folder: Path) -> None:
         """Read the network's folder."""
@@ -147,15 +149,20 @@ class LoraPolicy(Policy):
         with self.only_base():
             return self._call(x, timesteps, condition)
 
-    def save(self, folder: Path) -> None:
-        """Write `adapter_model.safetensors`, rank and alpha in its metadata, for diffusers' LoRA loader."""
+    def as_it_is(self) -> Writes:
+        """`adapter_model.safetensors`, rank and alpha in its metadata, for diffusers' LoRA loader."""
         from peft import get_peft_model_state_dict
 
+        layers = gathered(get_peft_model_state_dict(self._network))
         metadata = self._network.peft_config["default"].to_dict()
         # A set in no fixed order: equal weights must be equal files, for they are known by their hash.
         metadata["target_modules"] = sorted(metadata["target_modules"])
-        self.family.write_lora(folder, ADAPTER_FILE, get_peft_model_state_dict(self._network), metadata)
-        _rewrite(folder / ADAPTER_FILE)
+
+        def write(folder: Path) -> None:
+            self.family.write_lora(folder, ADAPTER_FILE, layers, metadata)
+            _rewrite(folder / ADAPTER_FILE)
+
+        return write if layers else write_nothing
 
     def load(self, folder: Path) -> None:
         """Read `adapter_model.safetensors`."""

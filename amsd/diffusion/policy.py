@@ -16,6 +16,7 @@ from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.held import HeldCopy, cast_inputs, compile_blocks
 from amsd.diffusion.lockstep import LockStep
 from amsd.diffusion.sharding import sum_and_let_go
+from amsd.files import Writes
 from amsd.recipe import Model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -133,11 +134,16 @@ class Policy(ABC):
         """Raw output (B, ...) of the base network."""
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write the fine-tuned weights in the form that plain diffusers loads.
+    def as_it_is(self) -> Writes:
+        """What writes the fine-tuned weights, as they are now, in the form that plain diffusers loads.
 
-        Every process of a sharded policy calls it, and the main process writes.
+        Every process of a sharded policy calls it; what it returns writes on the main process.
         """
+
+    @final
+    def save(self, folder: Path) -> None:
+        """Write the fine-tuned weights now."""
+        self.as_it_is()(folder)
 
     @abstractmethod
     def load(self, folder: Path) -> None:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from amsd.files import Writes, write_nothing
+
 
 def is_sharded(value: Tensor) -> bool:
     """Whether a tensor is divided among processes."""
@@ -40,27 +42,34 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
 
 
 def gathered(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors on the CPU of the main process, one at a time; nothing elsewhere. Every process calls it."""
+    """Copies of whole tensors in the main process's memory, one at a time; nothing elsewhere. Every process calls it.
+
+    What training changes afterwards does not change them.
+    """
     main = not dist.is_initialized() or dist.get_rank() == 0
     found = {}
     for name, value in named.items():
         if main or is_sharded(value):
             full = whole(value.detach())
             if main:
-                found[name] = full.cpu().contiguous()
+                found[name] = full.to("cpu", copy=True).contiguous()
     return found
 
 
-def save_network(network: nn.Module, folder: Any) -> None:
-    """Write the folder of a diffusers network; every process calls it where the network is sharded, one writes."""
-    if not any(map(is_sharded, network.parameters())):
-        network.save_pretrained(folder)  # type: ignore[operator]
-        return
+def network_as_it_is(network: nn.Module) -> Writes:
+    """What writes the folder of a diffusers network with its values as they are now.
+
+    Every process calls it where the network is sharded, and what it returns writes on the main process.
+    """
     state = gathered(network.state_dict())
-    if state:
-        twin = unsharded_class(network).from_config(network.config)
-        twin.load_state_dict(state, assign=True)
-        twin.save_pretrained(folder)
+    if not state:
+        return write_nothing
+    kind = unsharded_class(network) if any(map(is_sharded, network.parameters())) else type(network)
+    # A network that has the values for its state: building another one would draw random weights first.
+    still = object.__new__(kind)
+    still.__dict__.update(network.__dict__, state_dict=lambda: state)
+    writes: Writes = still.save_pretrained
+    return writes
 
 
 def unsharded_class(network: nn.Module) -> Any:

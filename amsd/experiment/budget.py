@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from amsd.evaluation.result import DIVERSITY, EvaluationResult, saved_results
 from amsd.training import processes
-from amsd.training.events import CheckpointRecord, Notice
+from amsd.training.events import AnyCheckpoint, Notice
 from amsd.training.problem import ControlProblem
 from amsd.training.validation import validation_values
 
@@ -21,7 +21,7 @@ class Budgets:
     prompts: Sequence[str]
     """Held-out prompts."""
 
-    def __call__(self, record: CheckpointRecord) -> Notice | None:
+    def __call__(self, record: AnyCheckpoint) -> Notice | None:
         """Why the run ends at this checkpoint, the same on every process; None where it goes on."""
         reasons = [*self._divergence(), *self._diversity(record)]
         if not reasons:
@@ -40,7 +40,7 @@ class Budgets:
         if kl >= budget:
             yield f"KL divergence {kl:.3g} has reached training.kl_budget = {budget:g}", ("validation/kl", kl)
 
-    def _diversity(self, record: CheckpointRecord) -> Iterator[tuple[str, tuple[str, float]]]:
+    def _diversity(self, record: AnyCheckpoint) -> Iterator[tuple[str, tuple[str, float]]]:
         budget = self.problem.recipe.training.diversity_budget
         if budget is None:
             return

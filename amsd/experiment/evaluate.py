@@ -22,7 +22,7 @@ from amsd.tracking.log import read_log, stopped
 from amsd.tracking.progress import Report
 from amsd.training import processes
 from amsd.training.checkpoint import CheckpointScores, retire, weights_sha256
-from amsd.training.events import CheckpointRecord, Notice
+from amsd.training.events import AnyCheckpoint, Notice
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class CheckpointEvaluation:
                 self._say_changed(base)
             self._track(0, base, pictures)
 
-    def __call__(self, record: CheckpointRecord) -> float | None:
-        """Evaluate a complete checkpoint where the recipe wants it; returns its score, higher is better."""
+    def __call__(self, record: AnyCheckpoint) -> float | None:
+        """Evaluate a checkpoint where the recipe wants it, also one that is being written; returns its score."""
         if not self._due(record.step):
             return None
         self.latest = self._evaluation.finetuned(record.weights_sha256)

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 
-from amsd.diffusion.policy import Policy
 from amsd.diffusion.start_weights import require_start, start_from
 from amsd.ends import AnnouncedEnd, Ends
 from amsd.errors import UsageError
@@ -42,6 +41,7 @@ from amsd.tracking.log import lost_steps
 from amsd.training.checkpoint import newest_whole
 from amsd.training.events import Notice
 from amsd.training.methods import trainer_of
+from amsd.training.persistence import checkpoint_bytes
 from amsd.training.problem import ControlProblem
 from amsd.training.processes import gather, obeying
 from amsd.training.shared import require_shared
@@ -106,7 +106,7 @@ def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
         if newest is None:
             start_from(identified.policy, recipe.model)
         stack.enter_context(divided(identified.policy, recipe, accelerator))
-        require_space(output, _checkpoint_bytes(recipe, identified.policy), recipe)
+        require_space(output, checkpoint_bytes(recipe, identified.policy), recipe)
         require_samplers(identified.policy.family, recipe, recipe.evaluation.every > 0)
         problem = build_problem(recipe, accelerator, identified.policy, inputs.training.texts)
         evaluator = _evaluator(problem, inputs.held_out, tracker) if recipe.evaluation.every else None
@@ -166,12 +166,6 @@ def _told(tracker: Tracker, info: RunInfo, ends: Ends) -> Iterator[None]:
     finally:
         with ends.held():
             tracker.on_end(status, error)
-
-
-def _checkpoint_bytes(recipe: Recipe, policy: Policy) -> float:
-    """Size of a checkpoint in float32: weights and AdamW's two moments; with an average, it and the trained weights."""
-    copies = 3 if recipe.training.ema_decay is None else 5
-    return 4.0 * copies * sum(parameter.numel() for parameter in policy.trainable.values())
 
 
 def _evaluator(problem: ControlProblem, held_out: PromptSet, tracker: Tracker) -> Evaluator:

@@ -14,7 +14,7 @@ _NOT_IDENTITY: dict[str, tuple[str, ...]] = {
     "optimizer": ("micro_batch", "max_skipped_updates"),
     "training": (
         "checkpoint_every", "keep", "gradient_checkpointing", "fsdp", "offload_text_encoders", "compile",
-        "collection_batch", "validate_every", "deterministic",
+        "background_checkpoints", "collection_batch", "validate_every", "deterministic",
     ),
 }  # fmt: skip
 

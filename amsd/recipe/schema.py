@@ -196,6 +196,8 @@ class Training(Section):
     `collection_batch` and `micro_batch` with it: `auto` tries sizes, and their rounding differs."""
     checkpoint_every: int = Field(default=20, ge=1)
     """Optimizer steps between checkpoints; the last step always has one."""
+    background_checkpoints: bool = True
+    """Write checkpoints while training goes on, from a copy in main memory; where it has no room, training waits."""
     keep: int = Field(default=2, ge=1)
     """Number of the newest checkpoints that are kept, in addition to the best one."""
     validate_every: int = Field(default=0, ge=0)

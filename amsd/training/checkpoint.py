@@ -1,76 +1,18 @@
-"""Checkpoints: complete or absent, verified on resume, retained by rule."""
+"""Checkpoints on disk: verified on resume, scored, retained by rule, taken back."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import shutil
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch.distributed as dist
-
-from amsd import __version__
 from amsd.errors import RunError
-from amsd.files import move_file, write_folder, write_json, writing
+from amsd.files import move_file, write_json
 from amsd.reading import parsed_object
-from amsd.run_directory import FORMAT, GONE, RunDirectory, damage, hashes, read_manifest
-from amsd.training import processes
+from amsd.run_directory import GONE, RunDirectory, damage, read_manifest
 
 _LOG = logging.getLogger(__name__)
-_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy")
-
-
-def write_checkpoint(
-    run: RunDirectory,
-    step: int,
-    save_weights: Callable[[Path], None],
-    save_state: Callable[[Path], None],
-    recipe_identity: str,
-) -> Path:
-    """Write the checkpoint of `step` together: every process calls `save_state` and `save_weights`, each on a folder.
-
-    Parts are gathered in a folder aside; the main process then hashes, fsyncs and renames it.
-    """
-    target = run.checkpoint(step)
-    parts = run.checkpoints / f".parts-{step:06d}"
-    if processes.rank() == 0:
-        shutil.rmtree(parts, ignore_errors=True)
-        with writing(target):
-            (parts / "state").mkdir(parents=True)
-            (parts / "weights").mkdir()
-    _barrier()
-    with writing(target):
-        save_state(parts / "state")
-        save_weights(parts / "weights")
-    _barrier()
-    if processes.rank() == 0:
-
-        def fill(folder: Path) -> None:
-            (parts / "state").rename(folder / "state")
-            for path in (parts / "weights").iterdir():
-                path.rename(folder / path.name)
-            (folder / "recipe.toml").write_bytes(run.recipe.read_bytes())
-            files = hashes(folder)
-            manifest = {
-                "format": FORMAT,
-                "step": step,
-                "recipe_identity": recipe_identity,
-                "weights_sha256": _weights_hash(folder),
-                "amsd": __version__,
-                "libraries": _versions(),
-                "files": files,
-            }
-            write_json(folder / "manifest.json", manifest)
-
-        write_folder(target, fill)
-        shutil.rmtree(parts, ignore_errors=True)
-        run.point("latest", step)
-    _barrier()
-    return target
 
 
 def weights_sha256(checkpoint: Path) -> str:
@@ -223,45 +165,3 @@ class CheckpointScores:
 
     def _write(self, scores: dict[int, float]) -> None:
         write_json(self._file, {str(step): value for step, value in sorted(scores.items())})
-
-
-def _weights_hash(folder: Path) -> str:
-    """Identity of the weights in a checkpoint: their tensors and configurations, not the bytes of their files.
-
-    The safetensors library writes a file's metadata in no fixed order, so equal weights may be unequal files.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.relative_to(folder).parts[0] == "state":
-            continue
-        if path.suffix == ".safetensors":
-            digest.update(path.relative_to(folder).as_posix().encode())
-            _add_tensors(digest, path)
-        elif path.name == "config.json":
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _add_tensors(digest: hashlib._Hash, path: Path) -> None:
-    # The format: 8 bytes of length, a JSON header, then the data that it points into.
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-        digest.update(json.dumps(header, sort_keys=True).encode())
-        while chunk := stream.read(2**24):
-            digest.update(chunk)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

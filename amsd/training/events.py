@@ -17,6 +17,29 @@ class StepRecord:
     values: Mapping[str, float]
 
 
+class AnyCheckpoint(Protocol):
+    """A checkpoint of a run, which may still be being written."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """Its folder with everything in it; waits until it is complete.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        ...
+
+    @property
+    def weights_sha256(self) -> str:
+        """Identity of the weights that will be evaluated; waits until it is known."""
+        ...
+
+
 @dataclass(frozen=True)
 class CheckpointRecord:
     """A checkpoint that is complete on disk."""
@@ -24,7 +47,6 @@ class CheckpointRecord:
     step: int
     path: Path
     weights_sha256: str
-    """Identity of the weights that will be evaluated."""
 
 
 @dataclass(frozen=True)

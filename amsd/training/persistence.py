@@ -6,20 +6,32 @@ import json
 from pathlib import Path
 from typing import Any
 
+from amsd.diffusion.policy import Policy
 from amsd.diffusion.sharding import gathered, placed
+from amsd.files import Writes
+from amsd.recipe import Recipe
 from amsd.training import processes
 from amsd.training.method import Method
-from amsd.training.state import load_optimizer, restore_rng, rng_state, save_optimizer
+from amsd.training.state import load_optimizer, optimizer_as_it_is, restore_rng, rng_state
 from amsd.training.update import Updater
 
 
-def save_training(method: Method[Any], updater: Updater, step: int, folder: Path) -> None:
-    """Write the state after `step`: each process its generators and its buffer, the main process whole tensors."""
+def checkpoint_bytes(recipe: Recipe, policy: Policy) -> float:
+    """Size of a checkpoint in float32: weights and AdamW's two moments; with an average, it and the trained weights.
+
+    A buffer comes on top.
+    """
+    copies = 3 if recipe.training.ema_decay is None else 5
+    return 4.0 * copies * sum(parameter.numel() for parameter in policy.trainable.values())
+
+
+def training_as_it_is(method: Method[Any], updater: Updater, step: int) -> Writes:
+    """What writes the state after `step`: each process its generators and buffer, the main process whole tensors."""
     from safetensors.torch import save_file
 
-    method.source.save(folder)
-    (folder / f"rng-{processes.rank():05d}.json").write_text(json.dumps(rng_state()), encoding="utf-8")
-    save_optimizer(updater.optimizer.optimizer, folder)
+    source = method.source.as_it_is()
+    texts = {f"rng-{processes.rank():05d}.json": json.dumps(rng_state())}
+    optimizer = optimizer_as_it_is(updater.optimizer.optimizer)
     state: dict[str, Any] = {**method.state(), "step": step, "skipped_in_a_row": updater.guard.in_a_row}
     files = {"method": gathered(method.state_tensors())}
     if updater.average is not None:
@@ -28,19 +40,26 @@ def save_training(method: Method[Any], updater: Updater, step: int, folder: Path
         files["parameters"] = gathered(trainable)
         files["average"] = gathered(dict(zip(trainable, updater.average.shadow, strict=True)))
         state["average_updates"] = updater.average.updates
-    if processes.rank() != 0:
-        return
-    for name, tensors in files.items():
-        if tensors:
-            save_file(tensors, folder / f"{name}.safetensors")
     scaler = getattr(updater.accelerator, "scaler", None)
     if scaler is not None:
         state["scaler"] = scaler.state_dict()
-    (folder / "trainer.json").write_text(json.dumps(state), encoding="utf-8")
+    if processes.rank() == 0:
+        texts["trainer.json"] = json.dumps(state)
+
+    def write(folder: Path) -> None:
+        source(folder)
+        optimizer(folder)
+        for name, tensors in files.items():
+            if tensors:  # on the main process
+                save_file(tensors, folder / f"{name}.safetensors")
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+    return write
 
 
 def load_training(method: Method[Any], updater: Updater, folder: Path) -> int:
-    """Read what `save_training` wrote, and return its step; the policy has its weights already."""
+    """Read what `training_as_it_is` wrote, and return its step; the policy has its weights already."""
     from safetensors.torch import load_file
 
     state = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))

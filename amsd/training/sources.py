@@ -14,6 +14,7 @@ from torch import Tensor
 
 from amsd.diffusion.guidance import Conditioning
 from amsd.errors import RunError
+from amsd.files import Writes, write_nothing
 from amsd.prompts import BufferPromptDataModule, PromptDataModule
 from amsd.recipe import BufferedSection, Recipe
 from amsd.training import processes
@@ -66,8 +67,8 @@ class ExperienceSource(ABC, Generic[E]):
         """Undo what a step that is dropped has begun."""
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write this process's part of the state."""
+    def as_it_is(self) -> Writes:
+        """What writes this process's part of the state as it is now."""
 
     @abstractmethod
     def restore(self, folder: Path, encode: Callable[[Sequence[str]], Conditioning]) -> None:
@@ -108,8 +109,9 @@ class OnPolicy(ExperienceSource[E]):
     def roll_back(self, mark: None) -> None:
         """Nothing outlasts a step."""
 
-    def save(self, folder: Path) -> None:
+    def as_it_is(self) -> Writes:
         """Nothing outlasts a step."""
+        return write_nothing
 
     def restore(self, folder: Path, encode: Callable[[Sequence[str]], Conditioning]) -> None:
         """Nothing outlasts a step."""
@@ -174,18 +176,28 @@ class Buffered(ExperienceSource[E]):
             self._experience = None
         self._collections, self._used, self._stale = mark
 
-    def save(self, folder: Path) -> None:
-        """Write the buffer of this process, and (main process) the position in it."""
-        if processes.rank() == 0:
-            position = {
-                "collections": self._collections,
-                "used": self._used,
-                "stale": self._stale,
-                "processes": processes.world_size(),
-            }
-            (folder / "buffer.json").write_text(json.dumps(position), encoding="utf-8")
-        if self._experience is not None:
-            self._experience.save(folder / f"buffer-{processes.rank():05d}.safetensors")
+    def as_it_is(self) -> Writes:
+        """The buffer of this process, and (main process) the position in it.
+
+        A buffer is never changed, only replaced, so the one in main memory needs no copy.
+        """
+        rank, stored = processes.rank(), self._experience
+        position = {
+            "collections": self._collections,
+            "used": self._used,
+            "stale": self._stale,
+            "processes": processes.world_size(),
+        }
+        if stored is not None:
+            stored = stored.map(lambda value: value.detach().cpu())
+
+        def write(folder: Path) -> None:
+            if rank == 0:
+                (folder / "buffer.json").write_text(json.dumps(position), encoding="utf-8")
+            if stored is not None:
+                stored.save(folder / f"buffer-{rank:05d}.safetensors")
+
+        return write
 
     def restore(self, folder: Path, encode: Callable[[Sequence[str]], Conditioning]) -> None:
         """Read the buffer, also one that another number of processes wrote."""

@@ -14,23 +14,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from amsd.diffusion.sharding import gathered, placed
+from amsd.files import Writes, write_nothing
 from amsd.training import processes
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Write `optimizer.safetensors` and `optimizer.json`; every process calls it, and the main process writes."""
+def optimizer_as_it_is(optimizer: torch.optim.Optimizer) -> Writes:
+    """What writes `optimizer.safetensors` and `optimizer.json`; every process calls it, the main process writes."""
     state = optimizer.state_dict()
     flat = {
         f"{index}.{name}": value for index, entries in state["state"].items() for name, value in _flat(entries).items()
     }
     scalars = {name: value for name, value in flat.items() if not isinstance(value, Tensor)}
+    # Copies: tables of an 8-bit optimizer are shared by all parameters, which a file of tensors cannot say.
     tensors = gathered({name: value for name, value in flat.items() if isinstance(value, Tensor)})
-    # Tables of an 8-bit optimizer are shared by all parameters, which a file of tensors cannot say.
-    tensors = {name: value.clone() if "/" in name else value for name, value in tensors.items()}
     if processes.rank() != 0:
-        return
-    save_file(tensors, folder / "optimizer.safetensors")
-    _write(folder / "optimizer.json", {"scalars": scalars, "param_groups": state["param_groups"]})
+        return write_nothing
+    text = json.dumps({"scalars": scalars, "param_groups": state["param_groups"]})
+
+    def write(folder: Path) -> None:
+        save_file(tensors, folder / "optimizer.safetensors")
+        (folder / "optimizer.json").write_text(text, encoding="utf-8")
+
+    return write
 
 
 def _flat(entries: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -42,7 +47,7 @@ def _flat(entries: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Read what `save_optimizer` wrote."""
+    """Read what `optimizer_as_it_is` wrote."""
     extra = json.loads((folder / "optimizer.json").read_text(encoding="utf-8"))
     state: dict[int, dict[str, Any]] = {}
     values: dict[str, Any] = dict(load_file(folder / "optimizer.safetensors")) | extra["scalars"]
@@ -80,7 +85,3 @@ def restore_rng(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all([torch.tensor(value, dtype=torch.uint8) for value in state["cuda"]])
-
-
-def _write(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data), encoding="utf-8")

@@ -78,7 +78,8 @@ class SOCTrainer(Method[E]):
             self.step = self.keeper.resume()
         if self.step and self._ends_here():
             return
-        with self._ends.held():  # between two steps a signal waits until all processes have heard of it
+        # Between two steps a signal waits until all processes have heard of it.
+        with self._ends.held(), self.keeper.finishing():
             while self.step < self.recipe.training.steps:
                 self._make_step(self.step + 1)
                 if self.keeper.is_due(self.step) and self._ends_here():
@@ -109,12 +110,17 @@ class SOCTrainer(Method[E]):
 
     def _end_if_asked(self) -> None:
         """End between two steps if a signal has asked any process for it; all of them agree on the step."""
-        number = max(processes.gather([self._ends.number or 0]))
+        told = processes.gather([(self._ends.number or 0, self.keeper.has_failed)])
+        if any(failed for _, failed in told):  # of a checkpoint: all processes raise it at the same step
+            self.keeper.finish()
+        self.keeper.look_after()
+        number = max(number for number, _ in told)
         if not number:
             return
         with self._ends.held():
             if self.step and not self.keeper.holds(self.step):
                 self.keeper.write(self.step)
+            self.keeper.finish()
         raise AnnouncedEnd(number)
 
     @contextmanager
@@ -167,6 +173,7 @@ class SOCTrainer(Method[E]):
             "gradient_norm": gradient_norm,
             **self.source.values(batch),
             **times,
+            "seconds/checkpoint": self.keeper.seconds_waited(),
             **self.speed.values(batch.collected, times["seconds/total"]),
         }
 

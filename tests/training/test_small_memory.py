@@ -22,7 +22,7 @@ from amsd.experiment.inputs import check_inputs
 from amsd.experiment.plan import Plan, make_plan
 from amsd.recipe import Model, Optimizer, load_recipe
 from amsd.training.optimization import build_optimizer
-from amsd.training.state import load_optimizer, save_optimizer
+from amsd.training.state import load_optimizer, optimizer_as_it_is
 from tests import pipelines
 from tests.cli.commands import lines
 
@@ -109,7 +109,7 @@ def test_an_optimizer_of_eight_bits_goes_on_from_its_file(tmp_path: Path) -> Non
     values = parameters()
     optimizer = build_optimizer(values, settings)
     step(values, optimizer)
-    save_optimizer(optimizer, tmp_path)
+    optimizer_as_it_is(optimizer)(tmp_path)
     others = [nn.Parameter(value.detach().clone()) for value in values]
     resumed = build_optimizer(others, settings)
     load_optimizer(resumed, tmp_path)

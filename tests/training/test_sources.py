@@ -150,7 +150,7 @@ def test_a_buffer_resumes_in_the_middle_of_a_pass(before: int, after: int, tmp_p
     run(before, range(1, middle + 1), interrupted)
     for rank, source in enumerate(interrupted):
         with process(rank, before):
-            source.save(tmp_path)
+            source.as_it_is()(tmp_path)
     resumed = sources(after)
     for rank, source in enumerate(resumed):
         with process(rank, after):
@@ -161,7 +161,7 @@ def test_a_buffer_resumes_in_the_middle_of_a_pass(before: int, after: int, tmp_p
 def test_what_is_restored_is_what_was_saved_bit_for_bit(tmp_path: Path) -> None:
     source, again = sources(2, dtype="bf16")
     before = source.batch(1)
-    source.save(tmp_path)
+    source.as_it_is()(tmp_path)
     again.restore(tmp_path, encode)
     old, new = before.experience, again.batch(2).experience
     assert new.prompts == old.prompts
