@@ -23,7 +23,7 @@ class Rows:
 
     def rows(self, index: Tensor | slice) -> Self:
         """The given rows of the batch."""
-        return self._changed(lambda value: _rows(value, index))
+        return self._changed(lambda value: select(value, index))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Apply `change` to every tensor."""
@@ -55,16 +55,24 @@ def _cat(parts: Sequence[Any]) -> Any:
     return tuple(value for part in parts for value in part)
 
 
-def _rows(value: Any, index: Tensor | slice) -> Any:
+def select(value: Any, index: Tensor | slice) -> Any:
+    """The given rows of a field."""
     if value is None:
         return None
     if isinstance(value, Tensor):
-        return value[index.to(value.device) if isinstance(index, Tensor) else index]
+        return value[on_device(index, value.device) if isinstance(index, Tensor) else index]
     if isinstance(value, Rows):
         return value.rows(index)
     if isinstance(value, Mapping):
-        return {name: _rows(entry, index) for name, entry in value.items()}
+        return {name: select(entry, index) for name, entry in value.items()}
     return value[index] if isinstance(index, slice) else tuple(value[row] for row in index.tolist())
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on `device`, without waiting for what the device still has to do."""
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from amsd.diffusion.steps import AffineSteps, Index, on_device
-from amsd.rows import Rows
+from amsd.diffusion.steps import AffineSteps, Index
+from amsd.rows import Rows, on_device
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Conditioning(Rows):
         """
 
         def choose(prompt: Tensor, negative: Tensor) -> Tensor:
-            return torch.where(mask.to(prompt.device).reshape(-1, *[1] * (prompt.ndim - 1)), negative, prompt)
+            return torch.where(on_device(mask, prompt.device).reshape(-1, *[1] * (prompt.ndim - 1)), negative, prompt)
 
         kept = TextCondition(
             choose(self.prompt.hidden_states, self.negative.hidden_states),

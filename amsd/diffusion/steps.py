@@ -15,6 +15,8 @@ from typing import Literal, cast, overload
 import torch
 from torch import Tensor
 
+from amsd.rows import on_device
+
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 """What the network's raw output is; `flow` is the velocity of a flow path, the others belong to DDIM's path."""
 Index = int | Tensor
@@ -189,10 +191,3 @@ def at(table: Tensor, k: Index, like: Tensor) -> Tensor | float:
     if isinstance(k, int):
         return float(table[k])
     return on_device(table[k].to(like.dtype), like.device).reshape(-1, *[1] * (like.ndim - 1))
-
-
-def on_device(values: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU on `device`, without waiting for what the device still has to do."""
-    if device.type != "cuda" or values.device.type != "cpu":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -13,12 +13,16 @@ from torch import Tensor
 
 from amsd.diffusion.guidance import Conditioning
 from amsd.diffusion.noise import Key
-from amsd.rows import Rows
+from amsd.rows import Rows, select
 
 #: Metadata of a field that a buffer may store in another precision: `field(metadata=LATENT)`.
 LATENT: Mapping[str, Any] = {"latent": True}
 #: Metadata of a field that buffers of earlier versions lack, and that is only logged: it is NaN where it is absent.
 LOGGED_LATER: Mapping[str, Any] = {"logged_later": True}
+
+
+Bring = Callable[..., Tensor]
+"""(tensor, *index) -> tensor[index], wherever it is wanted."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,16 @@ class Experience(Rows):
         changed |= {name: place(value.to(dtype)) for name, value in self.latents()}
         return type(self)(**{each.name: changed.get(each.name, getattr(self, each.name)) for each in fields(self)})
 
+    def used(self, rows: Tensor, pass_index: int, bring: Bring) -> Self:
+        """The rows (R,) as one pass uses them; latents and conditions as `bring` takes them out of their tensors."""
+        return self._taken(rows, bring, (rows,))
+
+    def _taken(self, rows: Tensor, bring: Bring, of_latents: tuple[Tensor, ...]) -> Self:
+        changed: dict[str, Any] = {"conditioning": self.conditioning.map(lambda value: bring(value, rows))}
+        changed |= {name: bring(value, *of_latents) for name, value in self.latents()}
+        rest = [each.name for each in fields(self) if each.name not in changed]
+        return type(self)(**changed, **{name: select(getattr(self, name), rows) for name in rest})
+
     def save(self, file: Path) -> None:
         """Write everything but the conditions."""
         from safetensors.torch import save_file
@@ -101,6 +115,23 @@ class Rewarded(Experience):
     """(B,), on the CPU."""
     terms: Mapping[str, Tensor]
     """Each term before weighting, (B,), on the CPU."""
+
+
+@dataclass(frozen=True)
+class StoredSteps(Rewarded):
+    """M stored steps of each of B trajectories, of which every pass uses K; all latents are (B, M, ...)."""
+
+    indices: Tensor
+    """Stored step indices k, ascending, LongTensor (B, M) on the CPU."""
+    columns: Tensor
+    """Which of the M each pass uses, LongTensor (B, passes, K) on the CPU."""
+
+    def used(self, rows: Tensor, pass_index: int, bring: Bring) -> Self:
+        """The K steps of that pass only."""
+        columns, passes = self.columns[rows, pass_index], self.columns.shape[1]
+        taken = self._taken(rows, bring, (rows[:, None], columns))
+        in_order = torch.arange(columns.shape[1]).expand(len(rows), passes, -1)
+        return replace(taken, indices=self.indices[rows[:, None], columns], columns=in_order)
 
 
 def _latents(cls: type[Experience]) -> list[str]:

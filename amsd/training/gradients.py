@@ -13,6 +13,7 @@ from torch import Tensor
 from amsd.training import processes
 from amsd.training.chunks import from_the_start, micro_batch_size
 from amsd.training.experience import E, ItemLosses
+from amsd.training.fetching import Fetcher, carrier_for
 from amsd.training.method import Method
 from amsd.training.problem import require_finite
 from amsd.training.sources import Batch
@@ -50,6 +51,7 @@ class Gradients(Generic[E]):
         self._empty = updater.optimizer.zero_grad
         self.size = micro_batch_size(method.recipe, method.problem.device.type != "cpu", method.problem.policy.sharded)
         """How many trajectories are in one chunk, as far as it is known."""
+        self._carrier = carrier_for(method.problem.device)
 
     def take(self, batch: Batch[E], step: int) -> BatchLosses:
         """Give the parameters the gradient of the global batch's mean loss: this process's part of it.
@@ -64,9 +66,12 @@ class Gradients(Generic[E]):
         """Gradients chunk by chunk, where the weights of a chunk need no other chunk."""
         method = self._method
 
+        chunks = Fetcher(batch, self._carrier)
+
         def chunk(part: slice) -> ItemLosses:
-            found = method.losses(batch.experience, batch.rows[part], batch.pass_index)
+            found = method.losses(*chunks.chunk(part), batch.pass_index)
             self._backward(found.loss, method.weights(found))
+            chunks.expect(self._next(part))
             return ItemLosses(found.loss.detach(), found.logged)
 
         parts = from_the_start(len(batch.rows), self.size, chunk, self._empty)
@@ -81,15 +86,17 @@ class Gradients(Generic[E]):
         """
         method, rows, count = self._method, batch.rows, self._recipe.method.items_per_trajectory
         single = max(processes.gather([-(-len(rows) // self.size.next)])) <= 1
+        chunks = Fetcher(batch, self._carrier)
         kept: list[ItemLosses] = []
         """The losses with their graph, if all rows fitted at once on every process."""
 
         def first(part: slice) -> ItemLosses:
             whole = single and part == slice(0, len(rows))
             with nullcontext() if whole else torch.no_grad():
-                found = method.losses(batch.experience, rows[part], batch.pass_index)
+                found = method.losses(*chunks.chunk(part), batch.pass_index)
             if whole:
                 kept.append(found)
+            chunks.expect(self._next(part))
             return ItemLosses(found.loss.detach(), found.logged)
 
         items = gathered(from_the_start(len(rows), self.size, first, kept.clear), count)
@@ -100,14 +107,19 @@ class Gradients(Generic[E]):
 
         def second(part: slice) -> None:
             method.only_losses = not kept
-            found = kept.pop() if kept else method.losses(batch.experience, rows[part], batch.pass_index)
+            found = kept.pop() if kept else method.losses(*chunks.chunk(part), batch.pass_index)
             self._backward(found.loss, own[part].flatten())
+            chunks.expect(self._next(part))
 
         try:
             from_the_start(len(rows), self.size, second, self._empty)
         finally:
             method.only_losses = False
         return BatchLosses(items, weights, True)
+
+    def _next(self, part: slice) -> slice:
+        """The chunk that comes after `part`, if this one fits."""
+        return slice(part.stop, part.stop + max(self.size.next, part.stop - part.start))
 
     def _backward(self, losses: Tensor, weights: Tensor) -> None:
         total = self._recipe.optimizer.prompts_per_step * self._recipe.method.items_per_trajectory

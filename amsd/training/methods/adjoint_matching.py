@@ -26,6 +26,7 @@ from amsd.matching import (
     stepwise_log_weights,
 )
 from amsd.recipe import AdjointMatching
+from amsd.rows import on_device
 from amsd.training.events import Notice
 from amsd.training.experience import ItemLosses, Sample
 from amsd.training.methods.lean_adjoint import AdjointExperience, Items, collect
@@ -125,9 +126,9 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
         rows = torch.nonzero(other).flatten()
         current = prediction.detach().clone()
         if len(rows):
-            on_device = rows.to(device)
-            predict = self.problem.finetuned(items.conditioning(device).rows(on_device), scale)
-            current[on_device] = predict(x[on_device], items.indices[rows]).to(current.dtype)
+            there = on_device(rows, device)
+            predict = self.problem.finetuned(items.conditioning(device).rows(there), scale)
+            current[there] = predict(x[there], items.indices[rows]).to(current.dtype)
         before = items.latent("sampler_predictions", device)
         difference = control(current, before, at(steps.control_scale, items.indices, x))
         return stepwise_log_weights(difference, items.latent("noises", device))

@@ -28,7 +28,8 @@ from amsd.matching import (
     stepwise_log_weights,
 )
 from amsd.recipe.methods.policy_gradient import DDPO
-from amsd.training.experience import LATENT, ItemLosses, Rewarded, Sample
+from amsd.rows import on_device
+from amsd.training.experience import LATENT, ItemLosses, Sample, StoredSteps
 from amsd.training.groups import group_numbers, judged, scaled_advantages
 from amsd.training.problem import require_finite
 from amsd.training.record import gathered, means, reward_values
@@ -37,13 +38,9 @@ from amsd.training.trainer import BufferSOCTrainer
 
 
 @dataclass(frozen=True)
-class Actions(Rewarded):
+class Actions(StoredSteps):
     """M stored steps of each of B trajectories, and what the trajectory was worth."""
 
-    indices: Tensor
-    """Stored steps k, ascending, LongTensor (B, M) on the CPU."""
-    columns: Tensor
-    """Which of the M each pass uses, LongTensor (B, passes, K) on the CPU."""
     states: Tensor = field(metadata=LATENT)
     """x_k, (B, M, ...)."""
     noises: Tensor = field(metadata=LATENT)
@@ -118,7 +115,7 @@ class DDPOTrainer(BufferSOCTrainer[Actions]):
         row, column = rows.repeat_interleave(count), columns.flatten()
         k = experience.indices[row, column]
         x, noise, before = (
-            value[row.to(value.device), column.to(value.device)].to(device, torch.float32)
+            value[on_device(row, value.device), on_device(column, value.device)].to(device, torch.float32)
             for value in (experience.states, experience.noises, experience.predictions)
         )
         conditioning = experience.conditioning.rows(row).map(lambda value: value.to(device))
@@ -126,7 +123,7 @@ class DDPOTrainer(BufferSOCTrainer[Actions]):
         prediction = self.problem.finetuned(conditioning, scale)(x, k)
         step_scale = at(steps.control_scale, k, x)
         log_ratio = stepwise_log_weights(control(prediction, before, step_scale), noise)
-        advantages = experience.advantages[row].to(log_ratio)
+        advantages = on_device(experience.advantages[row].to(log_ratio.dtype), device)
         each = inverse_probabilities(len(steps.controlled), k.view(-1, count)).flatten() * count / len(steps.controlled)
         loss = clipped_loss(log_ratio, advantages, method.clip_range)
         logged = {"index": k, "log_ratio": log_ratio.detach(), "advantage": advantages}

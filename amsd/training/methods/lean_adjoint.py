@@ -15,20 +15,17 @@ from amsd.diffusion.rollout import Trajectory, rollout
 from amsd.errors import Diverged
 from amsd.matching import IndexPlan, LeanAdjoint, lean_adjoint, plan_indices
 from amsd.recipe import AdjointMatching
+from amsd.rows import on_device
 from amsd.training.clock import PhaseClock
-from amsd.training.experience import LATENT, LOGGED_LATER, Rewarded, Sample
+from amsd.training.experience import LATENT, LOGGED_LATER, Sample, StoredSteps
 from amsd.training.problem import ControlProblem, require_finite
 from amsd.training.rewards import require_finite_reward, reward_gradient
 
 
 @dataclass(frozen=True)
-class AdjointExperience(Rewarded):
+class AdjointExperience(StoredSteps):
     """M stored steps of each of B trajectories, batch first."""
 
-    indices: Tensor
-    """Stored step indices k, ascending, LongTensor (B, M) on the CPU."""
-    columns: Tensor
-    """Which of the M each pass uses, LongTensor (B, passes, K) on the CPU."""
     states: Tensor = field(metadata=LATENT)
     """x_k, (B, M, ...)."""
     adjoints: Tensor = field(metadata=LATENT)
@@ -78,15 +75,14 @@ class Items:
     def latent(self, name: str, device: torch.device) -> Tensor:
         """Rows of one of the latent tensors of the experience, (M, ...), float32 on `device`."""
         source: Tensor = getattr(self.experience, name)
-        rows, columns = self.row.to(source.device), self.column.to(source.device)
+        rows, columns = on_device(self.row, source.device), on_device(self.column, source.device)
         picked = source[rows, columns]
         return picked.to(device, torch.promote_types(picked.dtype, torch.float32))
 
     def conditioning(self, device: torch.device) -> Conditioning:
         """Conditions of the items, before dropout."""
         source = self.experience.conditioning
-        rows = self.row.to(source.prompt.hidden_states.device)
-        return source.rows(rows).map(lambda value: value.to(device))
+        return source.rows(on_device(self.row, source.prompt.hidden_states.device)).map(lambda value: value.to(device))
 
     @property
     def dropped(self) -> Tensor:
