@@ -14,6 +14,7 @@ from amsd.evaluation import distance, metrics
 from amsd.evaluation.diversity import embedding_variance
 from amsd.evaluation.result import DIVERSITY, FID, KID, EvaluationResult
 from amsd.rewards.protocol import Embedder, Reward
+from amsd.training.chunks import SCORING, ChunkSize, in_chunks
 from amsd.training.processes import gather, interruptible, rank, shard
 
 
@@ -74,6 +75,7 @@ class Scorers:
         self._rewards = {reward.name: reward for reward in rewards}
         self._diversity = [embedder.name for embedder in diversity]
         self._distances = [embedder.name for embedder in distances]
+        self._sizes: dict[str, ChunkSize] = {}
         self._embedders = {embedder.name: embedder for embedder in [*diversity, *distances]}
 
     @property
@@ -153,9 +155,23 @@ class Scorers:
         with metrics.placed(reward, device, stay=reward.name in self._stay), interruptible() as look:
             for batch, pictures in zip(images.batches, images.pictures, strict=True):
                 look()
-                scores.append(metrics.score(reward, pictures, [self._prompts[prompt] for prompt, _ in batch], device))
+                scores.append(self._scored(reward, pictures, [self._prompts[prompt] for prompt, _ in batch], device))
         flat, samples = [value for batch in gather(scores) for value in batch], self._samples
         return [math.fsum(flat[p * samples : (p + 1) * samples]) / samples for p in range(images.prompts)]
+
+    def _scored(self, reward: Reward, pictures: Tensor, prompts: Sequence[str], device: torch.device) -> list[float]:
+        """Scores of a batch, in smaller parts where it does not fit into memory."""
+
+        def part(rows: Sequence[int]) -> list[float]:
+            chosen = slice(rows[0], rows[-1] + 1)
+            return metrics.score(reward, pictures[chosen], prompts[chosen], device)
+
+        parts = in_chunks(range(len(pictures)), self._size(reward.name, len(pictures)), part)
+        return [value for values in parts for value in values]
+
+    def _size(self, name: str, batch: int) -> ChunkSize:
+        """How many pictures a scorer takes at once: whole batches as long as they fit."""
+        return self._sizes.setdefault(name, ChunkSize(batch, batch, SCORING))
 
     def _group_scores(self, reward: Reward, images: Images, device: torch.device) -> list[float]:
         """Mean score of each prompt, where a call gets all its samples; processes take turns."""
@@ -174,12 +190,20 @@ class Scorers:
         everything = {prompt: value for part in gather([found]) for prompt, value in part.items()}
         return [everything[prompt] for prompt in range(images.prompts)]
 
+    def _embedded(self, embedder: Embedder, pictures: Tensor, device: torch.device) -> Tensor:
+        """Embeddings of a batch, in smaller parts where it does not fit into memory."""
+
+        def part(rows: Sequence[int]) -> Tensor:
+            return metrics.embed(embedder, pictures[rows[0] : rows[-1] + 1], device)
+
+        return torch.cat(in_chunks(range(len(pictures)), self._size(embedder.name, len(pictures)), part))
+
     def _embeddings(self, embedder: Embedder, images: Images, device: torch.device) -> Tensor:
         local = []
         with metrics.placed(embedder, device), interruptible() as look:
             for pictures in images.pictures:
                 look()
-                local.append(metrics.embed(embedder, pictures, device))
+                local.append(self._embedded(embedder, pictures, device))
         embeddings: Tensor = torch.cat(gather(local)).unflatten(0, (images.prompts, self._samples))
         finite = embeddings.isfinite().flatten(1).all(1).tolist()
         for prompt, good in zip(self._prompts, finite, strict=True):

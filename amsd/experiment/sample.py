@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.finite import require_finite_images
@@ -21,6 +22,7 @@ from amsd.prompts.cut import cut_prompts
 from amsd.recipe import Recipe
 from amsd.run_directory import resolve_checkpoint
 from amsd.tracking.progress import Report, silent
+from amsd.training.chunks import PICTURES, ChunkSize, in_chunks
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,9 +114,9 @@ def _write(family: Family, recipe: Recipe, request: SampleRequest, out: Path, re
     for remark in cut_prompts(family, recipe, {"given": request.prompts}):
         _LOG.warning("%s", remark)
     family.pipeline.scheduler = family.exported_sampler(recipe.schedule)
-    written = []
+    written, size = [], ChunkSize(_TOGETHER, _TOGETHER, PICTURES)
     for index, prompt in enumerate(request.prompts):
-        for number, image in enumerate(_in_parts(family, recipe, prompt, request)):
+        for number, image in enumerate(_in_parts(family, recipe, prompt, request, size)):
             path = out / f"p{index:03d}-s{number}.png"
             with writing(path):
                 out.mkdir(parents=True, exist_ok=True)
@@ -124,15 +126,19 @@ def _write(family: Family, recipe: Recipe, request: SampleRequest, out: Path, re
     return written
 
 
-def _in_parts(family: Family, recipe: Recipe, prompt: str, request: SampleRequest) -> Iterator[Any]:
+def _in_parts(family: Family, recipe: Recipe, prompt: str, request: SampleRequest, size: ChunkSize) -> Iterator[Any]:
     """The images of one prompt, a few at once, whatever their number."""
     for start in range(0, request.count, _TOGETHER):
         part = replace(request, seed=request.seed + start, count=min(_TOGETHER, request.count - start))
-        yield from pictures(family, recipe, prompt, part)
+        yield from pictures(family, recipe, prompt, part, size)
 
 
-def pictures(family: Family, recipe: Recipe, prompt: str, request: SampleRequest) -> list[Any]:
+def pictures(
+    family: Family, recipe: Recipe, prompt: str, request: SampleRequest, size: ChunkSize | None = None
+) -> list[Any]:
     """Images of one prompt by the weights and the scheduler that the pipeline holds now.
+
+    All at once, or fewer where they do not fit into memory; `size` keeps what was learned of that.
 
     Raises:
         UsageError: the sampler cannot do what is asked.
@@ -143,14 +149,19 @@ def pictures(family: Family, recipe: Recipe, prompt: str, request: SampleRequest
     family.check_negative_prompt(negative, scale)
     steps = request.num_inference_steps or recipe.schedule.num_inference_steps
     family.check_drawing(request.eta, scale, steps)
-    images = family.draw(
-        family.drawing_arguments(prompt, negative, request.count),
-        [torch.Generator().manual_seed(request.seed + number) for number in range(request.count)],
-        eta=request.eta,
-        guidance_scale=scale,
-        num_inference_steps=steps,
-        output_type="pt",
-    )
+
+    def draw(numbers: Sequence[int]) -> Tensor:
+        return family.draw(
+            family.drawing_arguments(prompt, negative, len(numbers)),
+            [torch.Generator().manual_seed(request.seed + number) for number in numbers],
+            eta=request.eta,
+            guidance_scale=scale,
+            num_inference_steps=steps,
+            output_type="pt",
+        )
+
+    size = size or ChunkSize(request.count, request.count, PICTURES)
+    images = torch.cat(in_chunks(range(request.count), size, draw))
     require_finite_images(images, [prompt] * len(images))
     processor = family.pipeline.image_processor
     drawn: list[Any] = processor.numpy_to_pil(processor.pt_to_numpy(images))

@@ -29,7 +29,7 @@ from amsd.recipe import Recipe
 from amsd.rewards.calling import call
 from amsd.rewards.combination import WeightedReward
 from amsd.training import heartbeat
-from amsd.training.chunks import fixed_micro_batch
+from amsd.training.chunks import SCALE, ChunkSize, fixed_micro_batch, in_chunks
 from amsd.training.problem import ControlProblem
 
 _LOG = logging.getLogger(__name__)
@@ -223,14 +223,19 @@ def _base_standard_deviations(
     chosen = [prompts[index // each % len(prompts)] for index in range(count)]
     scores: dict[str, list[torch.Tensor]] = {name: [] for name in reward.unmeasured}
     terms = {term.reward.name: term.reward for term in reward.terms}
-    for start in range(0, count, size):
-        batch = chosen[start : start + size]
-        keys = [(problem.recipe.training.seed, "scale", start + index) for index in range(len(batch))]
+
+    def measure(indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        batch = [chosen[index] for index in indices]
+        keys = [(problem.recipe.training.seed, "scale", index) for index in indices]
         shape = (len(problem.steps) + 1, *problem.family.latent_shape)
         noise = normal(keys, shape, problem.device, torch.float32)
         predict = problem.base(problem.encode(batch), problem.recipe.guidance.guidance_scale)
         images = problem.family.decode(rollout(predict, problem.steps, noise).terminal).clamp(0, 1)
         require_finite_images(images, batch)
-        for name, values in scores.items():
-            values.append(call(terms[name], images, batch).cpu())
+        return {name: call(terms[name], images, batch).cpu() for name in scores}
+
+    whole = reward.groupwise or problem.policy.sharded
+    for found in in_chunks(range(count), ChunkSize(size, size, SCALE, fixed=whole), measure):
+        for name, values in found.items():
+            scores[name].append(values)
     return {name: float(torch.cat(values).std()) for name, values in scores.items()}

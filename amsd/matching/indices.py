@@ -38,7 +38,11 @@ class IndexPlan:
     stored: Tensor
     """Ascending positions among the controlled steps, LongTensor (M,)."""
     columns: Tensor
-    """LongTensor (passes, K): positions in `stored`."""
+    """LongTensor (min(passes, PLANNED), K): positions in `stored`; after the last row comes the first one again."""
+
+
+PLANNED = 1000
+"""Passes that a plan tells apart: more of them take no more memory."""
 
 
 def plan_indices(num_steps: int, count: int, passes: int, generator: torch.Generator) -> IndexPlan:
@@ -46,6 +50,7 @@ def plan_indices(num_steps: int, count: int, passes: int, generator: torch.Gener
 
     Each pass is distributed as `stratified_indices`; M depends on the arguments alone, not on the draw.
     """
+    passes = min(passes, PLANNED)
     stored, chosen = [], []
     for stratum, share in strata(num_steps, count):
         if not share:

@@ -20,13 +20,13 @@ from amsd.places import in_text, places_of
 from amsd.reading import parsed
 from amsd.tracking.backend import TRACKERS, Announce, Backend, Open
 from amsd.tracking.entries import Entry, Table, Value, checkpoint_entry, evaluation_entry, notice_entry, step_entry
-from amsd.tracking.protocol import RunInfo, Tracker
+from amsd.tracking.protocol import FINISHED, RunInfo, Tracker
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
 
 if TYPE_CHECKING:
     from amsd.evaluation.result import EvaluationResult
 
-#: Seconds that opening may take and that one call may take while the run goes on.
+#: Seconds that opening may take, which the run does not wait for, and that one call may take while it goes on.
 OPEN_PATIENCE = 45.0
 CALL_PATIENCE = 30.0
 #: Seconds after the last step: to end by itself, to make way in one call, and to end once it was interrupted.
@@ -46,6 +46,7 @@ class BackgroundTracker(Tracker):
         self._opened, self._given_up = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._backend: Backend | None = None
+        self._started = 0.0
         self._busy_since: float | None = None
         self._step = 0
         self._first_setting = ""
@@ -54,15 +55,17 @@ class BackgroundTracker(Tracker):
         self._said = Said(None, None)
 
     def on_start(self, info: RunInfo) -> None:
-        """Open the backend and wait until it is open, so that what it has to say comes before the first step."""
+        """Begin to open the backend; what comes before it is open waits in the queue, and the training does not."""
         self._step = info.resumed_from or 0
         self._roots = (info.run.path, *places_of(info.recipe))
         self._first_setting = info.recipe.evaluation_settings[0].name
         self._said = Said(info.run.path / "trackers" / f"{self.name}.json", info.resumed_from)
         self._thread = threading.Thread(target=self._work, args=(info,), name=f"amsd-{self.name}", daemon=True)
+        self._started = time.monotonic()
         self._thread.start()
-        if not self._opened.wait(OPEN_PATIENCE):
-            self._fail("could not be started", TimeoutError(f"no answer in {OPEN_PATIENCE:g} s"))
+
+    def on_phase(self, phase: str, step: int) -> None:
+        """What the thread has to say comes as soon as it can."""
         self._tell()
 
     def on_step(self, record: StepRecord) -> None:
@@ -91,6 +94,8 @@ class BackgroundTracker(Tracker):
         if self._thread is None:
             return
         self._queue.put((status, error and in_text(error, self._roots)))
+        if status == FINISHED:  # whoever ends a run by a signal does not wait for a server
+            self._opened.wait(max(0.0, self._started + OPEN_PATIENCE - time.monotonic()))
         deadline = time.monotonic() + CLOSE_PATIENCE[0]
         while self._thread.is_alive() and time.monotonic() < deadline and not self._stuck(CLOSE_PATIENCE[1]):
             self._thread.join(0.05)
@@ -158,6 +163,8 @@ class BackgroundTracker(Tracker):
 
     def _tell(self) -> None:
         """Announce what the thread has to say, on the thread of the training."""
+        if self._thread is not None and not self._opened.is_set() and time.monotonic() > self._started + OPEN_PATIENCE:
+            self._fail("could not be started", TimeoutError(f"no answer in {OPEN_PATIENCE:g} s"))
         while True:
             try:
                 self._announce(self._notices.get_nowait())

@@ -50,6 +50,17 @@ PICTURES = Work(
     "a single picture was drawn", "Drawing {count} pictures at once",
     'Set model.precision = "bf16" or model.vae_tiling = true, or a smaller model.size.',
 )  # fmt: skip
+REWARD = Work("the reward of a single picture was computed", "The reward of {count} pictures at once", _SMALLER)
+VALIDATION = Work(
+    "a single trajectory was validated", "Validating {count} trajectories at once",
+    f"Set training.validate_every = 0. {_SMALLER}",
+)  # fmt: skip
+SCALE = Work("the spread of a reward was measured on a single picture", "Measuring it on {count} at once", _SMALLER)
+SCORING = Work(
+    "a single picture was scored", "Scoring {count} pictures at once",
+    "Leave the largest scorers out of evaluation.metrics, evaluation.diversity and evaluation.distance, and score "
+    "checkpoints with `amsd eval` on a larger device.",
+)  # fmt: skip
 DEFAULT_MICRO_BATCH = 5
 """Trajectories in the loss where nothing says how many: on a CPU, which gives no error when its memory is short."""
 DEFAULT_PICTURES = 8
@@ -59,10 +70,17 @@ DEFAULT_PICTURES = 8
 class ChunkSize:
     """How many to try at once, learned from what fitted into memory and what did not."""
 
-    def __init__(self, first: int, limit: int | None, work: Work = COLLECTION, fixed: bool = False) -> None:
-        """`first` are tried first, and never more than `limit` (None: no limit); `fixed`: never fewer either."""
+    def __init__(
+        self, first: int, limit: int | None, work: Work = COLLECTION, fixed: bool = False, inner: bool = False
+    ) -> None:
+        """`first` are tried first, and never more than `limit` (None: no limit); `fixed`: never fewer either.
+
+        `inner`: where a single one does not fit, the work around this one may still be done in smaller parts, so the
+        lack of memory is passed on.
+        """
         self.work = work
         self.fixed = fixed
+        self.inner = inner
         self.largest = 0
         """The most that fitted at once so far."""
         self._first = first
@@ -210,6 +228,8 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 def _make_smaller(size: ChunkSize, count: int, shortage: str) -> None:
     clear_device_cache(garbage_collection=True)
+    if count == 1 and size.inner:
+        raise torch.OutOfMemoryError(shortage)
     if count == 1 or size.fixed:
         what = f"while {size.work.one}"
         if count > 1:  # sharded networks: all processes make the same calls, so none can try less by itself

@@ -124,13 +124,17 @@ class StoredSteps(Rewarded):
     indices: Tensor
     """Stored step indices k, ascending, LongTensor (B, M) on the CPU."""
     columns: Tensor
-    """Which of the M each pass uses, LongTensor (B, passes, K) on the CPU."""
+    """Which of the M each pass uses, LongTensor (B, planned passes, K) on the CPU; then they come again."""
+
+    def columns_of(self, rows: Tensor, pass_index: int) -> Tensor:
+        """Which of the M stored steps a pass uses of some trajectories, (R, K)."""
+        return self.columns[rows, pass_index % self.columns.shape[1]]
 
     def used(self, rows: Tensor, pass_index: int, bring: Bring) -> Self:
         """The K steps of that pass only."""
-        columns, passes = self.columns[rows, pass_index], self.columns.shape[1]
+        columns = self.columns_of(rows, pass_index)
         taken = self._taken(rows, bring, (rows[:, None], columns))
-        in_order = torch.arange(columns.shape[1]).expand(len(rows), passes, -1)
+        in_order = torch.arange(columns.shape[1]).expand(len(rows), 1, -1)
         return replace(taken, indices=self.indices[rows[:, None], columns], columns=in_order)
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from amsd.diffusion.families.base import Family
+from amsd.diffusion.families.decoding import DECODED_PIXELS
 from amsd.diffusion.guidance import Conditioning, NetworkPredictor
 from amsd.diffusion.policy import Policy
 from amsd.diffusion.steps import AffineSteps
 from amsd.errors import RunError
 from amsd.recipe import Recipe
 from amsd.rewards.combination import RewardValues
+from amsd.training.chunks import REWARD, ChunkSize
 
 RewardFunction = Callable[[Tensor, Sequence[str]], RewardValues]
 
@@ -33,6 +37,15 @@ class ControlProblem:
     """Whether the reward compares the samples of a group: then each call of it must get one whole group."""
     read: Callable[[Sequence[str]], Conditioning] | None = None
     """What encodes prompts where the text encoders are not on the device (`amsd.diffusion.texts`)."""
+
+    @cached_property
+    def pictures_at_once(self) -> ChunkSize:
+        """How many pictures are decoded and scored at once: what the decoder has room for, and fewer where it has not.
+
+        Where not even one fits, fewer trajectories around it may leave it room.
+        """
+        rows = max(1, DECODED_PIXELS // math.prod(self.family.size))
+        return ChunkSize(rows, rows, REWARD, inner=True)
 
     @property
     def control_guidance(self) -> float:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from amsd.diffusion.families.decoding import DECODED_PIXELS
 from amsd.diffusion.noise import normal
 from amsd.matching import smooth
 from amsd.reading import is_shortage
@@ -17,6 +15,7 @@ from amsd.recipe import Smoothing
 from amsd.rewards.calling import RewardFailed
 from amsd.rewards.combination import RewardValues
 from amsd.training import processes
+from amsd.training.chunks import in_chunks
 from amsd.training.experience import Sample
 from amsd.training.problem import ControlProblem, require_finite
 
@@ -59,16 +58,18 @@ def reward_gradient(
 
 def plain_gradient(problem: ControlProblem, latents: Tensor, prompts: Sequence[str]) -> TerminalReward:
     """Gradient of the reward at latents (B, ...), as many at once as the decoder has room for."""
-    parts = []
-    rows = max(1, DECODED_PIXELS // math.prod(problem.family.size))
-    for start in range(0, len(latents), rows):
-        x = latents[start : start + rows].detach().requires_grad_(True)
+
+    def part(rows: Sequence[int]) -> TerminalReward:
+        chosen = slice(rows[0], rows[-1] + 1)
+        x = latents[chosen].detach().requires_grad_(True)
         with torch.enable_grad():
             images = problem.family.decode(x)
-            values = problem.reward(images.clamp(0, 1), prompts[start : start + rows])
-            gradient = _differentiated(problem, values, x, prompts[start : start + rows])
+            values = problem.reward(images.clamp(0, 1), prompts[chosen])
+            gradient = _differentiated(problem, values, x, prompts[chosen])
         terms = {name: value.detach().cpu() for name, value in values.terms.items()}
-        parts.append(TerminalReward(values.total.detach().cpu(), terms, gradient, _outside(images).cpu()))
+        return TerminalReward(values.total.detach().cpu(), terms, gradient, _outside(images).cpu())
+
+    parts = in_chunks(range(len(latents)), problem.pictures_at_once, part)
     return TerminalReward(
         torch.cat([part.rewards for part in parts]),
         {name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},
@@ -131,11 +132,12 @@ class Scores:
 
 def scores(problem: ControlProblem, latents: Tensor, prompts: Sequence[str]) -> Scores:
     """Rewards of the decoded latents (B, ...); any function of images will do, also one without a gradient."""
-    rows = max(1, DECODED_PIXELS // math.prod(problem.family.size))
-    parts = [
-        _scored(problem, latents[start : start + rows], prompts[start : start + rows])
-        for start in range(0, len(latents), rows)
-    ]
+
+    def part(rows: Sequence[int]) -> Scores:
+        chosen = slice(rows[0], rows[-1] + 1)
+        return _scored(problem, latents[chosen], prompts[chosen])
+
+    parts = in_chunks(range(len(latents)), problem.pictures_at_once, part)
     return Scores(
         torch.cat([part.rewards for part in parts]),
         {name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},

@@ -14,7 +14,7 @@ from amsd.diffusion.rollout import Trajectory, rollout
 from amsd.diffusion.steps import at
 from amsd.matching import control, norm_ratio
 from amsd.training import processes
-from amsd.training.chunks import fixed_micro_batch
+from amsd.training.chunks import VALIDATION, ChunkSize, fixed_micro_batch, in_chunks
 from amsd.training.problem import ControlProblem
 
 SAMPLES = 16
@@ -29,7 +29,12 @@ def validation_values(problem: ControlProblem, prompts: Sequence[str]) -> dict[s
     `validation/kl` is the KL divergence of the policy's path law from the base's, whatever the method.
     """
     found: dict[str, list[float]] = {}
-    for part in _batches(problem, prompts):
+    size, each = fixed_micro_batch(problem.recipe), 1
+    if problem.groupwise:
+        size = each = problem.recipe.method.samples_per_prompt
+    whole = problem.groupwise or problem.policy.sharded
+
+    def drawn(part: Sequence[tuple[int, str]]) -> dict[str, list[float]]:
         texts = [prompt for _, prompt in part]
         keys = [(problem.recipe.training.seed, "validation", index) for index, _ in part]
         shape = (len(problem.steps) + 1, *problem.family.latent_shape)
@@ -39,24 +44,23 @@ def validation_values(problem: ControlProblem, prompts: Sequence[str]) -> dict[s
             trajectory = rollout(predict, problem.steps, noise)
         values = problem.reward(problem.family.decode(trajectory.terminal).clamp(0, 1), texts)
         distances = base_distance(problem, predict.conditioning, trajectory)
-        for name, scores in {"reward": values.total, **values.terms, **distances}.items():
-            found.setdefault(name, []).extend(scores.tolist())
+        table = {"reward": values.total, **values.terms, **distances}
+        return {name: scores.tolist() for name, scores in table.items()}
+
+    own = _own(prompts, each)
+    for values in in_chunks(own, ChunkSize(size, size, VALIDATION, fixed=whole), drawn):
+        for name, scores in values.items():
+            found.setdefault(name, []).extend(scores)
     parts = processes.gather([found])
     everything = {name: [value for part in parts for value in part.get(name, ())] for part in parts for name in part}
     return {f"validation/{name}": math.fsum(values) / len(values) for name, values in everything.items()}
 
 
-def _batches(problem: ControlProblem, prompts: Sequence[str]) -> list[list[tuple[int, str]]]:
-    """This process's batches of (index, prompt): whole groups where the reward compares the samples of a group."""
-    size, each = fixed_micro_batch(problem.recipe), 1
-    if problem.groupwise:
-        each = problem.recipe.method.samples_per_prompt
-        groups = [range(start, start + each) for start in range(0, max(SAMPLES, each) // each * each, each)]
-        batches = [list(group) for group in processes.shard(groups)]
-    else:
-        own = processes.shard(range(SAMPLES))
-        batches = [own[start : start + size] for start in range(0, len(own), size)]
-    return [[(index, prompts[index // each % len(prompts)]) for index in batch] for batch in batches]
+def _own(prompts: Sequence[str], each: int) -> list[tuple[int, str]]:
+    """(index, prompt) of what this process draws: whole groups of `each` where the reward compares their samples."""
+    groups = [range(start, start + each) for start in range(0, max(SAMPLES, each) // each * each, each)]
+    own = [index for group in processes.shard(groups) for index in group]
+    return [(index, prompts[index // each % len(prompts)]) for index in own]
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from amsd.matching import (
     stepwise_log_weights,
     stratified_indices,
 )
+from amsd.matching.indices import PLANNED
 from amsd.strata import strata
 
 
@@ -64,6 +65,16 @@ def test_a_plan_gives_every_pass_its_strata_and_stores_a_fixed_number(steps: int
             assert sum(k in first for k in used) == a
     assert len(sizes) == 1
     assert sizes.pop() <= min(steps, count * passes)
+
+
+def test_a_plan_of_very_many_passes_takes_bounded_memory() -> None:
+    plans = [plan_indices(49, 4, passes, torch.Generator().manual_seed(0)) for passes in (PLANNED, 10**18)]
+    assert [len(plan.columns) for plan in plans] == [PLANNED, PLANNED]
+    assert torch.equal(plans[0].columns, plans[1].columns)
+    counts = torch.bincount(plans[1].columns.flatten(), minlength=49)
+    for stratum, share in strata(49, 4):
+        expected = PLANNED * share / len(stratum)
+        assert (counts[stratum.start : stratum.stop] - expected).abs().max() <= 0.1 * expected
 
 
 def test_a_plan_draws_every_step_equally_often() -> None:

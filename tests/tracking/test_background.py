@@ -95,6 +95,52 @@ def test_what_hangs_is_interrupted_and_given_up(
         assert [entry.position for entry in backend.entries if "loss" in entry.values] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_backend_opens_while_the_training_goes_on(tmp_path: Path) -> None:
+    """It has all that was logged before it was open, and what it says then is announced at the next phase."""
+    trained = threading.Event()
+
+    class Slow(Kept):
+        def __init__(self, info: RunInfo, announce: Announce) -> None:
+            assert trained.wait(30)  # opening ends after the first step only
+            super().__init__(info, announce)
+            announce(Notice("slow", "it is open"))
+
+    said: list[Notice] = []
+    tracker = BackgroundTracker("slow", said.append, lambda: Slow)
+    tracker.on_start(story.info(tmp_path))
+    story.step(tracker, 1)
+    assert said == []
+    trained.set()
+    assert tracker._opened.wait(30)
+    tracker.on_phase("rollout", 2)
+    assert [notice.text for notice in said] == ["it is open"]
+    tracker.on_end("finished", None)
+    backend: Any = tracker._backend
+    assert [entry.position for entry in backend.entries] == [1]
+
+
+@pytest.mark.parametrize(("status", "least"), [("finished", 0.4), ("interrupted", 0.0)])
+def test_what_never_opens_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, least: float
+) -> None:
+    """The end of a whole run waits for it as long as the start once did, an announced end does not."""
+    monkeypatch.setattr(background, "OPEN_PATIENCE", 0.4)
+    monkeypatch.setattr(background, "CLOSE_PATIENCE", (0.1, 0.1, 0.1))
+    forever, said = threading.Event(), []
+
+    class Never(Kept):
+        def __init__(self, info: RunInfo, announce: Announce) -> None:
+            forever.wait()
+
+    tracker = BackgroundTracker("never", said.append, lambda: Never)
+    tracker.on_start(story.info(tmp_path))
+    begin = time.monotonic()
+    tracker.on_end(status, None)
+    assert least <= time.monotonic() - begin < 2
+    assert [notice.kind for notice in said] == ["never-failed"]
+    forever.set()
+
+
 def test_a_missing_package_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TABLE, "trackio", "amsd.no_such_module:Backend")
     said: list[Notice] = []

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from amsd.diffusion.families import family_for
+from amsd.diffusion.rollout import rollout
 from amsd.errors import RunError
 from amsd.evaluation import protocol
+from amsd.evaluation.scorers import Images, Scorers
+from amsd.experiment.sample import SampleRequest, pictures
 from amsd.experiment.train import train
 from amsd.recipe import load_recipe
+from amsd.rewards.embedders import PixelEmbedder
+from amsd.rewards.simple import Brightness
 from amsd.run_directory import RunDirectory
 from amsd.tracking.log import read_log
-from amsd.training import chunks
-from amsd.training.chunks import ChunkSize, from_the_start, micro_batch_size, picture_size
+from amsd.training import chunks, validation
+from amsd.training.chunks import ChunkSize, from_the_start, in_chunks, micro_batch_size, picture_size
 from amsd.training.gradients import Gradients
+from amsd.training.validation import validation_values
 from tests import pipelines
 from tests.experiment.test_train import recipe
+from tests.training import by_hand
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +134,151 @@ def test_pictures_that_do_not_fit_are_drawn_in_smaller_batches(
     assert "pictures at once does not fit into memory" in caplog.text
     assert found == pytest.approx(expected, abs=2e-3)  # one grey level of 8 bits
     assert sizes[-3:] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["am", "buffer-am", "eam", "ram", "draft", "refl", "ddpo"])
+def test_micro_batches_adapt_for_every_method(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`auto`, with memory for two trajectories in the loss: the gradient is that of two at a time."""
+    short = False
+    backward = Gradients._backward
+
+    def limited(self: Gradients[Any], losses: Tensor, weights: Tensor) -> None:
+        backward(self, losses, weights)
+        if short and len(losses) > 2 * self._recipe.method.items_per_trajectory:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Gradients, "_backward", limited)
+    found = []
+    for size in (2, "auto"):
+        short = size == "auto"
+        optimizer = {"prompts_per_step": 4, "micro_batch": size}
+        pipeline = pipelines.stable_diffusion(scheduler=pipelines.ddim())
+        built = by_hand.trainer(pipeline, tmp_path / str(size), method={"name": name}, optimizer=optimizer)
+        with caplog.at_level(logging.WARNING, logger="amsd"):
+            built.gradients.take(built.source.batch(1), 1)
+        found.append([parameter.grad.clone() for parameter in built.parameters if parameter.grad is not None])
+        assert built.gradients.size.largest == 2
+    assert "The loss of 4 trajectories at once does not fit into memory; trying 2." in caplog.text
+    assert any(bool(value.any()) for value in found[0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["am", "ddpo"])
+def test_a_reward_that_does_not_fit_gets_fewer_pictures_and_no_trajectory_is_lost(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a gradient and without one."""
+    found, sizes, drawn = [], [], []
+    for limit in (9, 2):
+        pipeline = pipelines.stable_diffusion(scheduler=pipelines.ddim())
+        built = by_hand.trainer(pipeline, tmp_path / str(limit), method={"name": name})
+
+        def reward(images: Tensor, prompts: Sequence[str], limit: int = limit) -> Any:
+            sizes.append(len(images))
+            if len(images) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return by_hand.left_over_right(images, prompts)
+
+        built.problem = replace(built.problem, reward=reward)
+        rollouts = count_calls(monkeypatch, f"amsd.training.methods.{'ddpo' if name == 'ddpo' else 'lean_adjoint'}")
+        with caplog.at_level(logging.WARNING, logger="amsd"):
+            found.append(built.compute_experience(by_hand.SAMPLES, 1, 1))
+        drawn.append(len(rollouts))
+    assert "The reward of 4 pictures at once does not fit into memory; trying 2." in caplog.text
+    assert sizes == [4, 4, 2, 2]
+    assert drawn == [1, 1]
+    torch.testing.assert_close(found[1].rewards, found[0].rewards)
+    if name == "am":
+        torch.testing.assert_close(found[1].adjoints, found[0].adjoints, rtol=1e-4, atol=1e-5)
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, module: str) -> list[int]:
+    """Grows with each rollout that a module makes."""
+    calls: list[int] = []
+
+    def counted(*given: Any) -> Any:
+        calls.append(1)
+        return rollout(*given)
+
+    monkeypatch.setattr(f"{module}.rollout", counted)
+    return calls
+
+
+def test_a_reward_without_room_for_one_picture_leaves_it_to_the_collection() -> None:
+    size = ChunkSize(2, 2, chunks.REWARD, inner=True)
+
+    def full(items: Sequence[int]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        in_chunks([1, 2], size, full)
+
+
+def test_scorers_and_embedders_that_do_not_fit_get_fewer_pictures(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[int] = []
+
+    class Large(Brightness):
+        def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            seen.append(len(images))
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(images, prompts)
+
+    class LargeEmbedder(PixelEmbedder):
+        def __call__(self, images: Tensor) -> Tensor:
+            seen.append(len(images))
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(images)
+
+    prompts, device = ("a", "b", "c"), torch.device("cpu")
+    pictures = torch.randint(256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    batches = [[(0, 0), (0, 1), (1, 0), (1, 1)], [(2, 0), (2, 1)]]
+    images = Images(batches, [pictures[:4], pictures[4:]], 3)
+    found = []
+    for reward, embedder in ((Brightness(), PixelEmbedder()), (Large(), LargeEmbedder())):
+        scorers = Scorers(prompts, 2, [reward], [embedder], [])
+        found.append(scorers.measure([reward.name, f"diversity/{embedder.name}"], [], images, device, None).values)
+    assert found[0] == found[1]
+    assert seen == [4, 2, 2, 2, 4, 2, 2, 2]
+    assert "Scoring 4 pictures at once does not fit into memory; trying 2." in caplog.text
+
+
+def test_validation_that_does_not_fit_draws_fewer_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = by_hand.trainer(pipelines.stable_diffusion(scheduler=pipelines.ddim()), tmp_path)
+    expected = validation_values(built.problem, ["a", "b"])
+    sizes: list[int] = []
+
+    def short(predict: Any, steps: Any, noise: Tensor) -> Any:
+        sizes.append(len(noise))
+        if len(noise) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rollout(predict, steps, noise)
+
+    monkeypatch.setattr(validation, "rollout", short)
+    assert validation_values(built.problem, ["a", "b"]) == pytest.approx(expected, rel=1e-4)
+    assert sizes == [4, *[2] * 8]
+
+
+def test_samples_that_do_not_fit_are_drawn_in_smaller_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = family_for(pipelines.stable_diffusion(scheduler=pipelines.ddim()))
+    chosen, request = load_recipe("shapes", ["schedule.num_inference_steps=4"]), SampleRequest(("a circle",), count=3)
+    expected = [np.asarray(picture, dtype=int) for picture in pictures(family, chosen, "a circle", request)]
+    draw, sizes = type(family).draw, []
+
+    def short(self: Any, arguments: Any, generators: Sequence[Any], **rest: Any) -> Tensor:
+        sizes.append(len(generators))
+        if len(generators) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return draw(self, arguments, generators, **rest)
+
+    monkeypatch.setattr(type(family), "draw", short)
+    found = [np.asarray(picture, dtype=int) for picture in pictures(family, chosen, "a circle", request)]
+    assert sizes == [3, 1, 1, 1]
+    assert all(abs(one - other).max() <= 1 for one, other in zip(found, expected, strict=True))
 
 
 def test_what_is_tried_first() -> None:

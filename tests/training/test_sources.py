@@ -108,6 +108,24 @@ def test_every_trajectory_is_used_once_in_a_pass() -> None:
         assert len(orders) == PASSES  # shuffled anew
 
 
+def test_very_many_passes_are_taken_one_by_one() -> None:
+    (source,) = sources(1, passes=10**18)
+    with process(0, 1):
+        seen = set()
+        for step in range(1, 4 * STEPS_PER_PASS + 1):
+            batch = source.batch(step)
+            assert batch.pass_index == (step - 1) // STEPS_PER_PASS
+            assert batch.collected == (SIZE if step == 1 else 0)
+            seen.update(used(batch))
+        source._used = 10**18 * STEPS_PER_PASS - 1  # the last one
+        last = source.batch(step + 1)
+        assert last.pass_index == 10**18 - 1
+        items = last.experience.items(last.rows, last.pass_index)
+        assert torch.equal(items.column.view(-1, 2), last.experience.columns_of(last.rows, last.pass_index))
+        assert source.batch(step + 2).collected == SIZE
+    assert len(seen) == SIZE
+
+
 def test_collections_are_due_exactly_when_the_passes_are_used_up() -> None:
     source = Buffered(recipe(), PROMPTS, collect, AdjointExperience)
     batches = [source.batch(step) for step in range(1, 2 * PASSES * STEPS_PER_PASS + 1)]

@@ -110,7 +110,7 @@ class DDPOTrainer(BufferSOCTrainer[Actions]):
     def losses(self, experience: Actions, rows: Tensor, pass_index: int) -> ItemLosses:
         """Clipped objective of K steps of each trajectory, weighted so that steps drawn count as all steps do."""
         steps, device, method = self.problem.steps, self.problem.device, self.method
-        columns = experience.columns[rows, pass_index]
+        columns = experience.columns_of(rows, pass_index)
         count = columns.shape[1]
         row, column = rows.repeat_interleave(count), columns.flatten()
         k = experience.indices[row, column]

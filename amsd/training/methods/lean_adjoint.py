@@ -49,7 +49,7 @@ class AdjointExperience(StoredSteps):
 
     def items(self, rows: Tensor, pass_index: int) -> Items:
         """The loss items of one pass for the given trajectories: `rows` (R,) times K steps, row by row."""
-        columns = self.columns[rows, pass_index]
+        columns = self.columns_of(rows, pass_index)
         row = rows.repeat_interleave(columns.shape[1])
         return Items(self, row, columns.flatten())
 
