@@ -58,11 +58,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def weights(model: Path, folder: Path, name: str, micro_batch: int = 2, **training: Any) -> dict[str, Tensor]:
+def weights(model: Path, folder: Path, name: str, micro_batch: int = 2) -> dict[str, Tensor]:
     """After two steps of four trajectories."""
     method = {"name": name.partition(",")[0], **METHODS[name]}
     changes: dict[str, Any] = {
-        "method": method, "prompts": {"dropout": 0.5}, "evaluation": {"every": 0},
+        "method": method, "prompts": {"dropout": 0.0 if name in ("ddpo", "draft") else 0.5}, "evaluation": {"every": 0},
         "optimizer": {"prompts_per_step": 4, "micro_batch": micro_batch},
         "training": {"steps": 2, "checkpoint_every": 2},
     }  # fmt: skip
