@@ -275,4 +275,4 @@ def stepping(
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(problem, accelerator, [], Path(folder), prompts)
         number = itertools.count(1)
-        yield lambda: trainer._train_step(next(number))
+        yield lambda: trainer.train_step(next(number))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ def show_plan(recipe: Recipe, processes: int, output: Path) -> None:
     from amsd.diffusion.blueprint import blueprint
     from amsd.experiment.examine import examine
     from amsd.experiment.plan import make_plan
+    from amsd.experiment.trial import can_try, trial
 
     found = blueprint(recipe.model)
     remarks = examine(recipe, inputs, found)
@@ -34,6 +36,8 @@ def show_plan(recipe: Recipe, processes: int, output: Path) -> None:
     require_space(output, plan.checkpoint_bytes, recipe)
     for notice in (*map(str, warnings(recipe)), *inputs.remarks(recipe), *remarks):
         typer.echo(f"Warning: {notice}", err=True)
+    if can_try(recipe, processes):
+        plan = replace(plan, trial=trial(recipe))
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()

@@ -10,6 +10,7 @@ from amsd.diffusion.blueprint import Blueprint, blueprint
 from amsd.diffusion.families.decoding import DECODED_PIXELS
 from amsd.diffusion.policy import DTYPES
 from amsd.diffusion.quantization import BITS
+from amsd.experiment.trial import Trial
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity
 from amsd.recipe.cost import forwards_per_step
@@ -58,6 +59,8 @@ class Plan:
     """None: the evaluation prompts are not on this machine yet."""
     download: str
     blueprint: Blueprint
+    trial: Trial | None = None
+    """What was measured on this machine, where that takes seconds only."""
 
     @property
     def evaluation_images(self) -> int | None:
@@ -176,6 +179,8 @@ class Plan:
 
     def _time(self) -> str:
         steps = self.recipe.training.steps
+        if self.trial is not None:
+            return self._tried(self.trial)
         if self._small:
             return f"no estimate for {steps} steps: the model is too small, overheads decide its time"
         seconds = self._seconds(self.forwards_per_step)
@@ -185,10 +190,22 @@ class Plan:
             f"{ASSUMED_TFLOPS:g} TFLOP/s; evaluation comes on top"
         )
 
+    def _tried(self, trial: Trial) -> str:
+        steps, training = self.recipe.training.steps, trial.training(self.recipe)
+        text = f"{_duration(training / steps)} per step, {_duration(training)} for {steps} steps"
+        if self.recipe.evaluation.every:
+            text += f", {_duration(trial.evaluation(self.recipe, self.evaluation_images or 0))} for evaluations"
+        return text + ": measured on this machine by a few steps and pictures"
+
     def _seconds(self, forwards: float) -> float:
         return forwards * self.flops_per_forward / (ASSUMED_TFLOPS * 1e12) / self.processes
 
     def _memory(self) -> str:
+        if self.trial is not None:
+            return (
+                f"{self.trial.memory / 2**30:.2f} GiB at most, measured on this machine; "
+                f"{self.memory_bytes / 2**30:.2f} GiB of that for weights, gradients and optimizer"
+            )
         text = f"{self.memory_bytes / 2**30:.2f} GiB per device for weights, gradients and optimizer; "
         if self.recipe.training.offload_text_encoders:
             text += f"the text encoders ({self.text_bytes / 2**30:.2f} GiB) join them while they read prompts; "
@@ -235,7 +252,7 @@ class Plan:
         )
 
 
-def make_plan(recipe: Recipe, processes: int, found: Blueprint | None = None) -> Plan:
+def make_plan(recipe: Recipe, processes: int, found: Blueprint | None = None, trial: Trial | None = None) -> Plan:
     """The plan of a recipe; needs the model's configuration, not its weights.
 
     Raises:
@@ -250,7 +267,7 @@ def make_plan(recipe: Recipe, processes: int, found: Blueprint | None = None) ->
         recipe, processes, total, found.quantizable_parameters, found.buffers, found.adapted_parameters(lora.targets),
         found.vae_parameters, found.text_parameters, trained,
         found.forward_flops(), forwards_per_step(recipe, processes), found.pixels, _evaluation_prompts(recipe),
-        found.download, found,
+        found.download, found, trial,
     )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ class SOCTrainer(Method[E]):
     def _make_step(self, step: int) -> None:
         """A step and, where one is due, its checkpoint and that one's evaluation."""
         with self._dropping(), self.keeper.withdrawing(self.step), happening(f"Step {step}"):
-            self._train_step(step)
+            self.train_step(step)
         if self.keeper.is_due(self.step):
             record = self.keeper.write(self.step)
             self._end_if_asked()
@@ -139,7 +139,8 @@ class SOCTrainer(Method[E]):
             self.source.roll_back(mark)
             self._end_if_asked()
 
-    def _train_step(self, step: int) -> None:
+    def train_step(self, step: int) -> StepRecord:
+        """Make optimizer step `step`, from 1, and tell of it."""
         batch = self.source.batch(step)
         with self.clock.phase("loss"):
             done = self.gradients.take(batch, step)
@@ -161,8 +162,10 @@ class SOCTrainer(Method[E]):
         every = self.recipe.training.validate_every
         if every and step % every == 0 and self._validation_prompts:
             values |= validation_values(self.problem, self._validation_prompts)
+        record = StepRecord(step, values)
         for listener in self.listeners:
-            listener.on_step(StepRecord(step, values))
+            listener.on_step(record)
+        return record
 
     def _common_values(self, batch: Batch[E], done: BatchLosses, gradient_norm: float) -> dict[str, float]:
         """What is logged of every method."""
