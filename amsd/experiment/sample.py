@@ -151,7 +151,7 @@ def pictures(
     family.check_drawing(request.eta, scale, steps)
 
     def draw(numbers: Sequence[int]) -> Tensor:
-        return family.draw(
+        images: Tensor = family.draw(
             family.drawing_arguments(prompt, negative, len(numbers)),
             [torch.Generator().manual_seed(request.seed + number) for number in numbers],
             eta=request.eta,
@@ -159,6 +159,7 @@ def pictures(
             num_inference_steps=steps,
             output_type="pt",
         )
+        return images
 
     size = size or ChunkSize(request.count, request.count, PICTURES)
     images = torch.cat(in_chunks(range(request.count), size, draw))

@@ -54,7 +54,7 @@ class Trial:
 
 
 def can_try(recipe: Recipe, processes: int) -> bool:
-    """Whether a trial is a matter of seconds and touches nothing of the user's: an embedded model and shipped rewards."""
+    """Whether a trial takes seconds and runs nothing of the user's: an embedded model and shipped rewards."""
     own = bool(targets(recipe)) or bool(servers(recipe))
     return recipe.model.pretrained.startswith(EMBEDDED) and processes == 1 and not own
 

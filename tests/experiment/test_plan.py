@@ -8,11 +8,14 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
+from typer.testing import CliRunner
 
+from amsd.cli.app import app
 from amsd.diffusion.loading import load_family
 from amsd.diffusion.parameterizations import build_policy
 from amsd.errors import UsageError
 from amsd.experiment.plan import make_plan
+from amsd.experiment.trial import Trial, can_try
 from amsd.recipe import load_recipe
 from tests import pipelines
 
@@ -140,3 +143,41 @@ def test_evaluation_images_are_counted() -> None:
     settings = len(plan.recipe.evaluation_settings)
     assert plan.evaluation_images == 15 * settings
     assert plan.download.startswith("nothing")
+
+
+def test_a_trial_is_added_up_over_steps_collections_and_evaluations() -> None:
+    """`shapes-buffer`: 64 steps, a collection for every eight of them, two checkpoints and the base model."""
+    recipe = load_recipe("shapes-buffer")
+    tried = Trial(collection=2.0, update=0.5, picture=0.01, memory=2**30)
+    plan = make_plan(recipe, 1, trial=tried)
+    assert tried.training(recipe) == 8 * 2.0 + 64 * 0.5
+    assert tried.evaluation(recipe, 100) == pytest.approx(3 * 100 * 0.01)
+    text = dict(plan.lines())
+    assert text["time"].startswith("0.75 s per step, 48 s for 64 steps, ")
+    assert text["memory"].startswith("1.00 GiB at most, measured on this machine")
+    on_policy = load_recipe("shapes", ["evaluation.every=0"])
+    assert tried.training(on_policy) == 40 * 2.5
+    assert tried.evaluation(on_policy, 100) == 0
+
+
+def test_a_dry_run_of_an_embedded_model_measures_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = [
+        "optimizer.prompts_per_step=2", "schedule.num_inference_steps=5", "evaluation.prompts=3",
+        "evaluation.samples_per_prompt=2", "evaluation.batch_size=4",
+    ]  # fmt: skip
+    sets = [word for value in small for word in ("--set", value)]
+    done = CliRunner().invoke(app, ["train", "shapes-buffer", "--dry-run", *sets, "--set", "method.buffer.size=2"])
+    assert done.exit_code == 0, done.exception
+    said = " ".join(done.stdout.split())
+    assert "measured on this machine by a few steps and pictures" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trial_runs_nothing_of_the_users() -> None:
+    own = load_recipe("shapes", ['reward=[{name="python:mine.py:reward"}]'])
+    assert not can_try(own, 1)
+    assert not can_try(load_recipe("shapes", ['reward=[{name="https://example.com/score"}]']), 1)
+    assert not can_try(load_recipe("sd15-am"), 1)
+    assert not can_try(load_recipe("shapes"), 2)
+    assert can_try(load_recipe("shapes"), 1)

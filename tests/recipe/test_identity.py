@@ -91,6 +91,7 @@ def test_what_becomes_of_outliers_is_inert_where_nothing_is_one() -> None:
         "training.gradient_checkpointing=true",
         "training.compile=true",
         "training.collection_batch=3",
+        "training.background_checkpoints=false",
         "training.validate_every=5",
         "tracking.project=other",
         "tracking.mode=disabled",

@@ -67,7 +67,7 @@ def weights(model: Path, folder: Path, name: str, micro_batch: int = 2) -> dict[
         "training": {"steps": 2, "checkpoint_every": 2},
     }  # fmt: skip
     if name == "ddpo":
-        changes["method"]["samples_per_prompt"] = 2
+        changes["method"]["group_size"] = 2
     run = train(merged(model, changes), folder).run
     (file,) = run.checkpoint(2).glob("unet/*.safetensors")
     return load_file(file)
