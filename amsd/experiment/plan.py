@@ -10,7 +10,7 @@ from amsd.diffusion.blueprint import Blueprint, blueprint
 from amsd.diffusion.families.decoding import DECODED_PIXELS
 from amsd.diffusion.policy import DTYPES
 from amsd.diffusion.quantization import BITS
-from amsd.experiment.trial import Trial
+from amsd.experiment.trial import Trial, duration
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity
 from amsd.recipe.cost import forwards_per_step
@@ -180,32 +180,22 @@ class Plan:
     def _time(self) -> str:
         steps = self.recipe.training.steps
         if self.trial is not None:
-            return self._tried(self.trial)
+            return self.trial.time(self.recipe, self.evaluation_images or 0)
         if self._small:
             return f"no estimate for {steps} steps: the model is too small, overheads decide its time"
         seconds = self._seconds(self.forwards_per_step)
         return (
-            f"{_duration(seconds)} per step ({self.recipe.optimizer.prompts_per_step / seconds:.2g} images/s), "
-            f"{_duration(seconds * steps)} for {steps} steps, if a device sustains "
+            f"{duration(seconds)} per step ({self.recipe.optimizer.prompts_per_step / seconds:.2g} images/s), "
+            f"{duration(seconds * steps)} for {steps} steps, if a device sustains "
             f"{ASSUMED_TFLOPS:g} TFLOP/s; evaluation comes on top"
         )
-
-    def _tried(self, trial: Trial) -> str:
-        steps, training = self.recipe.training.steps, trial.training(self.recipe)
-        text = f"{_duration(training / steps)} per step, {_duration(training)} for {steps} steps"
-        if self.recipe.evaluation.every:
-            text += f", {_duration(trial.evaluation(self.recipe, self.evaluation_images or 0))} for evaluations"
-        return text + ": measured on this machine by a few steps and pictures"
 
     def _seconds(self, forwards: float) -> float:
         return forwards * self.flops_per_forward / (ASSUMED_TFLOPS * 1e12) / self.processes
 
     def _memory(self) -> str:
         if self.trial is not None:
-            return (
-                f"{self.trial.memory / 2**30:.2f} GiB at most, measured on this machine; "
-                f"{self.memory_bytes / 2**30:.2f} GiB of that for weights, gradients and optimizer"
-            )
+            return self.trial.most(self.memory_bytes)
         text = f"{self.memory_bytes / 2**30:.2f} GiB per device for weights, gradients and optimizer; "
         if self.recipe.training.offload_text_encoders:
             text += f"the text encoders ({self.text_bytes / 2**30:.2f} GiB) join them while they read prompts; "
@@ -245,9 +235,9 @@ class Plan:
             return f"{samples} samples of each prompt under {named} per checkpoint; the prompts are not known yet"
         if not images:
             return "never"
-        duration = "" if self._small else f", {_duration(self._seconds(forwards))}"
+        seconds = "" if self._small else f", {duration(self._seconds(forwards))}"
         return (
-            f"{images:,} images per checkpoint ({named}), {forwards:,} network forwards{duration}; once more for the "
+            f"{images:,} images per checkpoint ({named}), {forwards:,} network forwards{seconds}; once more for the "
             "base model"
         )
 
@@ -303,11 +293,3 @@ def _downloaded(recipe: Recipe) -> Iterator[tuple[str, float]]:
         gigabytes = DOWNLOADED_GIGABYTES.get(name)
         if gigabytes is not None and not options.get(name):
             yield name, gigabytes
-
-
-def _duration(seconds: float) -> str:
-    """Two digits are all that an estimate deserves."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
-    return f"{float(f'{seconds:.2g}'):g} s"

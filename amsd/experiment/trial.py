@@ -52,6 +52,21 @@ class Trial:
         checkpoints = -(-training.steps // training.checkpoint_every)
         return (1 + -(-checkpoints // every)) * images * self.picture
 
+    def time(self, recipe: Recipe, images: int) -> str:
+        """What a plan says of the time."""
+        steps, training = recipe.training.steps, self.training(recipe)
+        text = f"{duration(training / steps)} per step, {duration(training)} for {steps} steps"
+        if recipe.evaluation.every:
+            text += f", {duration(self.evaluation(recipe, images))} for evaluations"
+        return text + ": measured on this machine by a few steps and pictures"
+
+    def most(self, trained: float) -> str:
+        """What a plan says of the memory; `trained` are the bytes that it computes."""
+        return (
+            f"{self.memory / 2**30:.2f} GiB at most, measured on this machine; {trained / 2**30:.2f} GiB of that for "
+            "weights, gradients and optimizer"
+        )
+
 
 def can_try(recipe: Recipe, processes: int) -> bool:
     """Whether a trial takes seconds and runs nothing of the user's: an embedded model and shipped rewards."""
@@ -113,3 +128,11 @@ def _peak(device: torch.device) -> int:
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
+
+
+def duration(seconds: float) -> str:
+    """Two digits are all that an estimate deserves."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return f"{float(f'{seconds:.2g}'):g} s"
