@@ -163,11 +163,12 @@ class Keeper:
         except AnnouncedEnd:
             self.finish()
             raise
-        except BaseException:
+        except BaseException as failure:
             try:
                 self.finish()
-            except RunError as error:  # what the body raised comes first
-                _LOG.warning("%s", error)
+            except RunError as error:
+                if error is not failure:  # what the body raised comes first
+                    _LOG.warning("%s", error)
             raise
         self.finish()
 
