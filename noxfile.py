@@ -21,7 +21,7 @@ os.environ["UV_COMPILE_BYTECODE"] = "1"  # once, here, and not by each command t
 
 ROOT = Path(__file__).parent
 LOWEST = ("tests/recipe", "tests/matching", "tests/diffusion", "tests/golden")
-FAULTS = ("--kills=60", "--ends=20", "--disk=10", "--damage=40", "--wandb=14", "--edges=60", "--fuzz=10000")
+FAULTS = ("--kills=60", "--ends=20", "--disk=10", "--damage=40", "--wandb=12", "--edges=24", "--fuzz=10000")
 PINNED = ("-c", str(ROOT / "constraints.txt"))
 
 
