@@ -21,6 +21,8 @@ from typing import Protocol
 
 import torch.distributed as dist
 
+from amsd.errors import option
+
 #: Seconds between two beats.
 BEAT = 2.0
 #: Seconds of silence after which a process is given up; AMSD_PATIENCE is another number of them.
@@ -118,7 +120,7 @@ class Heartbeat:
         self._end.set()
         self._give_up(
             f"{whom} has not been heard of for {self._patience:g} s: it died, was stopped, or its machine cannot be "
-            "reached. The others end too; --resume goes on."
+            f"reached. The others end too; {option('resume', 'resume=True')} goes on."
         )
 
     def _beat(self, value: str) -> None:

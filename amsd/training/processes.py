@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from amsd.diffusion.sharding import is_sharded
 from amsd.ends import AnnouncedEnd, Ends
-from amsd.errors import RunError
+from amsd.errors import RunError, option
 from amsd.reading import is_shortage, reason_of
 from amsd.training import heartbeat
 
@@ -99,7 +99,7 @@ def exchanging() -> Iterator[None]:
         gone = heartbeat.missing() or "Another process of this run"
         raise RunError(
             f"{gone} ended while this one waited for its numbers ({reason_of(error)}). What it said last tells why; "
-            "--resume goes on."
+            f"{option('resume', 'resume=True')} goes on."
         ) from error
 
 

@@ -12,6 +12,7 @@ import torch
 from amsd.cli import app as cli
 from amsd.errors import UsageError
 from amsd.experiment.sample import SampleRequest
+from amsd.reading import is_shortage
 from amsd.recipe import Recipe, load_recipe
 from amsd.recipe.cost import training_cost
 from amsd.sweep.display import outline
@@ -103,6 +104,12 @@ def test_a_lack_of_memory_says_what_to_lower(
         said = capsys.readouterr().err
         assert said.startswith("Error: There is not enough memory. Lower optimizer.micro_batch")
         assert "traceback" not in said
+
+
+@pytest.mark.parametrize("text", ["std::bad_alloc", "CUDA error: out of memory"])
+def test_a_library_that_lacks_memory_is_understood(text: str) -> None:
+    assert is_shortage(RuntimeError(text))
+    assert not is_shortage(ValueError(text))
 
 
 @pytest.mark.parametrize(
