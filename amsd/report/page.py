@@ -15,8 +15,7 @@ from markupsafe import Markup, escape
 
 import amsd
 from amsd.files import write_text
-from amsd.places import of_code
-from amsd.recipe import dump_toml
+from amsd.places import of_code, published_toml
 from amsd.recipe.guidance_modes import MODES
 from amsd.report.figures.curves import adjoint_panels, learning_panels, speed_panels
 from amsd.report.figures.parallel import parallel_figure
@@ -86,7 +85,7 @@ def _tradeoffs(story: Story) -> list[tuple[str, Any]]:
 
 def _recipe(story: Story) -> str:
     recipe = next((run.recipe for run in story.runs if run.recipe is not None), None)
-    return dump_toml(recipe) if recipe is not None and story.kind == "run" else ""
+    return published_toml(recipe) if recipe is not None and story.kind == "run" else ""
 
 
 def _together(words: str) -> str:
