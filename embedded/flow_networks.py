@@ -76,7 +76,7 @@ def load_vae() -> AutoencoderKL:
 
     A flow forgets its first noise whatever the variance of the data, so it needs no smaller scale.
     """
-    vae = AutoencoderKL.from_pretrained(pipeline_path() / "vae", dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(pipeline_path() / "vae", torch_dtype=torch.float32)
     vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
     return vae.eval()
 

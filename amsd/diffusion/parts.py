@@ -98,11 +98,14 @@ def load_network(part: Part, what: str) -> Any:
     for file in part.weights:
         if file.suffix == ".safetensors":  # of which only the header is read
             stored_shapes(file, what)
-    lenient = {"ignore_mismatched_sizes": True} if part.library == "transformers" else {}
+    options: dict[str, Any] = (
+        {"dtype": torch.float32, "ignore_mismatched_sizes": True}
+        if part.library == "transformers"
+        else {"torch_dtype": torch.float32}  # the name that every version of diffusers has
+    )
     with reading(what, place, "The file is damaged or belongs to another configuration."):
         network, report = found.from_pretrained(
-            str(part.folder), dtype=torch.float32, variant=part.variant, local_files_only=True,
-            output_loading_info=True, **lenient,
+            str(part.folder), variant=part.variant, local_files_only=True, output_loading_info=True, **options,
         )  # fmt: skip
     left_over = [key for key in report["unexpected_keys"] if not _harmless(key, part.class_name)]
     if any(key.startswith("vision_model.") for key in report["unexpected_keys"]):

@@ -74,10 +74,29 @@ def resolve(arguments: list[str]) -> tuple[Any, list[str]]:
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(calls()) >= 25
-    assert len(in_sentences()) >= 5
+    assert len(calls()) >= 55
+    assert len(list(runnable())) >= 45
+    assert len(in_sentences()) >= 40
     assert len(synopses()) >= 8
-    assert len(toml_blocks()) >= 6
+    assert len(toml_blocks()) >= 9
+    line = re.compile(
+        r"^(?:\.venv/bin/|    )?amsd (?:train|eval|sample|export|report|recipe|sweep|diagnose) ", re.MULTILINE
+    )
+    written = {page.name for page in PAGES if line.search(page.read_text("utf-8"))}
+    assert {found.page for found in calls()} >= written  # no page with commands is left out
+
+
+@pytest.mark.parametrize(
+    "wrong", ["amsd trian shapes", "amsd train shapes --stpes 3", "amsd eval", "amsd sweep shwo DIR"]
+)
+def test_a_wrong_command_would_be_found(wrong: str) -> None:
+    with pytest.raises(Exception, match=r"no command|No such option|Missing parameter"):
+        test_every_command_parses(Found("page.md", wrong), pytest.MonkeyPatch())
+
+
+def test_wrong_toml_would_be_found() -> None:
+    with pytest.raises(Exception, match=r"optimizer\.learning_rat"):
+        test_every_toml_loads(Found("page.md", "[optimizer]\nlearning_rat = 1.0\n"))
 
 
 @pytest.mark.parametrize("found", calls(), ids=str)
