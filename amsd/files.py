@@ -71,7 +71,7 @@ def _advice(number: int | None, path: Path) -> str:
         return f"Make room there{less}.{after}"
     if number in _REFUSED:
         return f"Make the folder writable, or choose another one.{after}"
-    return after.strip() or "Look after the disk, or choose another place."
+    return after.strip() or "Check the disk, or choose another place."
 
 
 def _is_of_run(path: Path) -> bool:

@@ -119,8 +119,8 @@ class Heartbeat:
     def _part_from(self, whom: str) -> None:
         self._end.set()
         self._give_up(
-            f"{whom} has not been heard of for {self._patience:g} s: it died, was stopped, or its machine cannot be "
-            f"reached. The others end too; {option('resume', 'resume=True')} goes on."
+            f"{whom} has been silent for {self._patience:g} s: it died, was stopped, or its machine cannot be reached. "
+            f"The others end too. Continue with {option('resume', 'resume=True')}."
         )
 
     def _beat(self, value: str) -> None:

@@ -98,8 +98,8 @@ def exchanging() -> Iterator[None]:
             raise
         gone = heartbeat.missing() or "Another process of this run"
         raise RunError(
-            f"{gone} ended while this one waited for its numbers ({reason_of(error)}). What it said last tells why; "
-            f"{option('resume', 'resume=True')} goes on."
+            f"{gone} ended while this one waited for its numbers ({reason_of(error)}). Its last message says why. "
+            f"Continue with {option('resume', 'resume=True')}."
         ) from error
 
 

@@ -51,8 +51,8 @@ def test_a_silent_process_is_named_after_the_patience_and_not_before() -> None:
     assert first.quietest() == "Process 1 of 3 (4711 on node-2)"
     first.turn()
     [text] = said
-    assert text.startswith("Process 1 of 3 (4711 on node-2) has not been heard of for 20 s")
-    assert "goes on" in text
+    assert text.startswith("Process 1 of 3 (4711 on node-2) has been silent for 20 s")
+    assert "Continue with" in text
 
 
 def test_a_process_that_ended_in_good_order_is_not_missed() -> None:
@@ -172,8 +172,8 @@ def processes_that_exchange(count: int) -> list[subprocess.Popen[str]]:
 @pytest.mark.parametrize(
     ("number", "victim", "said"),
     [
-        (signal.SIGSTOP, 1, "Process 1 of 2 ({pid} on {host}) has not been heard of for 8 s"),
-        (signal.SIGSTOP, 0, "has not been heard of for 8 s"),
+        (signal.SIGSTOP, 1, "Process 1 of 2 ({pid} on {host}) has been silent for 8 s"),
+        (signal.SIGSTOP, 0, "has been silent for 8 s"),
         (signal.SIGKILL, 1, "Process 1 of 2 ({pid} on {host}) ended while this one waited for its numbers"),
     ],
 )

@@ -69,7 +69,7 @@ def require_layout(file: Path, shapes: Shapes) -> None:
         return
     kind = next((kind for part, kind in _NO_MODELS.items() if any(part in key for key in shapes)), None)
     if kind is not None and len(lacking) == len(_NETWORKS):
-        raise UsageError(f"{what} is {kind}, no model. {_BESIDE.get(kind, _OF_NO_USE)}")
+        raise UsageError(f"{what} is {kind} and not a model. {_BESIDE.get(kind, _OF_NO_USE)}")
     raise UsageError(
         f"{what} cannot be read as a checkpoint of Stable Diffusion 1.x, 2.x or XL in the original layout: it has no "
         f"{' and no '.join(lacking)} (tensors {', '.join(f'{_NETWORKS[name][0]}*' for name in lacking)}). "
@@ -104,8 +104,8 @@ def configuration_of(file: Path, shapes: Shapes) -> str:
             "Set model.config to a diffusers folder or hub id of the same model; its weights are not read."
         )
     raise UsageError(
-        f"{text}cannot be read as a checkpoint of Stable Diffusion 1.x, 2.x or XL in the original layout: its text "
-        f"encoders are none of theirs ({_SD1} is not in it). {_WHOLE}"
+        f"{text}cannot be read as a checkpoint of Stable Diffusion 1.x, 2.x or XL in the original layout: it has "
+        f"other text encoders ({_SD1} is not in it). {_WHOLE}"
     )
 
 

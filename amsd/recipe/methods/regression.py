@@ -117,8 +117,8 @@ class EAM(RegressionSection):
         yield from super().advice(recipe)
         if self.reward_at == "clean" and recipe.schedule.eta < 1:
             yield Problem(
-                "schedule.eta", "below 1 the clean image is no independent draw given the endpoint, and training goes "
-                "beyond the tilt", recipe.schedule.eta, 'Use 1.0, or method.reward_at = "endpoint".',
+                "schedule.eta", "below 1 the clean image is not an independent draw given the endpoint, and training "
+                "goes beyond the tilt", recipe.schedule.eta, 'Use 1.0, or method.reward_at = "endpoint".',
             )  # fmt: skip
 
     def endpoint(self, recipe: Tables) -> int:
