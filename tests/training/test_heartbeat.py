@@ -84,7 +84,7 @@ def test_a_store_that_does_not_answer_at_all_is_noticed(monkeypatch: pytest.Monk
 
 def test_a_failed_exchange_says_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "missing", lambda: "Process 1 of 2 (4711 on node-2)")
-    with pytest.raises(RunError, match=r"Process 1 of 2 .* ended while .*Connection closed.*resume.* goes on"):  # noqa: SIM117
+    with pytest.raises(RunError, match=r"Process 1 of 2 .* ended while .*Connection closed.*Continue with .*resume"):  # noqa: SIM117
         with processes.exchanging():
             raise RuntimeError("Connection closed by peer")
     with pytest.raises(RuntimeError, match="out of memory"), processes.exchanging():
@@ -192,6 +192,6 @@ def test_the_others_end_in_a_bounded_time_and_name_the_one_that_is_gone(
             process.wait()
     assert other.returncode == 1
     assert said.format(pid=gone.pid, host=socket.gethostname()) in error
-    assert "goes on" in error
+    assert "Continue with" in error
     assert "Traceback" not in error
     assert time.monotonic() - begin < 60
