@@ -104,6 +104,12 @@ def test_no_other_room_knows_a_denoiser_or_a_scheduler_by_name() -> None:
     assert "unet" in set(said(TREES["diffusion/families/unet.py"]))  # it would be seen
 
 
+def test_every_room_is_a_package() -> None:
+    """Without `__init__.py` a folder is found by luck: not by the makers of the API pages, nor by every packager."""
+    rooms = {file.parent for file in ROOT.rglob("*.py")}
+    assert [room for room in rooms if not (room / "__init__.py").is_file()] == []
+
+
 def test_files_are_short_enough_to_be_read() -> None:
     """At most 300 lines; a file that grows beyond asks to be divided."""
     lengths = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in TREES}
