@@ -161,7 +161,10 @@ class Repository:
         except GatedRepoError:
             raise UsageError(f"{what} is gated: accept the terms of {self.name} and run `hf auth login`.") from None
         except RepositoryNotFoundError:
-            raise UsageError(f"{what}: {self.name} does not exist on the hub (or is private). {way_out}") from None
+            raise UsageError(
+                f"{what}: {self.name} does not exist on the hub, or is private. Check the name; for a private one run "
+                f"`hf auth login`. {way_out}"
+            ) from None
         except RevisionNotFoundError:
             raise UsageError(f"{what}: {self.name} has no revision {self.revision!r} on the hub.") from None
         except HFValidationError as error:

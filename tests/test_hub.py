@@ -74,7 +74,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     ("name", "words"),
     [
         ("someone/gated", ("is gated", "accept the terms of someone/gated", "hf auth login")),
-        ("someone/missing", ("someone/missing does not exist on the hub (or is private)", "Download it once")),
+        ("someone/missing", ("someone/missing does not exist on the hub, or is private", "Download it once")),
     ],
 )
 def test_what_the_hub_refuses_is_said_alike_for_all(caller: str, name: str, words: tuple[str, ...]) -> None:

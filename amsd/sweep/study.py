@@ -54,10 +54,11 @@ def create(plan: SweepPlan, directory: Path, url: str | None = None) -> StudyHan
     """Open the sweep's study, made now or earlier, and queue the points that its budget names.
 
     Raises:
-        UsageError: the storage holds another sweep of this name.
+        UsageError: the storage holds another sweep of this name, or the folder one of another name.
     """
     import optuna
 
+    _check_folder(plan, directory)
     directory.mkdir(parents=True, exist_ok=True)
     url = url or default_url(directory)
     storage = open_storage(url)
@@ -199,6 +200,19 @@ def _pointed(folder: Path, study: str | None) -> tuple[str, str]:
     if url.startswith("sqlite:///") and not sqlite_path(url)[0].exists() and (folder / "study.db").is_file():
         url = default_url(folder)
     return url, study or name
+
+
+def _check_folder(plan: SweepPlan, directory: Path) -> None:
+    """Check that a folder is new or this sweep's: two sweeps in one would be read as the later."""
+    try:
+        held = parsed_object((directory / POINTER).read_text(encoding="utf-8")).get("study")
+    except (OSError, ValueError):
+        return
+    if held not in (None, plan.sweep.name):
+        raise UsageError(
+            f"{directory} holds the sweep {held!r}, and this one is called {plan.sweep.name!r} (a sweep file without a "
+            f"name is called as the file). Choose another --output, or go on with that one: --set name={held}."
+        )
 
 
 def _check_same(plan: SweepPlan, earlier: dict[str, Any], url: str) -> None:

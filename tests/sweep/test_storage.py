@@ -98,3 +98,12 @@ def test_a_damaged_file_of_a_sweep_is_named_or_not_needed(make_plan: MakePlan, t
             if done.exit_code:
                 assert isinstance(done.exception, UsageError), (file, command, done.exception)
                 assert file.name in str(done.exception), (file, command)
+
+
+def test_a_folder_holds_one_sweep(make_plan: MakePlan, tmp_path: Path) -> None:
+    create(make_plan(name="one"), tmp_path)
+    with pytest.raises(UsageError, match=r"holds the sweep 'one', .* is called 'two' .*--set name=one"):
+        create(make_plan(name="two"), tmp_path)
+    assert locate(str(tmp_path)).plan is not None
+    assert locate(str(tmp_path)).study.study_name == "one"
+    create(make_plan(name="one"), tmp_path)
