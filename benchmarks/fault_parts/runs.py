@@ -116,6 +116,16 @@ def wait_for(run: Path, step: int, child: Child) -> None:
         time.sleep(0.002)
 
 
+def wait_until_it_listens(child: Child) -> None:
+    """Return once the command catches signals, which a busy machine may delay by seconds; before, nothing is begun."""
+    status, bit = Path(f"/proc/{child.pid}/status"), 1 << (signal.SIGUSR1 - 1)
+    while child.poll() is None:
+        caught = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("SigCgt"))
+        if int(caught.split()[1], 16) & bit:
+            return
+        time.sleep(0.01)
+
+
 def kill(scene: Scene, number: int, draw: random.Random) -> Attempt:
     """SIGKILL four times in one run, at chosen moments and at random ones; whole checkpoints after each."""
     run = scene.folder / f"kill-{number}"
@@ -143,7 +153,9 @@ def end(scene: Scene, number: int, draw: random.Random) -> Attempt:
     child = scene.train(run)
     step = draw.randint(0, STEPS - 2)
     wait_for(run, step, child)
-    time.sleep(draw.uniform(0, 0.1) if step else 0.7)  # without a step: while it starts, but listens
+    if step == 0:
+        wait_until_it_listens(child)
+    time.sleep(draw.uniform(0, 0.1))
     for _ in range(1 + number // len(SIGNALS) % 2):
         child.send(chosen)
         time.sleep(0.02)
