@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import shutil
 import signal
@@ -92,6 +93,17 @@ def _guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
         return connect(self, address)
 
     return guarded
+
+
+@pytest.fixture(autouse=True)
+def no_handler_of_a_closed_stream() -> Iterator[None]:
+    """A command that was run inside a test logs to that test's stream, and to no later one's."""
+    yield
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "closed", False):
+            root.removeHandler(handler)
+            root.setLevel(logging.WARNING)
 
 
 def _cuda() -> bool:

@@ -89,6 +89,7 @@ def test_training_goes_on_and_the_checkpoint_is_that_of_its_step(
 def test_an_evaluation_draws_meanwhile_and_its_results_come_after(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AMSD_CACHE", str(tmp_path / "cache"))  # the base model is drawn, and not remembered
     run, held, draw = RunDirectory(tmp_path / "run"), Held(monkeypatch), Painter.draw
     drawn: list[list[int]] = []
 
