@@ -51,4 +51,4 @@ def test_the_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     walked: list[tuple[Step, list[str]]] = list(walk(tmp_path, run, install=False))
     assert [(step.command, missing) for step, missing in walked if missing] == []
-    assert len(walked) == 10
+    assert len(walked) == 11
