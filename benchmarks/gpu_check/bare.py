@@ -70,6 +70,7 @@ def _plain_ways(unet: nn.Module, check: Check) -> list[Way]:
         Way("fp32 (tf32) vjp", single, products[:1], full, product=True),
         Way("pure bf16", pure, many, half),
         Way("pure bf16, vjp", pure, products, half, product=True),
+        Way("bf16 by autocast", _by_autocast(unet, check), few, full),
         Way("pure bf16, channels_last", last, many, half, channels_last=True),
         Way("pure bf16, channels_last, vjp", last, products, half, channels_last=True, product=True),
     ]
@@ -110,6 +111,26 @@ def _plain(unet: nn.Module, check: Check, dtype: torch.dtype) -> Callable[[int],
         times = torch.randint(0, 1000, (rows,), device=check.device)
         text = torch.randn(rows, 77, unet.config.cross_attention_dim, device=check.device, dtype=dtype)
         return lambda x: unet(x, times, encoder_hidden_states=text, return_dict=False)[0]
+
+    return make
+
+
+def _by_autocast(unet: nn.Module, check: Check) -> Callable[[int], Network]:
+    """Matrix products in bf16 with weights that are cast already, normalizations in float32."""
+    mixed = copy.deepcopy(unet)
+    for module in mixed.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(torch.bfloat16)
+    plain = _plain(mixed, check, torch.float32)
+
+    def make(rows: int) -> Network:
+        network = plain(rows)
+
+        def call(x: Tensor) -> Tensor:
+            with torch.autocast(check.device.type, dtype=torch.bfloat16):
+                return network(x)
+
+        return call
 
     return make
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import workbench
 
+from gpu_check.children import run_child
 from gpu_check.record import Check
 from gpu_check.steps import CASES, Case
 
-GPU = Path(__file__).parents[1] / "gpu.py"
 MEASURED = "AMSD_GPU_CHECK"
 """Environment variable that carries the parent's measured rates to the child."""
 
@@ -25,29 +21,7 @@ def compiled(check: Check) -> None:
     limit = check.left - 12 if check.cuda else min(150.0, check.left - 5)
     what, best = check.best()
     rates = {"tflop": check.tflop, "best": best, "what": what, "bf16": check.limits.get("bf16", 0.0)}
-    options = ["--device", check.options.device, *(["--tiny"] if check.options.tiny else [])]
-    child = subprocess.Popen(
-        [sys.executable, str(GPU), "--compile-child", *options],
-        env={**os.environ, MEASURED: json.dumps(rates), "OUT": str(check.out)}, start_new_session=True,
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    rc: int | str
-    try:
-        output, _ = child.communicate(timeout=max(1.0, limit))
-        rc = child.returncode
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        output, _ = child.communicate()
-        rc = f"stopped after {limit:.0f} s"
-    print(output, end="", flush=True)
-    failed = [row for row in map(_row, output.splitlines()) if row and "CRASH" in row]
-    check.rows.extend(failed)  # they are in the file already; here they are counted
-    died = {"CRASH": f"the child ended with {rc}"} if isinstance(rc, int) and rc != 0 else {}
-    check.say("compile", rc=rc, **died)
-
-
-def _row(line: str) -> dict[str, object] | None:
-    return json.loads(line) if line.startswith("{") else None
+    run_child(check, "compile", ["--compile-child"], {MEASURED: json.dumps(rates)}, limit)
 
 
 def in_child(check: Check) -> None:

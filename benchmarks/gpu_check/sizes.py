@@ -6,12 +6,7 @@ of an update, the card's peak memory by phase, and beside it what `amsd train --
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +20,7 @@ from amsd.diffusion.families.stable_diffusion_3 import StableDiffusion3
 from amsd.diffusion.families.stable_diffusion_xl import StableDiffusionXL
 from amsd.experiment.plan import Plan, make_plan
 from amsd.recipe import Recipe
+from gpu_check.children import run_child
 from gpu_check.record import Check
 from gpu_check.smoke import train_embedded
 from gpu_check.steps import reserve_for_compile
@@ -153,29 +149,13 @@ def _planned(plan: Plan) -> Mapping[str, Any]:
 def divided(check: Check) -> None:
     """FSDP2 with one process, in a child: a group of processes cannot be left again."""
     limit = min(FSDP_SECONDS, check.left - reserve_for_compile(check)) if check.cuda else 200.0
-    options = ["--device", check.options.device, *(["--tiny"] if check.options.tiny else [])]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launched = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    child = subprocess.Popen(
-        [sys.executable, str(GPU), "--fsdp-child", "--budget", str(limit), *options],
-        env={**os.environ, **launched, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OUT": str(check.out)},
-        start_new_session=True, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    rc: int | str
-    try:
-        output, _ = child.communicate(timeout=max(1.0, limit))
-        rc = child.returncode
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        output, _ = child.communicate()
-        rc = f"stopped after {limit:.0f} s"
-    print(output, end="", flush=True)
-    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    check.rows.extend(row for row in rows if "CRASH" in row)  # they are in the file already; here they are counted
-    died = {"CRASH": f"the child ended with {rc}"} if isinstance(rc, int) and rc != 0 else {}
-    check.say("sizes", case="FSDP2, one process", rc=rc, **died)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    arguments = ["--fsdp-child", "--budget", str(limit)]
+    run_child(check, "sizes", arguments, launched | address, limit, case="FSDP2, one process")
 
 
 def in_child(check: Check) -> None:

@@ -12,6 +12,7 @@ import pytest
 from amsd.errors import UsageError
 from amsd.run_directory import RunDirectory
 from amsd.training import shared
+from tests.training.threads import as_processes
 
 Run = Callable[[Path, Path], list[str]]
 
@@ -41,11 +42,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Run:
             except UsageError as error:
                 said[rank] = str(error)
 
-        threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        as_processes(process)
         return said
 
     return run

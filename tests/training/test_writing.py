@@ -26,6 +26,7 @@ from amsd.training.events import StepRecord
 from amsd.training.writing import CheckpointWriter, Parts
 from tests import pipelines
 from tests.experiment.test_train import lines, merged
+from tests.training.threads import as_processes
 
 PATIENCE = 60.0
 
@@ -225,11 +226,7 @@ def test_processes_agree_on_the_end(two: Any, tmp_path: Path, failing: int | Non
         except RunError as error:
             said[rank] = str(error)
 
-    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    as_processes(process)
     assert not list(run.checkpoints.glob(".*"))
     if failing is None:
         assert said == ["", ""]
