@@ -60,16 +60,26 @@ class Heartbeat:
         self._silent: dict[int, int] = {}
         self._where: dict[int, str] = {}
         self._end = threading.Event()
+        self._threads = [
+            threading.Thread(target=work, name="amsd-heartbeat", daemon=True) for work in (self._work, self._guard)
+        ]
 
     def start(self) -> None:
-        """Begin, on a thread that does not keep Python from ending."""
-        for work in (self._work, self._guard):
-            threading.Thread(target=work, name="amsd-heartbeat", daemon=True).start()
+        """Begin, on threads that keep Python from ending for two beats at most."""
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """This process ends in good order: the others do not wait for another beat."""
-        if not self._end.is_set():
-            self._end.set()
+        """This process ends in good order: the others do not wait for another beat.
+
+        Threads inside PyTorch while Python ends would abort the process: each call there takes a beat at most.
+        """
+        was_over = self._end.is_set()
+        self._end.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(2 * BEAT)
+        if not was_over:
             self._beat(_DONE)
 
     def turn(self) -> None:
@@ -77,6 +87,8 @@ class Heartbeat:
         self._beats += 1
         self._beat(str(self._beats))
         for other in range(self._count):
+            if self._end.is_set():
+                return
             if other == self._own or self._heard.get(other) == _DONE.encode():
                 continue
             value = self._ask(_key(other))

@@ -119,6 +119,9 @@ class CheckpointWriter:
             step = self._whole.result()
             return CheckpointRecord(step, self._run.checkpoint(step), self._weights.result())
         finally:
+            # It still frees its copies: PyTorch aborts the process if Python ends in the middle of that.
+            if self._thread.ident is not None:
+                self._thread.join()
             self._thread = None
 
     def _work(self, parts: Parts) -> None:

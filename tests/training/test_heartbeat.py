@@ -66,6 +66,25 @@ def test_a_process_that_ended_in_good_order_is_not_missed() -> None:
     assert first.quietest() is None
 
 
+def test_no_thread_is_inside_the_store_once_it_was_stopped() -> None:
+    """Python that ends while a thread is inside PyTorch aborts: "terminate called without an active exception"."""
+    inside = threading.Event()
+
+    class Slow(Memory):
+        def check(self, keys: list[str]) -> bool:
+            inside.set()
+            time.sleep(0.3)
+            return super().check(keys)
+
+    store = Slow()
+    beating = Heartbeat(store, 0, 3, [].append)
+    beating.start()
+    assert inside.wait(5)
+    beating.stop()
+    assert "amsd-heartbeat" not in {thread.name for thread in threading.enumerate()}
+    assert store.values["amsd/beat/0"] == b"done"  # no beat of the threads comes after it
+
+
 def test_a_store_that_does_not_answer_at_all_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "BEAT", 0.01)
 

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,22 @@ def test_without_room_for_a_copy_training_waits_and_says_so(
     assert began == [False, False]
     [said] = [line["text"] for line in lines(tmp_path / "run") if line.get("notice") == "waiting-checkpoints"]
     assert said.endswith("9.31e-07 GiB are free.")
+
+
+def test_its_thread_has_ended_once_it_is_finished(tmp_path: Path) -> None:
+    """Python that ends while a thread frees tensors aborts: "terminate called without an active exception"."""
+    run = RunDirectory(tmp_path)
+    run.recipe.write_text("")
+    writer, going_on = CheckpointWriter(run), threading.Event()
+
+    def state(folder: Path) -> None:
+        going_on.wait(PATIENCE)
+
+    writer.begin(Parts(1, "identity", lambda: write_nothing, lambda: state), background=True)
+    writer._whole.add_done_callback(lambda whole: time.sleep(0.3))  # in the thread, as the end of its function is
+    going_on.set()
+    assert writer.finish() is not None
+    assert "amsd-checkpoint" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.fixture
