@@ -127,15 +127,6 @@ class TrialTable:
         self.storage.set_trial_user_attr(trial_id, name, value)
 
 
-def started(storage: BaseStorage, name: str) -> int:
-    """How many trials of the study `name` were ever started; 0 if there is no such study yet."""
-    from optuna.trial import TrialState
-
-    known = {frozen.study_name: frozen._study_id for frozen in storage.get_all_studies()}
-    states = tuple(state for state in TrialState if state != TrialState.WAITING)
-    return storage.get_n_trials(known[name], states) if name in known else 0
-
-
 def queued_params(trial: FrozenTrial) -> dict[str, Any]:
     """Values that a waiting trial was queued with: they are no parameters before it runs."""
     return dict(trial.system_attrs.get("fixed_params", {}))

@@ -152,7 +152,7 @@ class SearchSampler(Section):
 
     name: Literal["tpe", "gp", "qmc", "grid", "nsga2", "random"] = "tpe"
     seed: int | None = Field(default=None, ge=0)
-    """Makes a sweep with one worker repeatable."""
+    """With one worker, two sweeps of one seed propose the same points (`random` and `qmc`: with any workers)."""
     startup_trials: int = Field(default=10, ge=1)
     """Trials drawn at random before TPE or GP use a model."""
 

@@ -1,10 +1,9 @@
-"""The search space, what a point means for the recipe, and which of Optuna's samplers and pruners search it."""
+"""The search space, what a point means for the recipe, and which of Optuna's pruners ends trials early."""
 
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from amsd.sweep.schema import Condition, Dimension, Sweep
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
-    from optuna.samplers import BaseSampler
     from optuna.trial import Trial
 
     from amsd.sweep.plan import SweepPlan
@@ -197,40 +195,6 @@ def _candidates(dimension: Dimension, condition: Condition) -> Iterator[Any]:
             yield declared(dimension, value)
         except ValueError:  # outside of the range, or no whole number
             continue
-
-
-def sampler(plan: SweepPlan, salt: str) -> BaseSampler:
-    """Optuna's sampler of this name; `salt` varies its seed (not that of QMC, whose workers share one sequence).
-
-    A grid is queued point by point, so its sampler is never asked.
-    """
-    import optuna
-
-    chosen = plan.sweep.sampler
-    seed = None if chosen.seed is None else zlib.crc32(f"{chosen.seed}:{salt}".encode())
-    match chosen.name:
-        case "tpe":
-            # constant_liar: parallel workers keep away from what is being tried.
-            return _sampler(
-                optuna.samplers.TPESampler,
-                seed=seed, n_startup_trials=chosen.startup_trials, multivariate=True, group=True,
-                constant_liar=True,
-            )  # fmt: skip
-        case "gp":
-            return _sampler(optuna.samplers.GPSampler, seed=seed, n_startup_trials=chosen.startup_trials)
-        case "qmc":
-            return _sampler(
-                optuna.samplers.QMCSampler, seed=chosen.seed, scramble=True, warn_independent_sampling=False
-            )
-        case "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=seed)
-        case "random" | "grid":
-            return optuna.samplers.RandomSampler(seed=seed)
-
-
-def _sampler(kind: Callable[..., BaseSampler], **options: Any) -> BaseSampler:
-    built: BaseSampler = experimental(kind, **options)
-    return built
 
 
 def experimental(call: Any, *args: Any, **options: Any) -> Any:

