@@ -22,6 +22,8 @@ os.environ["UV_COMPILE_BYTECODE"] = "1"  # once, here, and not by each command t
 ROOT = Path(__file__).parent
 LOWEST = ("tests/recipe", "tests/matching", "tests/diffusion", "tests/golden")
 FAULTS = ("--kills=60", "--ends=20", "--disk=10", "--damage=40", "--wandb=12", "--edges=24", "--fuzz=10000")
+# One process per core; the tests of a file stay together, for they share what its fixtures have trained.
+PARALLEL = ("-n", "logical", "--maxprocesses", "8", "--dist", "loadfile")
 PINNED = ("-c", str(ROOT / "constraints.txt"))
 
 
@@ -44,14 +46,14 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Every test but the slow ones; arguments after `--` go to pytest."""
     session.install(*PINNED, "-e", ".[dev]")
-    session.run("pytest", "-m", "not slow", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "not slow", *session.posargs)
 
 
 @nox.session(python=["3.11", "3.12", "3.13"])
 def versions(session: nox.Session) -> None:
     """The tests without the slow ones on every version of Python that is supported and can be had."""
     session.install(*PINNED, "-e", ".[dev]")
-    session.run("pytest", "-m", "not slow", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "not slow", *session.posargs)
 
 
 @nox.session(venv_backend="uv")
@@ -87,7 +89,7 @@ def demo(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Tests that train, or take more than about ten seconds."""
     session.install(*PINNED, "-e", ".[dev]")
-    session.run("pytest", "-m", "slow", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "slow", *session.posargs)
 
 
 @nox.session
