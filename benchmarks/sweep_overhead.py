@@ -20,7 +20,7 @@ from pathlib import Path
 
 from amsd.recipe.catalog import folder
 from amsd.recipe.load import read_toml
-from amsd.sweep.executor import Ended, Job, Monitor, RunLog
+from amsd.sweep.jobs import Ended, Job, Monitor, RunLog
 from amsd.sweep.load import plan_from
 from amsd.sweep.results import load_sweep
 from amsd.sweep.study import StudyHandle, create

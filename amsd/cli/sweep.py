@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from amsd.sweep.launchers import Launch
-    from amsd.sweep.plan import SweepPlan
+    from amsd.sweep.schema import SweepPlan
     from amsd.sweep.study import StudyHandle
 
 app = typer.Typer(name="sweep", help="Search over recipes with Optuna or W&B.", no_args_is_help=True)
@@ -60,8 +60,8 @@ def run(
     folder = output or Path("runs") / f"sweep-{plan.sweep.name}"
     console = Console(markup=False)
     if dry_run:
+        from amsd.sweep.checks import memory_lines
         from amsd.sweep.display import outline
-        from amsd.sweep.fit import memory_lines
 
         _say(require_inputs(plan, download=False))
         for line in (*outline(plan), *memory_lines(plan)):
@@ -88,7 +88,7 @@ def run(
 
 def _say_memory(plan: SweepPlan, launcher: str) -> None:
     """Trials that run on the CPU of this machine need no word about a GPU's memory."""
-    from amsd.sweep.fit import gpu_bytes, memory_lines
+    from amsd.sweep.checks import gpu_bytes, memory_lines
 
     if launcher != "local" or gpu_bytes():
         for line in memory_lines(plan):

@@ -17,7 +17,8 @@ from amsd.tracking.progress import Report, silent
 
 if TYPE_CHECKING:
     from amsd.sweep.results import SeedRun, SweepResults, TrialResult
-    from amsd.sweep.schema import Constraint, Dimension
+    from amsd.sweep.schema import Constraint
+    from amsd.sweep.search import Dimension
 
 
 def sweep_story(source: Path | str, report: Report = silent) -> Story:
@@ -33,6 +34,8 @@ def sweep_story(source: Path | str, report: Report = silent) -> Story:
 
 def story_of(results: SweepResults, report: Report = silent) -> Story:
     """The story of a sweep that was read already."""
+    from amsd.sweep.algorithms import importance
+
     gaps: list[str] = []
     found: list[ShownRun] = []
     for number, trial in enumerate(results.trials, 1):
@@ -52,21 +55,12 @@ def story_of(results: SweepResults, report: Report = silent) -> Story:
         setting=setting,
         axes=tuple(_axis(key, space, results.trials) for key, space in results.sweep.search.items()),
         objectives=tuple(Goal(o.label, o.direction == "maximize") for o in results.objectives),
-        importance=_importance(results),
+        importance=importance(results.sweep.search, *results.searched),
         constraints=tuple(_bound(constraint) for constraint in results.sweep.constraint),
         description=results.sweep.description,
     )
     told = (*_sweep_gaps(results, runs), *_unequal(story), *gaps)
     return replace(story, gaps=tuple(in_text(gap, [results.directory]) for gap in told))
-
-
-def _importance(results: SweepResults) -> dict[str, tuple[float, float]]:
-    from amsd.sweep.importance import importance
-
-    own = [trial for trial in results.complete if trial.copy_of is None]
-    values = [trial.values[0] for trial in own if trial.values is not None]
-    maximize = results.objectives[0].direction == "maximize"
-    return importance(results.sweep.search, [trial.params for trial in own], values, maximize)
 
 
 def _named_together(entries: Sequence[ShownRun]) -> list[ShownRun]:

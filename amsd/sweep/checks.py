@@ -1,7 +1,12 @@
-"""What must hold of a sweep before anything runs: names, metrics, machinery, and every value of the search."""
+"""What must hold of a sweep before anything runs: names, metrics, machinery, every value of the search, and its inputs.
+
+Also whether trials fit into their share of a GPU.
+"""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -9,9 +14,10 @@ from typing import Any
 from amsd.errors import UsageError, nearest
 from amsd.evaluation.result import DIVERSITY, FID, KID, is_distance
 from amsd.recipe import Problem, RecipeError
-from amsd.sweep.plan import SweepPlan
-from amsd.sweep.schema import TRAINING, Dimension, Objective, Sweep
-from amsd.sweep.space import LARGEST_GRID, declared, ends, grid, ordered, satisfying, settings_of
+from amsd.sweep.schema import TRAINING, Objective, Sweep, SweepPlan
+from amsd.sweep.search import LARGEST_GRID, Dimension, declared, ends, grid, ordered, satisfying, settings_of
+
+_GIB = 2**30
 
 
 def problems_of(plan: SweepPlan) -> list[Problem]:
@@ -102,7 +108,7 @@ def _machinery(sweep: Sweep) -> Iterator[Problem]:
 
 def _is_larger(sweep: Sweep, limit: int) -> bool:
     try:
-        return next(islice(grid(sweep), limit, None), None) is not None
+        return next(islice(grid(sweep.search), limit, None), None) is not None
     except ValueError:  # conditions in a circle: `_search` tells
         return False
 
@@ -115,9 +121,28 @@ def _ends(plan: SweepPlan) -> list[dict[str, Any]]:
     """
     search = plan.sweep.search
     ordered(search)
-    parents = {name: satisfying(plan.sweep, name) for name in search}
+    parents = {name: satisfying(search, name) for name in search}
     points = [{**parents[name], name: value} for name, dim in search.items() for value in ends(dim)]
     return [*points, *(dict(first) for first in plan.sweep.first)]
+
+
+def _search(plan: SweepPlan) -> Iterator[Problem]:
+    """Resolve sample recipes: every choice and both ends of every range must be a valid value of a valid key."""
+    sweep = plan.sweep
+    try:
+        points = _ends(plan)
+    except ValueError as error:
+        yield Problem("search", str(error))
+        return
+    seen: set[str] = set()
+    for point in points:
+        try:
+            plan.resolve(settings_of(sweep.search, point))
+        except RecipeError as error:
+            for problem in error.problems:
+                if str(problem) not in seen:
+                    seen.add(str(problem))
+                    yield Problem(f"search: {problem.key}", problem.message, problem.value, problem.suggestion)
 
 
 def require_inputs(plan: SweepPlan, download: bool = True) -> list[str]:
@@ -134,7 +159,7 @@ def require_inputs(plan: SweepPlan, download: bool = True) -> list[str]:
 
     checked: set[str] = set()
     notices: dict[str, None] = {}
-    for recipe in [plan.recipe, *(plan.resolve(settings_of(plan.sweep, point)) for point in _ends(plan))]:
+    for recipe in [plan.recipe, *(plan.resolve(settings_of(plan.sweep.search, point)) for point in _ends(plan))]:
         notices |= dict.fromkeys(map(str, warnings(recipe)))
         inputs = (recipe.model, recipe.prompts, recipe.reward, recipe.evaluation.metrics)
         if repr(inputs) not in checked:
@@ -151,20 +176,43 @@ def require_inputs(plan: SweepPlan, download: bool = True) -> list[str]:
     return list(notices)
 
 
-def _search(plan: SweepPlan) -> Iterator[Problem]:
-    """Resolve sample recipes: every choice and both ends of every range must be a valid value of a valid key."""
-    sweep = plan.sweep
-    try:
-        points = _ends(plan)
-    except ValueError as error:
-        yield Problem("search", str(error))
+def memory_lines(plan: SweepPlan) -> Iterator[str]:
+    """What a trial of the base recipe needs of a GPU and, where GPUs are visible, whether its share holds that."""
+    needed = needed_bytes(plan)
+    if needed is None:
         return
-    seen: set[str] = set()
-    for point in points:
-        try:
-            plan.resolve(settings_of(sweep, point))
-        except RecipeError as error:
-            for problem in error.problems:
-                if str(problem) not in seen:
-                    seen.add(str(problem))
-                    yield Problem(f"search: {problem.key}", problem.message, problem.value, problem.suggestion)
+    yield (
+        f"Memory: {needed / _GIB:.1f} GiB per process for weights, gradients and optimizer of the base recipe; "
+        "activations come on top."
+    )
+    sizes = gpu_bytes()
+    share = plan.sweep.execution.gpus
+    if not sizes or share == 0:
+        return
+    part = min(1.0, share if share is not None else 1.0)
+    room = part * min(sizes)
+    if needed > room:
+        way = "Set execution.gpus = 1." if part < 1 and needed <= min(sizes) else (
+            "Use a smaller parameterization or precision (amsd train RECIPE --dry-run shows what takes it)."
+        )  # fmt: skip
+        yield f"That does not fit: a trial's share of the smallest GPU here is {room / _GIB:.1f} GiB. {way}"
+
+
+def needed_bytes(plan: SweepPlan) -> float | None:
+    """Bytes on each device by the base recipe's own plan; None if the model is neither known nor at hand."""
+    from amsd.experiment.plan import make_plan
+
+    try:
+        return make_plan(plan.recipe, plan.sweep.execution.processes).memory_bytes
+    except UsageError:
+        return None
+
+
+def gpu_bytes() -> list[int]:
+    """Memory of each GPU of this machine, as its driver says; torch is not imported for it."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return [int(mebibytes) * 2**20 for mebibytes in listed if mebibytes.isdecimal()]

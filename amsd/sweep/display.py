@@ -16,9 +16,9 @@ from rich.text import Text
 from amsd.evaluation.statistics import measured
 from amsd.recipe.cost import training_cost
 from amsd.sweep.launchers.processes import last_step
-from amsd.sweep.plan import SweepPlan
-from amsd.sweep.points import make_point, points_to_queue
 from amsd.sweep.results import State, SweepResults, TrialResult
+from amsd.sweep.schema import SweepPlan
+from amsd.sweep.trial import make_point, points_to_queue
 from amsd.sweep.worker import last_line
 
 #: Trials that the live table shows; the newest ones.

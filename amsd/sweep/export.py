@@ -16,10 +16,9 @@ from amsd.evaluation.statistics import measured
 from amsd.places import in_text
 from amsd.recipe import dump_toml
 from amsd.recipe.schema import Tracking
-from amsd.sweep.plan import SweepPlan
 from amsd.sweep.results import SweepResults
-from amsd.sweep.schema import TRAINING, Dimension, Objective
-from amsd.sweep.space import LARGEST_GRID, values
+from amsd.sweep.schema import TRAINING, Objective, SweepPlan
+from amsd.sweep.search import LARGEST_GRID, Dimension, values
 from amsd.tracking.names import Names
 
 

@@ -18,8 +18,8 @@ from amsd.recipe.errors import problems_from
 from amsd.recipe.load import assign, read_toml
 from amsd.recipe.paths import anchor
 from amsd.sweep.checks import problems_of
-from amsd.sweep.plan import SweepPlan
-from amsd.sweep.schema import FORMAT, Dimension, Sweep
+from amsd.sweep.schema import FORMAT, Sweep, SweepPlan
+from amsd.sweep.search import Dimension
 from amsd.urls import is_server, shown_server
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from statistics import stdev
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ from amsd.errors import UsageError
 from amsd.recipe import Recipe
 from amsd.sweep import optuna_access as names
 from amsd.sweep.schema import Objective, Sweep
-from amsd.sweep.space import settings_of
+from amsd.sweep.search import settings_of
 from amsd.sweep.study import StudyHandle, counted, locate
 from amsd.urls import printable
 
@@ -103,8 +103,6 @@ class SweepResults:
     recipe: Recipe
     """Base recipe with the sweep's overrides."""
     trials: tuple[TrialResult, ...]
-    importance: Mapping[str, float]
-    """PED-ANOVA share of each dimension for the first objective; empty below three complete trials."""
     stopped: str | None
     """Why the sweep stopped by itself, if it did."""
 
@@ -136,6 +134,20 @@ class SweepResults:
             for trial, mine in zip(candidates, losses, strict=True)
             if not any(dominates(other, mine) for other in losses)
         )
+
+    @cached_property
+    def importance(self) -> Mapping[str, float]:
+        """PED-ANOVA share of each dimension for the first objective; empty below three complete trials."""
+        from amsd.sweep.algorithms import shares
+
+        return shares(self.sweep.search, *self.searched)
+
+    @property
+    def searched(self) -> tuple[list[Mapping[str, Any]], list[float], bool]:
+        """Points with values of the first objective, each once, and whether it is maximized."""
+        own = [trial for trial in self.complete if trial.copy_of is None]
+        values = [trial.values[0] for trial in own if trial.values is not None]
+        return [trial.params for trial in own], values, self.objectives[0].direction == "maximize"
 
 
 def dominates(left: Sequence[float], right: Sequence[float]) -> bool:
@@ -170,7 +182,6 @@ def results_of(handle: StudyHandle) -> SweepResults:
         sweep=handle.plan.sweep,
         recipe=handle.plan.recipe,
         trials=tuple(_trial(trial, handle) for trial in trials),
-        importance=_importance(handle),
         stopped=handle.stop_reason(),
     )
 
@@ -186,7 +197,7 @@ def _trial(trial: FrozenTrial, handle: StudyHandle) -> TrialResult:
         number=trial.number,
         state=_state(trial),
         params=params,
-        settings=settings_of(handle.plan.sweep, params),
+        settings=settings_of(handle.plan.sweep.search, params),
         cfg_mode=point.get("cfg_mode", ""),
         values=tuple(trial.values) if trial.state.name == "COMPLETE" else None,
         constraints=constraints,
@@ -227,23 +238,3 @@ def _state(trial: FrozenTrial) -> State:
         "WAITING": "queued", "RUNNING": "running", "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed",
     }  # fmt: skip
     return states[trial.state.name]
-
-
-def _importance(handle: StudyHandle) -> Mapping[str, float]:
-    from optuna.importance import get_param_importances
-    from optuna.trial import TrialState
-
-    complete = handle.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    always = [name for name in handle.plan.sweep.search if all(name in trial.params for trial in complete)]
-    varied = [name for name in always if len({trial.params[name] for trial in complete}) > 1]
-    if len(complete) < 3 or not varied:
-        return {}
-    maximized = handle.plan.sweep.objective[0].direction == "maximize"
-    with warnings.catch_warnings():
-        # PED-ANOVA asks which dimensions matter for LOW targets: the sign below is what its warning asks for.
-        warnings.simplefilter("ignore", UserWarning)
-        return get_param_importances(
-            handle.study,
-            params=varied,
-            target=lambda trial: -float(trial.values[0]) if maximized else float(trial.values[0]),
-        )

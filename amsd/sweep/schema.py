@@ -1,107 +1,27 @@
 """The sweep tree: which recipes are tried, what decides between them, and when to stop.
 
-`search` maps recipe keys to dimensions. A dimension with `variants` sets several recipe keys at once under one name.
+`search` maps recipe keys to dimensions (amsd.sweep.search). `SweepPlan` is a sweep with the recipe it is based on.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
+from amsd.recipe import Recipe, from_dict
+from amsd.recipe.load import as_before, assign
 from amsd.recipe.section import Positive, Section
+from amsd.sweep.search import Dimension
 
-Scalar = bool | int | float | str
 #: Prefix of objectives and constraints that are read from the training log instead of the evaluation.
 TRAINING = "train/"
 #: Version of sweep files and of the plans that are written from them.
 FORMAT: Final = 1
-
-
-class Condition(Section):
-    """When a dimension is searched at all: a test of another dimension's value."""
-
-    one_of: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
-    above: float | None = None
-    below: float | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if self.one_of is None and self.above is None and self.below is None:
-            raise ValueError("needs one_of, above or below")
-        return self
-
-    def holds(self, value: Scalar) -> bool:
-        """Whether `value` of the other dimension lets this dimension be searched."""
-        if self.one_of is not None and value not in self.one_of:
-            return False
-        if self.above is None and self.below is None:
-            return True
-        if isinstance(value, str):
-            return False
-        return (self.above is None or value > self.above) and (self.below is None or value < self.below)
-
-
-class Dimension(Section):
-    """One axis of the search: `choices`, `variants`, or a range `low` to `high`."""
-
-    choices: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
-    """The values to choose from."""
-    variants: Mapping[str, Mapping[str, Any]] | None = Field(default=None, min_length=1)
-    """Name -> recipe keys that this variant sets."""
-    low: int | float | None = None
-    high: int | float | None = None
-    step: int | float | None = Field(default=None, gt=0)
-    """Distance between values of a range."""
-    log: bool = False
-    """Whether a range is searched on a logarithmic scale."""
-    type: Literal["int", "float"] | None = None
-    """Of a range; unset: int if `low` and `high` are written as integers."""
-    points: int | None = Field(default=None, ge=2, le=100_000)
-    """How many values of a float range `sampler = "grid"` tries."""
-    when: Mapping[str, Condition] = Field(default_factory=dict)
-    """Other dimension -> condition; all must hold, else the key keeps the recipe's value."""
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        is_range = self.low is not None or self.high is not None
-        forms = (self.choices is not None) + (self.variants is not None) + is_range
-        if forms != 1:
-            raise ValueError("needs exactly one of: choices, variants, or low and high")
-        if is_range:
-            self._check_range()
-        elif self.step is not None or self.log or self.type is not None or self.points is not None:
-            raise ValueError("step, log, type and points belong to a range with low and high")
-        if self.choices is not None and len({(type(c), c) for c in self.choices}) < len(self.choices):
-            raise ValueError("a choice is listed twice")
-        return self
-
-    def _check_range(self) -> None:
-        if self.low is None or self.high is None:
-            raise ValueError("a range needs both low and high")
-        if not self.low < self.high:
-            raise ValueError(f"low = {self.low:g} must lie below high = {self.high:g}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"a logarithmic range must start above 0, but low = {self.low:g}")
-        if self.step is not None and (self.high - self.low) / self.step > 2**53:
-            raise ValueError(f"step = {self.step:g} is too small for a range from {self.low:g} to {self.high:g}")
-        if self.log and self.step is not None:
-            raise ValueError("log and step cannot be used together")
-        if self.is_int and not all(isinstance(v, int) for v in (self.low, self.high, self.step) if v is not None):
-            raise ValueError("an int range needs integers for low, high and step")
-
-    @property
-    def kind(self) -> str:
-        """What a range yields, in words."""
-        return "integer" if self.is_int else "number"
-
-    @property
-    def is_int(self) -> bool:
-        """Whether a range yields integers."""
-        if self.type is not None:
-            return self.type == "int"
-        return isinstance(self.low, int) and isinstance(self.high, int)
 
 
 class Objective(Section):
@@ -282,3 +202,40 @@ class Sweep(Section):
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed is listed twice")
         return seeds
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A checked sweep with its base recipe; all that a worker needs to know."""
+
+    sweep: Sweep
+    tree: Mapping[str, Any]
+    """Base recipe with the overrides, as plain data."""
+    older: bool = False
+    """Whether it was begun before plans had a format: keys that came later mean what they meant then."""
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The base recipe with the overrides."""
+        return from_dict(self._meant(self.tree), source=f"base recipe of sweep {self.sweep.name}")
+
+    def resolve(self, settings: Mapping[str, Any]) -> Recipe:
+        """The recipe of a point.
+
+        Raises:
+            RecipeError: these values do not go together.
+        """
+        tree = copy.deepcopy(dict(self.tree))
+        for key, value in settings.items():
+            assign(tree, key, value)
+        shown = ", ".join(f"{key} = {value}" for key, value in settings.items())
+        return from_dict(self._meant(tree), source=f"sweep {self.sweep.name} at {shown}")
+
+    def _meant(self, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        return as_before(tree) if self.older else tree
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON data, for the storage."""
+        sweep = self.sweep.model_dump(mode="json", exclude_unset=True)
+        version = {} if self.older else {"format": FORMAT}
+        return {**version, "sweep": sweep, "recipe": dict(self.tree)}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amsd.errors import RunError, UsageError
+from amsd.sweep.optuna_access import cached
 from amsd.urls import STORAGES, printable, scheme_of, scrubbed
 
 if TYPE_CHECKING:
@@ -97,12 +98,12 @@ def _sqlite(url: str) -> BaseStorage:
 
 
 def _database(target: str, url: str, engine: dict[str, Any]) -> BaseStorage:
-    from optuna.storages import RDBStorage, get_storage
+    from optuna.storages import RDBStorage
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
     shown = printable(url)
     try:
-        return get_storage(RDBStorage(target, engine_kwargs=engine))
+        return cached(RDBStorage(target, engine_kwargs=engine))
     except ModuleNotFoundError as error:
         raise UsageError(f"{shown}: needs the package {error.name}: install amsd[postgresql]") from None
     except (ArgumentError, NoSuchModuleError, ValueError, TypeError) as error:
@@ -138,7 +139,7 @@ def patient(storage: BaseStorage, patience: float = PATIENCE) -> BaseStorage:
     """The same storage, whose every call is repeated while the server cannot be reached.
 
     A repeated "finish this trial" whose first try had arrived after all is a success; a repeated "start this trial"
-    then looks like somebody else's start, and the trial is queued again by `amsd.sweep.liveness`.
+    then looks like somebody else's start, and the trial is queued again by `amsd.sweep.claims`.
     """
     from optuna.storages import BaseStorage as Base
 

@@ -12,11 +12,9 @@ from amsd.files import write_json
 from amsd.reading import parsed, parsed_object
 from amsd.sweep import optuna_access as names
 from amsd.sweep.load import code_in, load_plan, require_format, restore_plan
-from amsd.sweep.plan import SweepPlan
-from amsd.sweep.points import points_to_queue
-from amsd.sweep.schema import FORMAT
-from amsd.sweep.space import experimental, pruner
+from amsd.sweep.schema import FORMAT, SweepPlan
 from amsd.sweep.storage import default_url, is_storage, open_storage, sqlite_path
+from amsd.sweep.trial import points_to_queue
 from amsd.urls import printable
 
 if TYPE_CHECKING:
@@ -57,7 +55,7 @@ def create(plan: SweepPlan, directory: Path, url: str | None = None) -> StudyHan
     """
     import optuna
 
-    from amsd.sweep.samplers import sampler
+    from amsd.sweep.algorithms import experimental, pruner, sampler
 
     _check_folder(plan, directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -94,7 +92,7 @@ def locate(source: str, study: str | None = None, directory: Path | None = None)
     """
     import optuna
 
-    from amsd.sweep.samplers import sampler
+    from amsd.sweep.algorithms import pruner, sampler
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = source

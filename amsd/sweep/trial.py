@@ -1,25 +1,111 @@
-"""Runs the seeds of one point and turns what they measured into the trial's values."""
+"""A trial: the point that it tries, as the training runs of its seeds, and how they become its values."""
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from amsd.errors import RunError
-from amsd.evaluation.result import FID, KID
+from amsd.recipe import Recipe, identity
+from amsd.recipe.cost import training_cost
+from amsd.recipe.guidance_modes import mode_of
 from amsd.sweep import optuna_access as names
-from amsd.sweep.executor import Job, RunLog, Stop, TrialExecutor, Verdict
-from amsd.sweep.points import Point
-from amsd.sweep.schema import TRAINING, Constraint, Objective, Sweep
+from amsd.sweep.jobs import (
+    Job,
+    RunLog,
+    Stop,
+    TrialExecutor,
+    Verdict,
+    check_distance,
+    constraint_label,
+    errors,
+    measure,
+    objective_value,
+)
+from amsd.sweep.schema import Objective, Sweep, SweepPlan
+from amsd.sweep.search import LARGEST_GRID, grid, settings_of
+from amsd.tracking.names import own_tags
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-#: Share of the training log, from its end, that a `train/...` objective or constraint is the mean of.
-_TAIL = 0.1
+
+@dataclass(frozen=True)
+class Point:
+    """Everything that one trial runs."""
+
+    key: str
+    """Equal for two trials exactly if all their runs and evaluations are equal."""
+    directory: str
+    """Relative to the sweep's folder."""
+    cfg_mode: str
+    cost: float
+    """network forward-equivalents of all seeds."""
+    jobs: tuple[Job, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """What the storage keeps of the point."""
+        return {"key": self.key, "cfg_mode": self.cfg_mode, "cost": self.cost, "directory": self.directory}
+
+
+def make_point(plan: SweepPlan, folder: Path, number: int | str, params: Mapping[str, Any]) -> Point:
+    """Resolve the recipes of a point, one per seed; `number` names its directory.
+
+    Raises:
+        RecipeError: the chosen values do not go together.
+    """
+    settings = settings_of(plan.sweep.search, params)
+    label = f"{number:04d}" if isinstance(number, int) else number
+    recipes = [plan.resolve({**settings, **_bookkeeping(plan, label, seed, params)}) for seed in plan.sweep.seeds]
+    directory = f"trials/{label}-{identity(recipes[0])}"
+    return Point(
+        key=_key(recipes),
+        directory=directory,
+        cfg_mode=mode_of(recipes[0].guidance).name,
+        cost=sum(training_cost(recipe, plan.sweep.execution.processes) for recipe in recipes),
+        jobs=tuple(
+            Job(recipe, seed, folder / directory / f"seed-{seed}")
+            for recipe, seed in zip(recipes, plan.sweep.seeds, strict=True)
+        ),
+    )
+
+
+def _key(recipes: list[Recipe]) -> str:
+    parts = [[identity(recipe), recipe.evaluation.model_dump(mode="json")] for recipe in recipes]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _bookkeeping(plan: SweepPlan, label: str, seed: int, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Seed, and how the run is found in W&B: in the sweep's group, tagged with its parameters."""
+    own = own_tags(plan.recipe.tracking)
+    tags = [f"{name.rpartition('.')[2]}={_shown(value)}"[:64] for name, value in params.items()]
+    return {
+        "training.seed": seed,
+        "tracking.group": plan.sweep.name,
+        "tracking.name": f"{plan.sweep.name}-{label}-seed{seed}",
+        "tracking.tags": [*own, *tags],
+    }
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def points_to_queue(plan: SweepPlan) -> list[dict[str, Any]]:
+    """First points, then the grid, up to the budget of trials; every other point is made when a worker is free for it.
+
+    (Hundreds of waiting trials would be read again at every step: finished ones are cached, these are not.)
+    """
+    sweep = plan.sweep
+    first = [dict(point) for point in sweep.first]
+    rest = (point for point in grid(sweep.search) if point not in first) if sweep.sampler.name == "grid" else ()
+    return list(islice(chain(first, rest), min(sweep.budget.trials or LARGEST_GRID, LARGEST_GRID)))
 
 
 @dataclass(frozen=True)
@@ -55,28 +141,8 @@ def run_point(
     return Outcome(
         "complete",
         tuple(means[objective.label] for objective in sweep.objective),
-        {constraint.metric: means[_label(constraint.metric)] for constraint in sweep.constraint},
+        {constraint.metric: means[constraint_label(constraint.metric)] for constraint in sweep.constraint},
     )
-
-
-def measure(sweep: Sweep, log: RunLog) -> dict[str, float]:
-    """Objectives by label and constraints by metric, of one run.
-
-    Raises:
-        RunError: the run has not measured one of them, or it is not finite.
-    """
-    values = {objective.label: objective_value(objective, log) for objective in sweep.objective}
-    return values | {_label(c.metric): constraint_value(c, log) for c in sweep.constraint}
-
-
-def errors(sweep: Sweep, log: RunLog) -> dict[str, float]:
-    """Standard errors over prompts of the objectives by label, as far as the run has them."""
-    found = {objective.label: objective_error(objective, log) for objective in sweep.objective}
-    return {label: error for label, error in found.items() if error is not None}
-
-
-def _label(metric: str) -> str:
-    return f"constraint: {metric}"
 
 
 class _Monitor:
@@ -123,94 +189,3 @@ class _Monitor:
             if self._prunes and self._trial.should_prune():
                 return Verdict.PRUNE
         return Verdict.CONTINUE
-
-
-def objective_value(objective: Objective, log: RunLog, step: int | None = None) -> float:
-    """The objective at `step`, or where it counts (`at`).
-
-    Raises:
-        RunError: the run has not measured it, or it is not finite.
-    """
-    if objective.metric.startswith(TRAINING):
-        return _training_value(objective.metric, log, step)
-    step = _counting_step(objective, log) if step is None else step
-    scalars = _scalars(objective, log, step)
-    key = _key(objective)
-    if key not in scalars:
-        where = "no evaluation" if step is None else f"the evaluation of step {step}"
-        raise RunError(f"{objective.label}: {where} in metrics.jsonl has no {key!r}{_reason(objective.metric)}")
-    return _finite(objective.label, scalars[key])
-
-
-def check_distance(objective: Objective, log: RunLog) -> None:
-    """Nothing, unless a FID is missing at an evaluated checkpoint: no later one of the run will have it either.
-
-    Only the evaluator knows the dimensions of an embedding, so a sweep cannot be refused for it beforehand.
-
-    Raises:
-        RunError: says what to raise.
-    """
-    for step in log.evaluation_steps() if objective.metric.startswith(FID) else ():
-        scalars, key = _scalars(objective, log, step), _key(objective)
-        if scalars and key not in scalars:
-            reason = _reason(objective.metric)
-            raise RunError(f"{objective.label}: the evaluation of step {step} in metrics.jsonl has no {key!r}{reason}")
-
-
-def _reason(metric: str) -> str:
-    """What a missing metric means, where it is known."""
-    if not metric.startswith(FID):
-        return ""
-    distance = KID + metric.removeprefix(FID)
-    return (
-        ": FID is left out where evaluation.prompts x evaluation.samples_per_prompt images do not exceed the "
-        f"dimensions of the embedding (log.txt names both numbers). Raise one of the two, or use {distance}, which "
-        "needs no such number"
-    )
-
-
-def objective_error(objective: Objective, log: RunLog) -> float | None:
-    """Standard error over prompts of the objective where it counts; None of training scalars or where missing."""
-    if objective.metric.startswith(TRAINING):
-        return None
-    part = "standard_error" if objective.value == "mean" else f"{objective.value}_standard_error"
-    error = _scalars(objective, log, _counting_step(objective, log)).get(f"eval/{objective.metric}/{part}")
-    return error if error is not None and math.isfinite(error) else None
-
-
-def _counting_step(objective: Objective, log: RunLog) -> int | None:
-    if objective.at == "best" and log.best_step is not None:
-        return log.best_step
-    return max(log.evaluation_steps(), default=None)
-
-
-def _scalars(objective: Objective, log: RunLog, step: int | None) -> Mapping[str, float]:
-    """Scalars of the evaluation that the objective is read from; empty where there is none."""
-    settings = log.evaluations.get(step, {}) if step is not None else {}
-    chosen = settings.get(objective.setting) if objective.setting else next(iter(settings.values()), None)
-    return chosen or {}
-
-
-def _key(objective: Objective) -> str:
-    return f"eval/{objective.metric}" + ("" if objective.value == "mean" else f"/{objective.value}")
-
-
-def constraint_value(constraint: Constraint, log: RunLog) -> float:
-    """The bounded quantity at the end of a run; errors as `objective_value`."""
-    return objective_value(Objective(metric=constraint.metric), log)
-
-
-def _training_value(metric: str, log: RunLog, until: int | None) -> float:
-    """Mean of a training scalar over the last tenth of its steps (single steps are noisy)."""
-    key = metric.removeprefix(TRAINING)
-    steps = sorted(step for step, values in log.training.items() if key in values and (until is None or step <= until))
-    if not steps:
-        raise RunError(f"{metric}: metrics.jsonl has no {key!r}")
-    tail = steps[-max(1, math.ceil(_TAIL * len(steps))) :]
-    return _finite(metric, sum(log.training[step][key] for step in tail) / len(tail))
-
-
-def _finite(label: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise RunError(f"{label} is {value}")
-    return value

@@ -19,15 +19,13 @@ from typing import Any
 from amsd.errors import RunError, UsageError
 from amsd.files import write_json
 from amsd.reading import parsed, parsed_object
-from amsd.sweep.executor import RunLog, Stop, TrialExecutor, Verdict, on_signals
 from amsd.sweep.export import wandb_configuration
+from amsd.sweep.jobs import RunLog, Stop, TrialExecutor, Verdict, measure, on_signals
 from amsd.sweep.launchers.processes import ProcessExecutor
 from amsd.sweep.load import restore_plan
-from amsd.sweep.plan import SweepPlan
-from amsd.sweep.points import make_point
-from amsd.sweep.schema import FORMAT, Dimension
-from amsd.sweep.space import active, declared, ordered
-from amsd.sweep.trial import measure
+from amsd.sweep.schema import FORMAT, SweepPlan
+from amsd.sweep.search import Dimension, active, declared, ordered
+from amsd.sweep.trial import make_point
 from amsd.tracking.names import Names
 
 logger = logging.getLogger(__name__)

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from amsd.errors import AmsdError, RunError
 from amsd.recipe import identity
 from amsd.sweep import optuna_access as names
-from amsd.sweep.executor import Stop, TrialExecutor
-from amsd.sweep.liveness import Claim, Liveness
-from amsd.sweep.points import Point, Twins, make_point
+from amsd.sweep.claims import Claim, Liveness, Twins
+from amsd.sweep.jobs import Stop, TrialExecutor
 from amsd.sweep.results import seconds_spent
-from amsd.sweep.space import suggest
+from amsd.sweep.search import suggest
 from amsd.sweep.study import StudyHandle, counted
-from amsd.sweep.trial import Outcome, run_point
+from amsd.sweep.trial import Outcome, Point, make_point, run_point
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -130,7 +129,9 @@ class Worker:
         trial = self._trials.open(claim.trial_id)
         started, earlier = time.monotonic(), trial.user_attrs.get(names.OUTCOME, {}).get("seconds", 0.0)
         try:
-            point = make_point(self._handle.plan, self._handle.directory, claim.number, suggest(self._sweep, trial))
+            point = make_point(
+                self._handle.plan, self._handle.directory, claim.number, suggest(self._sweep.search, trial)
+            )
             outcome = self._outcome(trial, point)
         except AmsdError as error:
             if isinstance(error, RunError) and self._liveness.fenced:

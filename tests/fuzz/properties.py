@@ -34,8 +34,7 @@ from amsd.recipe.rules import warnings
 from amsd.run_directory import RunDirectory, default_output
 from amsd.sweep.display import outline
 from amsd.sweep.load import load_plan, restore_plan
-from amsd.sweep.plan import SweepPlan
-from amsd.sweep.schema import Sweep
+from amsd.sweep.schema import Sweep, SweepPlan
 from tests.fuzz import inputs
 
 RELEASED = Path(__file__).parents[1] / "data" / "run-0.1.0"

@@ -17,7 +17,7 @@ from amsd.recipe import Recipe, load_recipe
 from amsd.recipe.cost import training_cost
 from amsd.sweep.display import outline
 from amsd.sweep.load import load_plan
-from amsd.sweep.points import points_to_queue
+from amsd.sweep.trial import points_to_queue
 from tests.fuzz import inputs
 from tests.fuzz.properties import recipe_holds
 

@@ -131,7 +131,7 @@ def write_sweep(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), pictures: bool
         TrialResult(number=number + 2, state="queued", params={"mode": "none"}, cfg_mode="", values=None, runs=(),
                     duration=None, error=None, copy_of=None, **base),
     ]  # fmt: skip
-    return SweepResults("cfg-modes", folder, "sqlite:///sweep.db", sweep, recipe(), tuple(trials), {}, None)
+    return SweepResults("cfg-modes", folder, "sqlite:///sweep.db", sweep, recipe(), tuple(trials), None)
 
 
 def _trial(

@@ -18,8 +18,8 @@ from amsd.report.story import Story
 from amsd.report.sweep_story import story_of
 from amsd.report.tables import trial_table
 from amsd.report.winner import headline
-from amsd.sweep.importance import MIN_TRIALS, importance
-from amsd.sweep.schema import Dimension
+from amsd.sweep.algorithms import MIN_TRIALS, importance
+from amsd.sweep.search import Dimension
 from tests.report.synthetic import HELD_OUT, REWARD, write_sweep
 
 NUMBER = r"-?\d+(?:\.\d+)?"

@@ -14,7 +14,7 @@ from amsd.errors import UsageError
 from amsd.recipe import dump_toml, identity
 from amsd.recipe.load import read_toml
 from amsd.report.sweep_story import sweep_story
-from amsd.sweep.executor import Ended, Job, Monitor, RunLog
+from amsd.sweep.jobs import Ended, Job, Monitor, RunLog
 from amsd.sweep.load import plan_from
 from amsd.sweep.study import create
 from amsd.sweep.worker import Worker

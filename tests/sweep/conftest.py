@@ -13,7 +13,7 @@ import pytest
 from amsd.recipe.catalog import folder
 from amsd.recipe.load import read_toml
 from amsd.sweep.load import plan_from
-from amsd.sweep.plan import SweepPlan
+from amsd.sweep.schema import SweepPlan
 
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
 MakePlan = Callable[..., SweepPlan]

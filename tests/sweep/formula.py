@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from amsd.sweep.executor import Ended, Job, Monitor, RunLog, Verdict
+from amsd.sweep.jobs import Ended, Job, Monitor, RunLog, Verdict
 
 
 def parabola(job: Job) -> float:

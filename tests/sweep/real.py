@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from amsd.sweep.plan import SweepPlan
+from amsd.sweep.schema import SweepPlan
 from tests.sweep.conftest import MakePlan
 
 QUICK = {

@@ -15,8 +15,8 @@ from amsd.errors import UsageError
 from amsd.recipe import from_dict
 from amsd.recipe.load import read_toml
 from amsd.sweep.display import overview
-from amsd.sweep.executor import Job
 from amsd.sweep.export import as_csv, as_data, winning_recipe
+from amsd.sweep.jobs import Job
 from amsd.sweep.load import load_plan
 from amsd.sweep.results import SweepResults, load_sweep, results_of
 from amsd.sweep.study import create

@@ -15,8 +15,8 @@ from amsd.recipe.load import read_toml
 from amsd.sweep.checks import require_inputs
 from amsd.sweep.display import outline
 from amsd.sweep.load import load_plan, plan_from, restore_plan
-from amsd.sweep.plan import SweepPlan
-from amsd.sweep.space import grid, settings_of
+from amsd.sweep.schema import SweepPlan
+from amsd.sweep.search import grid, settings_of
 from tests import pipelines
 
 BASE = read_toml(folder("recipes") / "shapes.toml")
@@ -72,23 +72,23 @@ def test_grid_leaves_inactive_dimensions_out() -> None:
         "schedule.eta = { choices = [0.5, 1.0] }\n" + OBJECTIVE
     )
     # Scale 1: two etas; scale 5: two flags x two etas.
-    assert len(list(grid(plan.sweep))) == 2 + 4
+    assert len(list(grid(plan.sweep.search))) == 2 + 4
     assert all(
         ("guidance.guidance_in_adjoint_computation" in point) == (point["guidance.guidance_scale"] > 1)
-        for point in grid(plan.sweep)
+        for point in grid(plan.sweep.search)
     )
 
 
 def test_variants_set_several_keys() -> None:
     sweep = load_plan("cfg-modes").sweep
-    settings = settings_of(sweep, {"mode": "full CFG", "schedule.eta": 0.7})
+    settings = settings_of(sweep.search, {"mode": "full CFG", "schedule.eta": 0.7})
     assert settings == {
         "guidance.guidance_scale": 5.0,
         "guidance.guidance_in_adjoint_computation": True,
         "guidance.guidance_in_control_computation": True,
         "schedule.eta": 0.7,
     }
-    assert len(list(grid(sweep))) == 3 * len(sweep.search["schedule.eta"].choices or ())
+    assert len(list(grid(sweep.search))) == 3 * len(sweep.search["schedule.eta"].choices or ())
 
 
 @pytest.mark.parametrize(

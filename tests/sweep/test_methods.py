@@ -11,7 +11,7 @@ from amsd.cli.app import app
 from amsd.recipe.methods import METHODS
 from amsd.sweep.load import load_plan
 from amsd.sweep.results import load_sweep
-from amsd.sweep.space import grid
+from amsd.sweep.search import grid
 
 SHORT = {
     "search.method.name.choices": '["draft", "ddpo"]',

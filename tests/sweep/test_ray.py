@@ -19,14 +19,14 @@ import pytest
 
 from amsd.errors import UsageError
 from amsd.sweep import optuna_access as names
-from amsd.sweep.executor import Ended, Job, Monitor, RunLog, Verdict
+from amsd.sweep.jobs import Ended, Job, Monitor, RunLog, Verdict
 from amsd.sweep.launchers import Launch
 from amsd.sweep.launchers.processes import MARK, ProcessExecutor
 from amsd.sweep.launchers.ray import RayLauncher, _driver, drive, fitting
 from amsd.sweep.launchers.ray_executor import Hosts, Need, RayExecutor, TrialHost, pack, unpack
-from amsd.sweep.points import make_point
 from amsd.sweep.results import load_sweep, results_of
 from amsd.sweep.study import create, locate
+from amsd.sweep.trial import make_point
 from tests.sweep.conftest import FAKE_TRAINER, MakePlan
 from tests.sweep.formula import Formula
 from tests.sweep.real import QUICK, logged_steps

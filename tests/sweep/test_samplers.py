@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from amsd.sweep.plan import SweepPlan
 from amsd.sweep.results import SweepResults, results_of
-from amsd.sweep.space import suggest
+from amsd.sweep.schema import SweepPlan
+from amsd.sweep.search import suggest
 from amsd.sweep.study import create, join
 from amsd.sweep.worker import Worker
 from tests.sweep.conftest import MakePlan
@@ -72,7 +72,7 @@ def test_a_seed_repeats_the_search_whoever_draws_and_however_often_it_was_interr
 def test_workers_with_one_seed_draw_different_points(make_plan: MakePlan, tmp_path: Path) -> None:
     create(make_plan(), tmp_path, f"journal:{tmp_path}/journal.log")
     workers = [join(str(tmp_path)) for _ in range(3)]
-    drawn = [suggest(each.plan.sweep, each.trials.ask())["schedule.eta"] for each in workers]
+    drawn = [suggest(each.plan.sweep.search, each.trials.ask())["schedule.eta"] for each in workers]
     assert len(set(drawn)) == 3
 
 

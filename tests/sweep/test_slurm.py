@@ -15,10 +15,10 @@ from amsd.errors import UsageError
 from amsd.sweep import optuna_access as names
 from amsd.sweep.launchers import Launch
 from amsd.sweep.launchers.slurm import SlurmLauncher, make_executor, script, several_nodes, submit_to
-from amsd.sweep.points import make_point
 from amsd.sweep.results import load_sweep
 from amsd.sweep.storage import STORAGE_VARIABLE, default_url
 from amsd.sweep.study import create
+from amsd.sweep.trial import make_point
 from tests.sweep.conftest import MakePlan
 from tests.sweep.waiting import gone, until
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from amsd.sweep.executor import RunLog, Verdict
+from amsd.sweep.jobs import RunLog, Verdict
 from amsd.sweep.launchers.processes import MARK, ProcessExecutor
-from amsd.sweep.points import make_point
+from amsd.sweep.trial import make_point
 from tests.sweep.conftest import MakePlan
 from tests.sweep.real import logged_steps, real_plan
 

@@ -15,10 +15,10 @@ from amsd.errors import RunError, UsageError
 from amsd.recipe.catalog import folder
 from amsd.sweep import optuna_access as names
 from amsd.sweep.checks import require_inputs
-from amsd.sweep.executor import Stop
+from amsd.sweep.jobs import Stop
 from amsd.sweep.load import code_in, load_plan
-from amsd.sweep.plan import SweepPlan
 from amsd.sweep.results import load_sweep
+from amsd.sweep.schema import SweepPlan
 from amsd.sweep.storage import default_url, sqlite_path
 from amsd.sweep.study import PLAN_FILE, Consent, create, join, locate
 from amsd.sweep.wandb_backend import run_trial

@@ -11,13 +11,12 @@ from amsd.errors import RunError, UsageError
 from amsd.lock import locked
 from amsd.recipe.catalog import folder
 from amsd.recipe.load import read_toml
-from amsd.sweep.executor import RunLog, Verdict
+from amsd.sweep.jobs import RunLog, Verdict, objective_value
 from amsd.sweep.launchers.local import gpu_shares
 from amsd.sweep.launchers.processes import Follower, ProcessExecutor, last_step
-from amsd.sweep.points import make_point
 from amsd.sweep.results import dominates
 from amsd.sweep.schema import Constraint, Objective
-from amsd.sweep.trial import objective_value
+from amsd.sweep.trial import make_point
 from tests.sweep.conftest import MakePlan
 
 BASE = read_toml(folder("recipes") / "shapes.toml")

@@ -16,7 +16,7 @@ from amsd.errors import UsageError
 from amsd.recipe import load_recipe
 from amsd.sweep.export import as_wandb_yaml, wandb_configuration
 from amsd.sweep.load import load_plan, plan_from, restore_plan
-from amsd.sweep.plan import SweepPlan
+from amsd.sweep.schema import SweepPlan
 from tests.sweep.conftest import FAKE_TRAINER, MakePlan
 from tests.sweep.waiting import gone, until
 from tests.sweep.wandb_server import SweepServer

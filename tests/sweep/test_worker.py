@@ -14,8 +14,8 @@ import pytest
 
 from amsd.errors import RunError, UsageError
 from amsd.sweep import optuna_access as names
-from amsd.sweep.executor import Ended, Job, Monitor, RunLog, Stop
-from amsd.sweep.liveness import Liveness
+from amsd.sweep.claims import Liveness
+from amsd.sweep.jobs import Ended, Job, Monitor, RunLog, Stop
 from amsd.sweep.results import load_sweep, results_of
 from amsd.sweep.study import StudyHandle, create, locate
 from amsd.sweep.worker import Worker

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from amsd.plugins import Seam
 
 if TYPE_CHECKING:
-    from amsd.sweep.plan import SweepPlan
+    from amsd.sweep.schema import SweepPlan
     from amsd.sweep.study import StudyHandle
 
 #: Name -> module and class.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amsd.errors import AmsdError, RunError, UsageError
-from amsd.sweep.executor import Stop, on_signals
+from amsd.sweep.jobs import Stop, on_signals
 from amsd.sweep.launchers import Launch, Launched
 from amsd.sweep.launchers.processes import ProcessExecutor, leashed, tail
 from amsd.sweep.schema import Execution

@@ -22,7 +22,7 @@ from amsd.files import write_text
 from amsd.lock import locked
 from amsd.recipe import dump_toml
 from amsd.run_directory import RunDirectory
-from amsd.sweep.executor import Ended, Job, Monitor, RunLog, Verdict
+from amsd.sweep.jobs import Ended, Job, Monitor, RunLog, Verdict
 from amsd.sweep.schema import Execution
 from amsd.sweep.storage import STORAGE_VARIABLE
 from amsd.tracking.log import LogFollower, read_log

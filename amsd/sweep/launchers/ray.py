@@ -20,7 +20,7 @@ from typing import Any
 
 from amsd.errors import RunError, UsageError
 from amsd.sweep import optuna_access as names
-from amsd.sweep.executor import Stop, TrialExecutor, on_signals
+from amsd.sweep.jobs import Stop, TrialExecutor, on_signals
 from amsd.sweep.launchers import Launch, Launched
 from amsd.sweep.launchers.local import follow, visible_gpus
 from amsd.sweep.launchers.processes import ProcessExecutor

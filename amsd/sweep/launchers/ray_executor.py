@@ -16,7 +16,7 @@ from typing import Any
 from amsd import __version__
 from amsd.errors import AmsdError, RunError
 from amsd.run_directory import RunDirectory
-from amsd.sweep.executor import Ended, Job, Monitor, RunLog, TrialExecutor, Verdict
+from amsd.sweep.jobs import Ended, Job, Monitor, RunLog, TrialExecutor, Verdict
 from amsd.sweep.schema import TRAINING, Sweep
 from amsd.sweep.study import StudyHandle
 

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from amsd.errors import UsageError
-from amsd.sweep.executor import Job, Stop, on_signals
+from amsd.sweep.jobs import Job, Stop, on_signals
 from amsd.sweep.launchers import Launch, Launched
 from amsd.sweep.launchers.processes import ProcessExecutor, one_node, training
-from amsd.sweep.plan import SweepPlan
-from amsd.sweep.schema import Execution, Slurm
+from amsd.sweep.schema import Execution, Slurm, SweepPlan
 from amsd.sweep.storage import STORAGE_VARIABLE
 from amsd.sweep.study import StudyHandle, create, join
 from amsd.sweep.worker import Worker, WorkerReport

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from amsd.cli.app import app
-from amsd.sweep import fit
+from amsd.sweep import checks
 from tests.sweep.conftest import MakePlan
 
 GIB = 2**30
@@ -26,15 +26,15 @@ def test_a_share_that_is_too_small_is_said(
     make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver_of(tmp_path, monkeypatch, 24576, 12288)
-    monkeypatch.setattr(fit, "needed_bytes", lambda plan: 7.0 * GIB)
+    monkeypatch.setattr(checks, "needed_bytes", lambda plan: 7.0 * GIB)
     whole, half = make_plan(execution={"gpus": 1}), make_plan(execution={"gpus": 0.5})
-    assert len(list(fit.memory_lines(whole))) == 1
-    _, verdict = fit.memory_lines(half)
+    assert len(list(checks.memory_lines(whole))) == 1
+    _, verdict = checks.memory_lines(half)
     assert verdict == (
         "That does not fit: a trial's share of the smallest GPU here is 6.0 GiB. Set execution.gpus = 1."
     )
-    monkeypatch.setattr(fit, "needed_bytes", lambda plan: 13.0 * GIB)
-    _, verdict = fit.memory_lines(whole)
+    monkeypatch.setattr(checks, "needed_bytes", lambda plan: 13.0 * GIB)
+    _, verdict = checks.memory_lines(whole)
     assert "12.0 GiB. Use a smaller parameterization or precision" in verdict
 
 

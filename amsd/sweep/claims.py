@@ -1,4 +1,4 @@
-"""Who is alive: owners of running trials beat, and whoever falls silent loses its trial to the queue.
+"""Who runs which trial: owners beat, whoever falls silent loses its trial to the queue, and equal trials run once.
 
 Optuna's own heartbeats need an SQL storage and `study.optimize`; these work on every storage. An observer judges a
 beat only by whether it changes while it watches, so the clocks of different machines need not agree. A lost trial
@@ -11,11 +11,16 @@ import logging
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amsd.sweep import optuna_access as names
 from amsd.sweep.study import StudyHandle
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -165,3 +170,58 @@ class Liveness:
                 logger.warning("Trial %d: %s is silent; the trial is queued again.", number, who)
         except UpdateFinishedTrialError:
             logger.info("Trial %d ended just before amsd declared it lost.", number)
+
+
+class Twins:
+    """Finds the trials with a given key; looks at each trial only until its point is known, however many there are."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._places: dict[str, list[int]] = {}
+        """Key -> places in the study's list of trials, which only grows."""
+        self._unknown: list[int] = []
+        self._seen = 0
+
+    def of(self, number: int, key: str) -> list[FrozenTrial]:
+        """The other trials with this key, as they are now."""
+        trials = self._study.get_trials(deepcopy=False)
+        places, self._unknown = [*self._unknown, *range(self._seen, len(trials))], []
+        self._seen = len(trials)
+        for place in places:
+            point = trials[place].user_attrs.get(names.POINT)
+            if point is not None:
+                self._places.setdefault(point["key"], []).append(place)
+            elif not trials[place].state.is_finished():  # one that failed before it had a point never gets one
+                self._unknown.append(place)
+        return [trials[place] for place in self._places.get(key, ()) if trials[place].number != number]
+
+    def wait_for(
+        self, trial: Trial, key: str, every: float, released: Callable[[], bool], wait: Callable[[float], None]
+    ) -> FrozenTrial | None:
+        """A finished trial with the same runs, if need be after waiting for it; looked for `every` so many seconds.
+
+        Every worker first writes its key and then looks around, so of two twins at least one sees the other. It
+        waits, unless the other is waiting too and has the higher number: exactly one of them runs.
+        """
+        from optuna.trial import TrialState
+
+        waiting = False
+        if trial.user_attrs.get(names.WAITS_FOR):  # left by a lost worker
+            trial.set_user_attr(names.WAITS_FOR, False)
+        while not released():
+            others = self.of(trial.number, key)
+            ended = [other for other in others if other.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+            if ended:
+                return min(ended, key=lambda other: (other.state != TrialState.COMPLETE, other.number))
+            running = [other for other in others if other.state == TrialState.RUNNING]
+            if all(other.number > trial.number and other.user_attrs.get(names.WAITS_FOR) for other in running):
+                break
+            if not waiting:
+                number = running[0].number
+                logger.info("Trial %d equals trial %d, which is running; waiting for it.", trial.number, number)
+                trial.set_user_attr(names.WAITS_FOR, True)
+                waiting = True
+            wait(every)
+        if waiting:
+            trial.set_user_attr(names.WAITS_FOR, False)
+        return None

@@ -1,25 +1,117 @@
-"""The search space, what a point means for the recipe, and which of Optuna's pruners ends trials early."""
+"""The search: dimensions, the points that they span, and what a point means for the recipe.
+
+A dimension with `variants` sets several recipe keys at once under one name.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from amsd.errors import UsageError
-from amsd.sweep.schema import Condition, Dimension, Sweep
+from amsd.recipe.section import Section
 
 if TYPE_CHECKING:
-    from optuna.pruners import BasePruner
     from optuna.trial import Trial
 
-    from amsd.sweep.plan import SweepPlan
-
+Scalar = bool | int | float | str
 #: Values of a float range without `step` and `points` that a grid tries.
 GRID_POINTS = 5
 #: Points of a grid are queued at its start; nobody waits for more trials than these.
 LARGEST_GRID = 100_000
+
+
+class Condition(Section):
+    """When a dimension is searched at all: a test of another dimension's value."""
+
+    one_of: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
+    above: float | None = None
+    below: float | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.one_of is None and self.above is None and self.below is None:
+            raise ValueError("needs one_of, above or below")
+        return self
+
+    def holds(self, value: Scalar) -> bool:
+        """Whether `value` of the other dimension lets this dimension be searched."""
+        if self.one_of is not None and value not in self.one_of:
+            return False
+        if self.above is None and self.below is None:
+            return True
+        if isinstance(value, str):
+            return False
+        return (self.above is None or value > self.above) and (self.below is None or value < self.below)
+
+
+class Dimension(Section):
+    """One axis of the search: `choices`, `variants`, or a range `low` to `high`."""
+
+    choices: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
+    """The values to choose from."""
+    variants: Mapping[str, Mapping[str, Any]] | None = Field(default=None, min_length=1)
+    """Name -> recipe keys that this variant sets."""
+    low: int | float | None = None
+    high: int | float | None = None
+    step: int | float | None = Field(default=None, gt=0)
+    """Distance between values of a range."""
+    log: bool = False
+    """Whether a range is searched on a logarithmic scale."""
+    type: Literal["int", "float"] | None = None
+    """Of a range; unset: int if `low` and `high` are written as integers."""
+    points: int | None = Field(default=None, ge=2, le=100_000)
+    """How many values of a float range `sampler = "grid"` tries."""
+    when: Mapping[str, Condition] = Field(default_factory=dict)
+    """Other dimension -> condition; all must hold, else the key keeps the recipe's value."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        is_range = self.low is not None or self.high is not None
+        forms = (self.choices is not None) + (self.variants is not None) + is_range
+        if forms != 1:
+            raise ValueError("needs exactly one of: choices, variants, or low and high")
+        if is_range:
+            self._check_range()
+        elif self.step is not None or self.log or self.type is not None or self.points is not None:
+            raise ValueError("step, log, type and points belong to a range with low and high")
+        if self.choices is not None and len({(type(c), c) for c in self.choices}) < len(self.choices):
+            raise ValueError("a choice is listed twice")
+        return self
+
+    def _check_range(self) -> None:
+        if self.low is None or self.high is None:
+            raise ValueError("a range needs both low and high")
+        if not self.low < self.high:
+            raise ValueError(f"low = {self.low:g} must lie below high = {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range must start above 0, but low = {self.low:g}")
+        if self.step is not None and (self.high - self.low) / self.step > 2**53:
+            raise ValueError(f"step = {self.step:g} is too small for a range from {self.low:g} to {self.high:g}")
+        if self.log and self.step is not None:
+            raise ValueError("log and step cannot be used together")
+        if self.is_int and not all(isinstance(v, int) for v in (self.low, self.high, self.step) if v is not None):
+            raise ValueError("an int range needs integers for low, high and step")
+
+    @property
+    def kind(self) -> str:
+        """What a range yields, in words."""
+        return "integer" if self.is_int else "number"
+
+    @property
+    def is_int(self) -> bool:
+        """Whether a range yields integers."""
+        if self.type is not None:
+            return self.type == "int"
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+#: Recipe key, or a free name with `variants` -> dimension.
+Search = Mapping[str, Dimension]
 
 
 def _suggested(trial: Trial, name: str, dimension: Dimension) -> Any:
@@ -37,15 +129,15 @@ def active(dimension: Dimension, params: Mapping[str, Any]) -> bool:
     return all(name in params and condition.holds(params[name]) for name, condition in dimension.when.items())
 
 
-def suggest(sweep: Sweep, trial: Trial) -> dict[str, Any]:
+def suggest(search: Search, trial: Trial) -> dict[str, Any]:
     """Let the sampler choose a value for every active dimension (those asked for by conditions come first).
 
     Raises:
         UsageError: the trial was queued with a value that the search does not have.
     """
     params: dict[str, Any] = {}
-    for name in ordered(sweep.search):
-        dimension = sweep.search[name]
+    for name in ordered(search):
+        dimension = search[name]
         if active(dimension, params):
             value = _suggested(trial, name, dimension)
             try:  # Optuna only warns of a value that somebody queued and that lies outside
@@ -73,11 +165,11 @@ def declared(dimension: Dimension, value: Any) -> Any:
     return int(value) if dimension.is_int else float(value)
 
 
-def settings_of(sweep: Sweep, params: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(search: Search, params: Mapping[str, Any]) -> dict[str, Any]:
     """Recipe key -> value that a point sets; variants are written out."""
     settings: dict[str, Any] = {}
     for name, value in params.items():
-        dimension = sweep.search.get(name)
+        dimension = search.get(name)
         if dimension is not None and dimension.variants is not None:
             settings.update(dimension.variants[value])
         else:
@@ -85,7 +177,7 @@ def settings_of(sweep: Sweep, params: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def ordered(search: Mapping[str, Dimension]) -> list[str]:
+def ordered(search: Search) -> list[str]:
     """Names such that a dimension stands after those its conditions ask for.
 
     Raises:
@@ -142,11 +234,11 @@ def ends(dimension: Dimension) -> list[Any]:
     return list(values(dimension))
 
 
-def grid(sweep: Sweep) -> Iterator[dict[str, Any]]:
+def grid(search: Search) -> Iterator[dict[str, Any]]:
     """Every distinct point, one by one: an inactive dimension is left out instead of multiplied."""
     points: Iterable[dict[str, Any]] = ({},)
-    for name in ordered(sweep.search):
-        points = _extended(points, name, sweep.search[name])
+    for name in ordered(search):
+        points = _extended(points, name, search[name])
     yield from points
 
 
@@ -169,14 +261,14 @@ def _spaced(low: float, high: float, count: int, log: bool) -> list[float]:
     return [low + (high - low) * index / (count - 1) for index in range(count)]
 
 
-def satisfying(sweep: Sweep, name: str) -> dict[str, Any]:
+def satisfying(search: Search, name: str) -> dict[str, Any]:
     """Values of the other dimensions under which `name` is active, as far as its conditions tell."""
     chosen: dict[str, Any] = {}
-    for parent, condition in sweep.search[name].when.items():
-        fitting = next((v for v in _candidates(sweep.search[parent], condition) if condition.holds(v)), None)
+    for parent, condition in search[name].when.items():
+        fitting = next((v for v in _candidates(search[parent], condition) if condition.holds(v)), None)
         if fitting is None:
             raise ValueError(f"no value of {parent} meets the condition, so this dimension is never searched")
-        chosen |= {**satisfying(sweep, parent), parent: fitting}
+        chosen |= {**satisfying(search, parent), parent: fitting}
     return chosen
 
 
@@ -195,33 +287,3 @@ def _candidates(dimension: Dimension, condition: Condition) -> Iterator[Any]:
             yield declared(dimension, value)
         except ValueError:  # outside of the range, or no whole number
             continue
-
-
-def experimental(call: Any, *args: Any, **options: Any) -> Any:
-    """Call something of Optuna without its notice that the interface may change."""
-    import warnings
-
-    from optuna.exceptions import ExperimentalWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return call(*args, **options)
-
-
-def pruner(plan: SweepPlan) -> BasePruner:
-    """Optuna's pruner of this name; steps are optimizer steps, the seeds of a point one after the other."""
-    import optuna
-
-    chosen, training = plan.sweep.pruner, plan.recipe.training
-    options = {"n_startup_trials": chosen.startup_trials, "n_warmup_steps": chosen.warmup_steps}
-    match chosen.name:
-        case "none":
-            return optuna.pruners.NopPruner()
-        case "median":
-            return optuna.pruners.MedianPruner(**options)
-        case "percentile":
-            return optuna.pruners.PercentilePruner(chosen.percentile, **options)
-        case "hyperband":
-            longest = training.steps * len(plan.sweep.seeds)
-            shortest = min(max(training.checkpoint_every, chosen.warmup_steps, 1), longest)
-            return optuna.pruners.HyperbandPruner(min_resource=shortest, max_resource=longest)
