@@ -139,7 +139,7 @@ def test_methods_are_compared_at_equal_work(leaderboard: Callable[[str], Any], m
         assert recipe.method.tilt in (results.TILT, None)
 
 
-def test_gains_at_a_divergence_and_distances_to_the_tilt(leaderboard: Callable[[str], Any]) -> None:
+def test_gains_for_a_divergence_and_distances_to_the_tilt(leaderboard: Callable[[str], Any]) -> None:
     parts, results = leaderboard("parts"), leaderboard("results")
 
     def point(kl: float, gains: list[float]) -> Any:
@@ -147,11 +147,11 @@ def test_gains_at_a_divergence_and_distances_to_the_tilt(leaderboard: Callable[[
 
     first = results.Run(0, "here", (point(2.0, [0.1, 0.3]), point(6.0, [0.4, 0.8])))
     second = results.Run(0, "here", (point(2.0, [0.0, 0.2]), point(6.0, [0.2, 0.4])))
-    assert first.gain_at(0.5) == pytest.approx(0.1)  # linear in the root of the KL divergence
-    assert first.gain_at((2**0.5 + 6**0.5) ** 2 / 4) == pytest.approx(0.4)
-    assert first.gain_at(7.0) is None
-    found = results.against([first], [second], parts.REWARD)
+    found = results.against([first], [second])
     assert (found.value, found.error) == pytest.approx((0.3, 0.1))
+    rates = results.efficiency([first], 0), results.against([first], [second], lambda each: each.efficiencies)
+    assert [each.value for each in rates] == pytest.approx([0.2 / 2**0.5, 0.3 / 6**0.5])
+    assert [each.error for each in rates] == pytest.approx([0.1 / 2**0.5, 0.1 / 6**0.5])
     both = results.change([first, second], parts.REWARD)  # seeds .6 and .3, prompts .3 and .6
     assert (both.value, both.error) == pytest.approx((0.45, math.hypot(0.15, 0.15)))
     distance = results.distance([first, second])
@@ -165,18 +165,18 @@ def test_the_leaderboards_parts_follow_from_the_results_that_are_there(
     parts, results, pool = leaderboard("parts"), leaderboard("results"), leaderboard("pool")
     plan = pool.Plan(tmp_path / "one", parts.Length(), ["unet"], ["am", "ram"], seeds=3)
 
-    def write(folder: str, name: str, factor: float, gain: float, alignment: float) -> None:
-        changes = {parts.REWARD: [gain, gain], parts.ALIGNMENT: [alignment, alignment], parts.DIVERSITY: [0.0, 0.0]}
-        point = {"step": 40, "forwards": 24_000.0, "seconds": 60.0, "kl": 3.0, "changes": changes}
+    def write(folder: str, name: str, factor: float, gain: float, kl: float) -> None:
+        changes = {parts.REWARD: [gain, gain], parts.ALIGNMENT: [0.0, 0.0], parts.DIVERSITY: [0.0, 0.0]}
+        point = {"step": 40, "forwards": 24_000.0, "seconds": 60.0, "kl": kl, "changes": changes}
         write_json(parts.Part("unet", name, factor, 0).result(tmp_path / folder), {"machine": "x", "points": [point]})
 
     assert list(plan.parts())[-4:] == [None] * 4
     for index, factor in enumerate(parts.FACTORS):
-        write("one", "am", factor, 0.1 + index, -0.2 * (index == 2))  # the highest reward has left the captions
-        write("other", "ram", factor, 0.1 + index, -0.1 - index)  # all have: the one that departed least
+        write("one", "am", factor, 0.1 + index, 3.0)
+        write("other", "ram", factor, 0.1 + index, 3.0 + 60 * index)  # the higher reward has left the base
     waiting = [part for part in plan.parts() if part is not None and part.seed]
     assert waiting == [parts.Part("unet", "am", parts.FACTORS[1], seed) for seed in (1, 2)]
-    assert (results.add(plan.out, tmp_path / "other"), results.add(plan.out, tmp_path / "other")) == (3, 0)
+    assert (results.add(plan.out, tmp_path / "other"), results.add(plan.out, tmp_path / "other")) == (2, 0)
     assert [part for part in plan.parts() if part.seed and part.method == "ram"] == [
         parts.Part("unet", "ram", parts.FACTORS[0], seed) for seed in (1, 2)
     ]

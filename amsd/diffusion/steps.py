@@ -110,6 +110,16 @@ class AffineSteps:
         return at(self.alpha, k, data) * data + at(self.s, k, data) * noise
 
     @property
+    def noise_share(self) -> Tensor:
+        """sigma_k^2 over the variance of x_{k+1} given x_k, for data N(0, I), (N,); 1 in the limit of many steps.
+
+        The step takes its predicted data for certain: what they may be otherwise is not in its noise.
+        """
+        data_variance = self.s.square() / (self.alpha.square() + self.s.square())
+        weight = self.B / self.to_data[1]
+        return self.sigma.square() / (self.sigma.square() + weight.square() * data_variance)
+
+    @property
     def unit_variance_slope(self) -> Tensor:
         """Derivative in x of the exact prediction where data are N(0, I), (N,)."""
         variance = self.alpha.square() + self.s.square()

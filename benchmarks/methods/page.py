@@ -7,13 +7,11 @@ from pathlib import Path
 
 from parts import ALIGNMENT, FACTORS, METHODS, METRICS, MODELS, REWARD, Length, Part
 from plots import curves
-from results import Run, against, change, chosen, distance, over_seeds, runs_of, swept_factors, timed
-from text import FINER, HEAD, KINDS, LEVELS_NOTE, MEASURED, NAMES, NOT_SWEPT, READING, SECTION, SWEPT
+from results import Run, against, change, chosen, distance, efficiency, over_seeds, runs_of, swept_factors, timed
+from text import EFFICIENCY, FINER, HEAD, KINDS, MEASURED, NAMES, NOT_SWEPT, READING, SECTION, SWEPT
 
 from amsd.recipe.cost import cost_per_trajectory
 
-LEVELS = (3.0, 20.0)
-"""KL divergences at which gains are compared."""
 Found = Mapping[str, tuple[float, list[Run]]]
 """Method to the factor of its learning rate and its runs."""
 
@@ -37,8 +35,8 @@ def write_page(out: Path, page: Path, length: Length, fine: Path) -> None:
                 rates=SWEPT.format(count=swept) if swept > 1 else NOT_SWEPT,
             ),
             f"\nNot run yet: {'; '.join(missing)}.\n" if missing else "",
-            "\n### At the end\n\n", _ends(model, found), "\n### At equal KL divergence\n\n", _levels(found),
-            LEVELS_NOTE,
+            "\n### At the end\n\n", _ends(model, found), "\n### Gain for the KL divergence spent\n\n", EFFICIENCY,
+            _efficiencies(found),
         ]  # fmt: skip
         if swept > 1:
             parts += ["\n### The sweep of the learning rate\n\n", _sweep(out, model)]
@@ -84,31 +82,24 @@ def _ends(model: str, found: Found) -> str:
                 f"{over_seeds(times).value:.0f}" if times else "–",
                 f"{kl.value:.1f}" + (f" ± {kl.error:.1f}" if len(runs) > 1 else ""), changes[0],
                 f"{-nearer.value:+.1f} ± {nearer.error:.1f}", *changes[1:],
-                "" if reference is None or name == "am" else against(runs, reference, REWARD).shown(),
+                "" if reference is None or name == "am" else against(runs, reference).shown(),
             ]
         )  # fmt: skip
     return _table(rows)
 
 
-def _levels(found: Found) -> str:
-    heads = ["method", *(f"gain at KL {level:g}" for level in LEVELS), "KL: gain at the checkpoints"]
-    rows = [heads, ["---"] * len(heads)]
+def _efficiencies(found: Found) -> str:
+    reference = found["am"][1] if "am" in found else None
+    rows = [["method", "gain/√KL", "less that of am", "KL: gain at the checkpoints"], ["---"] * 4]
     for name, (_, runs) in found.items():
         steps = range(min(len(run.points) for run in runs))
         kls = [over_seeds([run.points[step].kl for run in runs]).value for step in steps]
         measured = [f"{kl:.1f}: {change(runs, REWARD, step).value:+.3f}" for step, kl in zip(steps, kls, strict=True)]
-        rows.append([name, *(_at_level(runs, level) for level in LEVELS), ", ".join(measured)])
+        beside = ""
+        if reference is not None and name != "am":
+            beside = against(runs, reference, lambda point: point.efficiencies).shown()
+        rows.append([name, efficiency(runs).shown(sign=""), beside, ", ".join(measured)])
     return _table(rows)
-
-
-def _at_level(runs: Sequence[Run], level: float) -> str:
-    """Mean over the seeds that get there, and how many they are if not all."""
-    gains = [gain for run in runs if (gain := run.gain_at(level)) is not None]
-    if not gains:
-        return "not reached"
-    shown = over_seeds(gains).shown() if len(gains) > 1 else f"{gains[0]:+.3f}"
-    shown += "*" if any(level < run.points[0].kl for run in runs) else ""
-    return shown if len(gains) == len(runs) else f"{shown} ({len(gains)} of {len(runs)} seeds)"
 
 
 def _finer(reference: Sequence[Run], found: Found) -> str:
@@ -134,14 +125,16 @@ def _work_to(runs: Sequence[Run], gain: float, calls: float) -> str:
 
 
 def _sweep(out: Path, model: str) -> str:
-    """Gain and change of alignment of seed 0 at every rate."""
+    """Nearness to the tilt, gain and change of alignment of seed 0 at every rate."""
     factors = sorted(swept_factors(out, model))
     rates = [f"{Part(model, 'am', factor, 0).rate:g}" for factor in factors]
     rows = [["method", *rates], ["---"] * (len(rates) + 1)]
     for name in METHODS:
         found = [next(run for run in runs_of(out, model, name, factor) if run.seed == 0) for factor in factors]
-        rows.append([name, *(f"{run.change(REWARD):+.3f} ({run.change(ALIGNMENT):+.3f})" for run in found)])
-    return "Gain and, in brackets, change of alignment, both of seed 0.\n\n" + _table(rows)
+        changes = [f"{run.change(REWARD):+.3f}, {run.change(ALIGNMENT):+.3f}" for run in found]
+        nearer = [f"{-distance([run]).value:+.1f}" for run in found]
+        rows.append([name, *(f"{nats} ({each})" for nats, each in zip(nearer, changes, strict=True))])
+    return "Nats nearer to the tilt and, in brackets, gain and change of alignment, all of seed 0.\n\n" + _table(rows)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -23,7 +23,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "am": {"method.name": "am"},
     "buffer-am": {"method.name": "buffer-am", "method.buffer.size": 32, "method.buffer.passes": 4},
     "eam": {"method.name": "eam"},
-    "eam, level 0.7": {"method.name": "eam", "method.endpoint_level": 0.7},
+    "eam, law of the model": {"method.name": "eam", "method.law": "model"},
     "ram": {"method.name": "ram"},
     "draft, all steps": {"method.name": "draft", "method.backpropagated_steps": "all"},
     "draft, last step": {"method.name": "draft", "method.backpropagated_steps": 1},
@@ -31,7 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ddpo": {"method.name": "ddpo"},
 }
 """Name to assignments. Keys that are not named have the values of the recipe or of the method."""
-FACTORS = (1.0, 3.0, 1 / 3)
+FACTORS = (1.0, 3.0)
 """Learning rates of the sweep, times the recipe's own."""
 BUDGET = 12_000
 """Network forward-equivalents of a run, without evaluation, unless told otherwise: half of the recipe's own."""

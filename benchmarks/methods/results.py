@@ -6,15 +6,13 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from parts import ALIGNMENT, FACTORS, METHODS, REWARD, Part
+from parts import FACTORS, METHODS, REWARD, Part
 
-KEPT = 0.05
-"""Fall of the caption alignment, in the metric's units, beyond which a learning rate is not chosen."""
 TILT = 50.0
 """The reward multiplier of both recipes."""
 
@@ -54,6 +52,15 @@ class Point:
         """
         return [self.kl - TILT * gain for gain in self.changes[REWARD]]
 
+    @property
+    def efficiencies(self) -> list[float]:
+        """Gain in reward over the root of the KL divergence, by prompt.
+
+        A weak tilt gains lambda Var(r) at a divergence of lambda^2 Var(r)/2, so that this is the same for every lambda,
+        and no other law gains more at the same divergence.
+        """
+        return [gain / math.sqrt(max(self.kl, 1e-12)) for gain in self.changes[REWARD]]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -66,20 +73,6 @@ class Run:
     def change(self, metric: str) -> float:
         """At the end."""
         return mean(self.points[-1].changes[metric])
-
-    def gain_at(self, kl: float) -> float | None:
-        """Gain in reward where the KL divergence reaches `kl`.
-
-        Between checkpoints (the base is one) it is linear in the root of the KL divergence, as for small shifts.
-        """
-        before = (0.0, 0.0)
-        for point in self.points:
-            here = (math.sqrt(point.kl), mean(point.changes[REWARD]))
-            if before[0] <= math.sqrt(kl) <= here[0]:
-                share = (math.sqrt(kl) - before[0]) / max(here[0] - before[0], 1e-12)
-                return before[1] + share * (here[1] - before[1])
-            before = here
-        return None
 
     def forwards_to(self, gain: float) -> float | None:
         """Network forward-equivalents until the gain in reward is reached; linear between checkpoints."""
@@ -104,15 +97,9 @@ def swept_factors(out: Path, model: str) -> list[float]:
 
 
 def chosen_factor(out: Path, model: str, name: str, factors: Sequence[float]) -> float:
-    """The rate, of those with a run, whose run on seed 0 ends with the highest reward and has kept to the captions.
-
-    Where none has kept to them it is the one that departed least; where none was swept, the recipe's own, the first.
-    """
+    """The rate, of those with a run, whose run on seed 0 ends nearest to the tilt; the first where none has run."""
     swept = {factor: runs[0] for factor in factors if (runs := runs_of(out, model, name, factor))}
-    kept = {factor: run for factor, run in swept.items() if run.change(ALIGNMENT) > -KEPT}
-    if kept:
-        return max(kept, key=lambda factor: kept[factor].change(REWARD))
-    return max(swept, key=lambda factor: swept[factor].change(ALIGNMENT), default=FACTORS[0])
+    return min(swept, key=lambda factor: mean(swept[factor].points[-1].distances), default=FACTORS[0])
 
 
 def chosen(out: Path, model: str) -> dict[str, tuple[float, list[Run]]]:
@@ -142,11 +129,23 @@ def distance(runs: Sequence[Run], step: int = -1) -> Estimate:
     return estimate([run.points[step].distances for run in runs])
 
 
-def against(runs: Sequence[Run], others: Sequence[Run], metric: str) -> Estimate:
-    """Difference of two methods at their ends, paired by seed and prompt; seeds that both have."""
+def efficiency(runs: Sequence[Run], step: int = -1) -> Estimate:
+    """Gain over the root of the KL divergence."""
+    return estimate([run.points[step].efficiencies for run in runs])
+
+
+def gains(point: Point) -> Sequence[float]:
+    """In reward, by prompt."""
+    return point.changes[REWARD]
+
+
+def against(
+    runs: Sequence[Run], others: Sequence[Run], values: Callable[[Point], Sequence[float]] = gains, step: int = -1
+) -> Estimate:
+    """Difference of two methods at one of their checkpoints, paired by seed and prompt; seeds that both have."""
     known = {run.seed: run for run in others}
-    pairs = [(run.points[-1], known[run.seed].points[-1]) for run in runs if run.seed in known]
-    return estimate([[a - b for a, b in zip(x.changes[metric], y.changes[metric], strict=True)] for x, y in pairs])
+    pairs = [(values(run.points[step]), values(known[run.seed].points[step])) for run in runs if run.seed in known]
+    return estimate([[a - b for a, b in zip(x, y, strict=True)] for x, y in pairs])
 
 
 def estimate(values: Sequence[Sequence[float]]) -> Estimate:

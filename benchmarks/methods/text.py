@@ -17,7 +17,7 @@ KINDS = {
     "am": ("the tilt p(x) exp(λ r(x))", "the path cost, λ"),
     "buffer-am": ("the same", "the path cost, λ"),
     "eam": ("near the tilt: the way to the clean image is one step", "the base's score, λ"),
-    "eam, level 0.7": ("the same, with a longer step", "the base's score, λ"),
+    "eam, law of the model": ("the tilt of the model, which few steps do not draw", "the base's score, λ"),
     "ram": ("near the tilt, biased where the reward is curved", "regression onto the base, λ"),
     "draft, all steps": ("the highest reward", "nothing"),
     "draft, last step": ("the highest reward", "nothing"),
@@ -48,10 +48,11 @@ Recipe `{recipe}`. {rates} Seconds of training are those on {machine}.
 
 ![Gain in reward against network calls, seconds and KL divergence](images/methods-{model}.svg)
 """
-SWEPT = "A sweep of {count} learning rates on seed 0 chose that of each method: the highest held-out reward that kept the caption alignment within 0.05, or the least fall of it where none did."
+SWEPT = "A sweep of {count} learning rates on seed 0 chose that of each method: the one whose run ended nearest to the tilt."
 NOT_SWEPT = "The learning rate is the recipe's own for every method: no sweep has chosen a better one for each."
-LEVELS_NOTE = """
-Between checkpoints, the base included, the gain is taken as linear in √KL. * The level lies before the first checkpoint.
+EFFICIENCY = """A weak tilt gains λ Var(r) at a KL divergence of λ² Var(r)/2. So gain/√KL at the end is the same for every λ, no policy can have more, and methods whose λ means different things can be compared by
+it. Differences are paired by seed and prompt. For a strong tilt the gain levels off, and gain/√KL falls for every method.
+
 """
 FINER = """
 ## Beside 50 steps

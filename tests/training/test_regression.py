@@ -45,7 +45,8 @@ def test_the_mean_of_eams_target_is_the_tilted_models_prediction(strength: float
 def test_the_gradient_of_a_clean_image_is_carried_to_noisy_states(model: str, tmp_path: Path) -> None:
     """Through the base's prediction of the clean image, by plain differentiation, at the endpoint and below it."""
     pipeline = pipelines.stable_diffusion() if model == "ddim" else pipelines.stable_diffusion_3(t5=False)
-    method = {"name": "eam", "timesteps_per_trajectory": 3, "endpoint_level": 0.99, "reward_multiplier": 7.0}
+    method = {"name": "eam", "timesteps_per_trajectory": 3, "endpoint_level": 0.99, "reward_multiplier": 7.0,
+              "law": "model"}  # fmt: skip
     built = trainer(pipeline, tmp_path, method=method, guidance={"guidance_scale": 3.0 if model == "ddim" else 1.0})
     steps, end = built.problem.steps, built.end
     assert 0 < end < built.available - 1
@@ -67,6 +68,24 @@ def test_the_gradient_of_a_clean_image_is_carried_to_noisy_states(model: str, tm
         torch.testing.assert_close(found.targets[:, column], expected, rtol=1e-3, atol=1e-4)
         assert float((found.targets - found.base_predictions)[:, column].abs().max()) > 1e-3
     assert bool(found.targets.isfinite().all())
+
+
+@pytest.mark.parametrize("place", ["clean", "endpoint"])
+@pytest.mark.parametrize("model", ["ddim", "flow"])
+def test_the_law_of_the_sampler_takes_the_steps_own_share_of_the_tilt(model: str, place: str, tmp_path: Path) -> None:
+    found, schedule = {}, {"num_inference_steps": 4, **({"final_step": "midpoint"} if model == "ddim" else {})}
+    for law in ("sampler", "model"):
+        pipeline = pipelines.stable_diffusion() if model == "ddim" else pipelines.stable_diffusion_3(t5=False)
+        method = {"name": "eam", "timesteps_per_trajectory": 2, "reward_multiplier": 7.0, "reward_at": place,
+                  "law": law, "endpoint_level": 0.6}  # fmt: skip
+        built = trainer(pipeline, tmp_path, method=method, schedule=schedule)
+        found[law] = built.compute_experience(SAMPLES, 1, 1)
+    sampler, model_law, steps = found["sampler"], found["model"], built.problem.steps
+    share = steps.noise_share[sampler.indices].view(*sampler.indices.shape, 1, 1, 1).float()
+    assert float(share.min()) < 0.95
+    moved = model_law.targets - model_law.base_predictions
+    torch.testing.assert_close(sampler.targets - sampler.base_predictions, share * moved, rtol=1e-3, atol=1e-5)
+    assert float(moved.abs().max()) > 0.01
 
 
 def test_advantages_leave_the_sample_out() -> None:

@@ -221,20 +221,29 @@ def test_eam_trains_to_the_tilt(path: str, strength: float, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", PATHS)
-def test_eam_with_the_reward_of_clean_images_trains_to_their_tilt(path: str, tmp_path: Path) -> None:
-    """At all levels: the base predicts clean images by a line, through which gradients are carried back exactly.
+@pytest.mark.parametrize(("path", "strength", "within"), [("ddim", 5.0, 0.04), ("flow", 1.0, 0.02)])
+def test_eam_with_the_reward_of_clean_images_trains_to_the_samplers_tilt(
+    path: str, strength: float, within: float, tmp_path: Path
+) -> None:
+    """Of what the base's sampler draws, whose variance misses that of the model's law by 6 to 8% at these 100 steps.
 
-    The sampler has to be memoryless: only then is its clean image a draw given the endpoint. Its own error, 14% at 100
-    steps, is in what the exact tilted predictions sample too.
+    The base predicts clean images by a line, through which gradients are carried back exactly. The steps' own share of
+    the tilt is that of a weak one: 3% are missing at strength 5. The tilted model's own predictions would miss 13%.
     """
-    steps, tilted = {"ddim": steps_of, "flow": shifted_flow}[path](100, 1.0), 1 / 6
+    steps = {"ddim": steps_of, "flow": shifted_flow}[path](100, 1.0)
     method = {"name": "eam", "endpoint_level": 0.3, "timesteps_per_trajectory": 20}
-    found, _, _ = trained(method, steps, quadratic(5.0), 400, 64, tmp_path / "run")
-    level = steps.alpha.square() * tilted + steps.s.square()
-    exact = (steps.s - (steps.alpha * tilted if path == "flow" else 0)) / level
-    expected = Linear(exact, torch.zeros(len(steps), dtype=torch.float64)).law(steps)[1]
-    assert found.law(steps)[1] == pytest.approx(expected, rel=0.06)
+    found, _, _ = trained(method, steps, quadratic(strength), 400, 64, tmp_path / "run")
+    drawn = Linear.base(steps).law(steps)[1]
+    assert found.law(steps)[1] == pytest.approx(1 / (1 / drawn + strength), rel=within)
+
+
+@pytest.mark.parametrize("path", ["ddim", "flow"])
+def test_the_share_of_a_steps_noise_in_closed_form(path: str) -> None:
+    """Data N(0, 1) with noise, and the next state given this one: both are Gaussian, and noising is a Markov chain."""
+    steps = {"ddim": steps_of, "flow": shifted_flow}[path](10, 1.0)
+    variance, ratio = steps.alpha.square() + steps.s.square(), steps.alpha[:-1] / steps.alpha[1:]
+    given = variance[1:] - (ratio * variance[1:]).square() / variance[:-1]
+    torch.testing.assert_close(steps.noise_share[:-1], steps.sigma[:-1].square() / given)
 
 
 @pytest.mark.slow

@@ -77,16 +77,20 @@ class EAM(RegressionSection):
 
     label: ClassVar[str] = "EAM"
     trainer: ClassVar[str] = "amsd.training.methods.eam:EAMTrainer"
-    as_before: ClassVar[dict[str, Any]] = {"reward_at": "endpoint"}
+    as_before: ClassVar[dict[str, Any]] = {"reward_at": "endpoint", "law": "model"}
 
     name: Literal["eam"] = "eam"
-    endpoint_level: float = Field(default=0.5, gt=0, lt=1)
+    endpoint_level: float = Field(default=0.7, gt=0, lt=1)
     """Noise level s_e at which the endpoint is taken. Data lie on a thin set, so near 0 the target is stiff; above it
     the way to the clean image is one long step of the adjoint."""
     reward_at: Literal["clean", "endpoint"] = "clean"
     """Where the reward is taken: at the clean image that the sampler makes of the endpoint, from which the base's
     prediction carries the gradient back, or at the noisy endpoint itself, which costs less and aims at another tilt:
     then levels below the endpoint's get no training."""
+
+    law: Literal["sampler", "model"] = "sampler"
+    """Whose law is tilted: that of what the sampler draws in its steps, which Adjoint Matching tilts too, or that of
+    the model, which only infinitely many steps would draw. Without noise (eta = 0) there is only the model's."""
 
     def adjoint_rows(self, recipe: Tables) -> int:
         """Where the gradient of a clean image is carried to noisy states."""

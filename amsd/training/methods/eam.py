@@ -9,7 +9,7 @@ target = s_t (s eps - a g)/(a^2 + s^2), whose mean given x_t is the tilted model
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -87,6 +87,8 @@ class EAMTrainer(RegressionTrainer):
             points = self.renoised_points(samples, indices, trajectory, used, found.gradient)
             if self.clean:
                 self.fill_in_below(points, indices, trajectory, used, found.gradient)
+            if self.section.law == "sampler":
+                points = in_steps_of(self.problem.steps, indices, points)
             require_finite(points.targets, "target", step, "adjoint", prompts)
         return PathPoints(
             prompts=tuple(prompts), conditioning=conditioning, rewards=found.rewards, terms=found.terms,
@@ -142,6 +144,18 @@ class Points:
     """Targets without a reward."""
     base: Tensor
     """The base's predictions."""
+
+
+def in_steps_of(steps: AffineSteps, indices: Tensor, points: Points) -> Points:
+    """The same with targets that tilt the law of what these steps draw, where they have noise.
+
+    The tilted model's prediction moves the mean of x_{k+1} by the whole variance of x_{k+1} given x_k, times the slope
+    of the value. A step with too little noise for that is tilted by its own variance only (docs/method.md section 9).
+    """
+    share = torch.where(steps.sigma > 0, steps.noise_share, 1.0)[indices]
+    share = share.to(points.base).view(*indices.shape, *[1] * (points.base.ndim - 2))
+    targets, null = (points.base + share * (each - points.base) for each in (points.targets, points.null))
+    return replace(points, targets=targets, null=null)
 
 
 def batches(wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
