@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +20,7 @@ from amsd.diffusion.families.published import Published
 from amsd.diffusion.families.single_file import declare, default_configuration, stored_shapes
 from amsd.diffusion.folder import Folder, configuration_parts, inspect
 from amsd.diffusion.loading import EMBEDDED, locate, locate_configuration
+from amsd.diffusion.lora_layers import adapted_layers, adapter_parameters
 from amsd.diffusion.parts import load_plain, require_fit, require_sound
 from amsd.diffusion.quantization import quantizable
 from amsd.errors import UsageError
@@ -67,18 +68,19 @@ class Blueprint:
         return math.prod(self.family.size)
 
     def lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
-        """Parameters of low-rank adapters on linear layers whose names end with one of `targets`."""
-        return sum(rank * (layer.in_features + layer.out_features) for layer in self._adapted(targets))
+        """Parameters of low-rank adapters on the layers that `targets` name.
+
+        Raises:
+            UsageError: a target names no such layer.
+        """
+        return sum(adapter_parameters(each, rank) for each in self._adapted(targets))
 
     def adapted_parameters(self, targets: tuple[str, ...]) -> int:
         """Parameters of the layers themselves."""
         return sum(value.numel() for layer in self._adapted(targets) for value in layer.parameters())
 
-    def _adapted(self, targets: tuple[str, ...]) -> list[nn.Linear]:
-        return [
-            module for name, module in self.family.denoiser.named_modules()
-            if isinstance(module, nn.Linear) and name.endswith(targets)
-        ]  # fmt: skip
+    def _adapted(self, targets: tuple[str, ...]) -> Collection[nn.Module]:
+        return adapted_layers(self.family.denoiser, targets).values()
 
     def forward_flops(self) -> float:
         """Floating-point operations of one forward pass for one picture, counted on shapes alone."""

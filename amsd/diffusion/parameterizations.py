@@ -16,6 +16,7 @@ from amsd.diffusion.folder import network_part
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.held import HalfCopy, HeldCopy, MergedCopy, compute_in
 from amsd.diffusion.lora_file import write_safetensors
+from amsd.diffusion.lora_layers import adapted_layers
 from amsd.diffusion.parts import load_network
 from amsd.diffusion.policy import Policy
 from amsd.diffusion.quantization import quantize
@@ -103,6 +104,7 @@ class LoraPolicy(Policy):
         if model.quantization is not None:
             quantize(self._network, self.dtype)
         lora = model.lora
+        adapted_layers(self._network, lora.targets)
         self._network.add_adapter(
             LoraConfig(
                 r=lora.rank,

@@ -252,9 +252,11 @@ def make_plan(recipe: Recipe, processes: int, found: Blueprint | None = None, tr
     found = found or blueprint(recipe.model)
     found.family.check_recipe(recipe)
     total, lora = found.parameters, recipe.model.lora
-    trained = total if recipe.model.parameterization != "lora" else found.lora_parameters(lora.rank, lora.targets)
+    adapts = recipe.model.parameterization == "lora"
+    trained = found.lora_parameters(lora.rank, lora.targets) if adapts else total
+    adapted = found.adapted_parameters(lora.targets) if adapts else 0
     return Plan(
-        recipe, processes, total, found.quantizable_parameters, found.buffers, found.adapted_parameters(lora.targets),
+        recipe, processes, total, found.quantizable_parameters, found.buffers, adapted,
         found.vae_parameters, found.text_parameters, trained,
         found.forward_flops(), forwards_per_step(recipe, processes), found.pixels, _evaluation_prompts(recipe),
         found.download, found, trial,

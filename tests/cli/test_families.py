@@ -41,9 +41,10 @@ class Case:
 
 def flux_case(guided: bool, height: int, width: int) -> Case:
     """FLUX's guidance is an input of the dev model; the recipe's is a second branch on top of it."""
+    embedded = "\nembedded_guidance = 2.0" if guided else ""
     return Case(
         lambda: pipelines.flux(guided=guided),
-        f"size = [{height}, {width}]\nmax_sequence_length = 16\nembedded_guidance = 2.0",
+        f"size = [{height}, {width}]\nmax_sequence_length = 16{embedded}",
         call={
             "guidance_scale": 2.0, "true_cfg_scale": 4.0, "negative_prompt": "", "height": height, "width": width,
             "max_sequence_length": 16,

@@ -268,7 +268,12 @@ FLUX = {"size": (16, 24), "max_sequence_length": 6}
 @pytest.mark.parametrize("guided", [True, False], ids=["dev", "schnell"])
 def test_flux_is_asked_what_its_pipeline_asks(guided: bool, tmp_path: Path) -> None:
     pipelines.flux(guided=guided).save_pretrained(tmp_path)
-    family = load_family(Model(pretrained=str(tmp_path), embedded_guidance=2.0, **FLUX))
+    model = Model(pretrained=str(tmp_path), embedded_guidance=2.0, **FLUX)
+    if not guided:
+        with pytest.raises(UsageError, match=r"embedded_guidance = 2 has no effect: .* \(guidance_embeds = false"):
+            load_family(model)
+        model = Model(pretrained=str(tmp_path), **FLUX)
+    family = load_family(model)
     assert family.latent_shape == (8 // 2 * 12 // 2, 16)
     require_agreement(family)
     assert family.decode(torch.zeros(2, *family.latent_shape)).shape == (2, 3, 16, 24)
@@ -322,3 +327,34 @@ def test_the_blueprint_is_what_is_loaded(name: str, tmp_path: Path) -> None:
     lora = build_policy(family, Model(parameterization="lora"))
     assert paper.lora_parameters(8, Model().lora.targets) == sum(value.numel() for value in lora.trainable.values())
     assert paper.forward_flops() > 1e5
+
+
+TARGETS = {
+    "one of several": (("to_q", "to_w"), r"'to_w' names no layer of this network. Did you mean '(\w+)'"),
+    "a part of a name": (("o_q",), r"'o_q' names no layer"),
+    "a normalization": (("norm_q",), r"'norm_q' names transformer_blocks.0.attn.norm_q, a RMSNorm"),
+}
+
+
+@pytest.mark.parametrize("case", TARGETS)
+def test_targets_that_take_no_adapter_are_refused_before_and_at_the_start(case: str, tmp_path: Path) -> None:
+    targets, words = TARGETS[case]
+    pipelines.stable_diffusion_3(t5=False).save_pretrained(tmp_path)
+    model = Model.model_validate(
+        {"pretrained": str(tmp_path), "parameterization": "lora", "lora": {"targets": targets}}
+    )
+    with pytest.raises(UsageError, match=r"model\.lora\.targets: " + words):
+        build_policy(load_family(model), model)
+    with pytest.raises(UsageError, match=r"model\.lora\.targets: " + words):
+        blueprint(model).lora_parameters(4, model.lora.targets)
+
+
+def test_adapters_are_counted_as_peft_makes_them(tmp_path: Path) -> None:
+    """Names end at dots (`proj` is not `x_proj`), and convolutions count too."""
+    made = pipelines.stable_diffusion()
+    made.save_pretrained(tmp_path)
+    lora = {"rank": 3, "targets": ("conv1", "proj", "to_q", "net.2", "down_blocks.0.resnets.0.time_emb_proj")}
+    model = Model.model_validate({"pretrained": str(tmp_path), "parameterization": "lora", "lora": lora})
+    policy = build_policy(load_family(model), model)
+    found = blueprint(model).lora_parameters(3, model.lora.targets)
+    assert found == sum(value.numel() for value in policy.trainable.values())

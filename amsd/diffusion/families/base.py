@@ -139,6 +139,14 @@ class Family(Drawing):
                     f"model.{key} = {getattr(self.model, key)!r} has no effect: {type(self).__name__} has no such "
                     "input. Remove the key."
                 )
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
+        """Refuse keys of the family that mean nothing to this very model.
+
+        Raises:
+            UsageError: there is one; it is named.
+        """
 
     @property
     @final

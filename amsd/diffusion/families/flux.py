@@ -13,6 +13,7 @@ from amsd.diffusion.families.fit import Configs, require_channels, require_width
 from amsd.diffusion.families.flow import FlowFamily
 from amsd.diffusion.families.published import CLIP_L, T5_XXL, VAE_16, Published
 from amsd.diffusion.guidance import Network, TextCondition
+from amsd.errors import UsageError
 from amsd.recipe import Model
 
 _PACKED = 4
@@ -48,6 +49,15 @@ class Flux(FlowFamily):
         clip, t5 = configs.get("text_encoder", {}), configs.get("text_encoder_2", {})
         require_width("pooled text", transformer.get("pooled_projection_dim", 768), clip.get("hidden_size", 512), what)
         require_width("T5's text", transformer.get("joint_attention_dim", 4096), t5.get("d_model", 512), what)
+
+    def _check_inputs(self) -> None:
+        """The schnell model was distilled without guidance."""
+        chosen = self.model.embedded_guidance
+        if chosen is not None and not self.denoiser.config.guidance_embeds:
+            raise UsageError(
+                f"model.embedded_guidance = {chosen:g} has no effect: this model has no input for guidance "
+                "(guidance_embeds = false, as in FLUX.1-schnell). Remove the key."
+            )
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
