@@ -20,7 +20,7 @@ from amsd.diffusion.families.published import Published
 from amsd.diffusion.families.single_file import declare, default_configuration, stored_shapes
 from amsd.diffusion.folder import Folder, configuration_parts, inspect
 from amsd.diffusion.loading import EMBEDDED, locate, locate_configuration
-from amsd.diffusion.lora_layers import adapted_layers, adapter_parameters
+from amsd.diffusion.lora_layers import Adaptable, adapted_layers, adapter_parameters
 from amsd.diffusion.parts import load_plain, require_fit, require_sound
 from amsd.diffusion.quantization import quantizable
 from amsd.errors import UsageError
@@ -79,7 +79,7 @@ class Blueprint:
         """Parameters of the layers themselves."""
         return sum(value.numel() for layer in self._adapted(targets) for value in layer.parameters())
 
-    def _adapted(self, targets: tuple[str, ...]) -> Collection[nn.Module]:
+    def _adapted(self, targets: tuple[str, ...]) -> Collection[Adaptable]:
         return adapted_layers(self.family.denoiser, targets).values()
 
     def forward_flops(self) -> float:

@@ -25,7 +25,12 @@ _FACTORS = (
     "lora_up",
     "lora_linear_layer",
     "lora_magnitude_vector",
+    "_lora1.",
+    "_lora2.",
+    ".qkv_lora.",
+    ".proj_lora.",
 )
+"""Parts of names that matrices of a LoRA have; the last four are those of XLabs' tools for FLUX."""
 _OTHER_KINDS = (
     ".hada_w", ".lokr_w", ".oft_blocks", ".oft_diag", ".diff_b", ".glora_", ".a1.weight", ".on_input", ".w_norm",
     ".b_norm",

@@ -9,10 +9,11 @@ from torch import nn
 from amsd.errors import UsageError, nearest
 from amsd.recipe.schema import Lora
 
+Adaptable = nn.Linear | nn.Conv2d
 _KINDS = (nn.Linear, nn.Conv2d)
 
 
-def adapted_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear | nn.Conv2d]:
+def adapted_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, Adaptable]:
     """The layers that `model.lora.targets` names: whole names, or their last parts after a dot.
 
     Raises:
@@ -20,7 +21,7 @@ def adapted_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.L
             of every family; a network need not have all of them.
     """
     modules = dict(network.named_modules())
-    found: dict[str, nn.Linear | nn.Conv2d] = {}
+    found: dict[str, Adaptable] = {}
     for target in targets:
         named = {name: module for name, module in modules.items() if name == target or name.endswith(f".{target}")}
         for name, module in named.items():
@@ -37,7 +38,7 @@ def adapted_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.L
     return found
 
 
-def adapter_parameters(layer: nn.Linear | nn.Conv2d, rank: int) -> int:
+def adapter_parameters(layer: Adaptable, rank: int) -> int:
     """Parameters of one layer's adapter: B A with A (rank, inputs) and B (outputs, rank)."""
     outputs = layer.weight.shape[0]
     return rank * (layer.weight[0].numel() + outputs)

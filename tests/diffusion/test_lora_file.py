@@ -12,9 +12,11 @@ from diffusers.utils.state_dict_utils import convert_all_state_dict_to_peft, con
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from amsd.diffusion.families import family_for
 from amsd.diffusion.families.kohya import base_version, write_kohya
 from amsd.diffusion.loading import load_family
 from amsd.diffusion.lora_file import write_diffusers, write_safetensors
+from amsd.diffusion.lora_input import lora_file, merge
 from amsd.diffusion.parameterizations import ADAPTER_FILE, build_policy
 from amsd.recipe import Model
 from tests import pipelines
@@ -101,3 +103,46 @@ def test_the_base_model_has_kohya_s_name() -> None:
     assert base_version({"cross_attention_dim": 768}) == "sd_v1"
     assert base_version({"cross_attention_dim": 2048}) == "sdxl_base_v1-0"
     assert base_version({"cross_attention_dim": 16}) == ""
+
+
+WIDTH = 32
+
+
+def _matrices(*shapes: tuple[int, int]) -> list[torch.Tensor]:
+    random = torch.Generator().manual_seed(2)
+    return [torch.randn(shape, generator=random) for shape in shapes]
+
+
+def _xlabs(down: torch.Tensor, up: torch.Tensor) -> dict[str, torch.Tensor]:
+    name = "double_blocks.0.processor.qkv_lora1"
+    return {f"{name}.down.weight": down, f"{name}.up.weight": up}
+
+
+def _kohya(down: torch.Tensor, up: torch.Tensor) -> dict[str, torch.Tensor]:
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": 2 * up}
+    return tensors | {f"{name}.alpha": torch.tensor(2.0)}  # half of the rank
+
+
+def _comfy(down: torch.Tensor, up: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
+        key.replace("lora_unet_double_blocks_0_img_attn_qkv", "diffusion_model.double_blocks.0.img_attn.qkv"): value
+        for key, value in _kohya(down, up).items()
+    }
+
+
+@pytest.mark.parametrize("tool", [_xlabs, _kohya, _comfy])
+def test_flux_gets_what_the_files_of_other_tools_say(tool: Callable[..., Any], tmp_path: Path) -> None:
+    """They hold one matrix for queries, keys and values, where diffusers has three layers."""
+    down, up = _matrices((4, WIDTH), (3 * WIDTH, 4))
+    save_file(tool(down, up), tmp_path / "lora.safetensors", metadata={"format": "pt"})
+    family = family_for(pipelines.flux(), Model(max_sequence_length=6, size=(16, 16)))
+    attention = family.denoiser.transformer_blocks[0].attn
+    layers = [attention.to_q, attention.to_k, attention.to_v]
+    before = [layer.weight.detach().clone() for layer in layers]
+    assert lora_file(tmp_path / "lora.safetensors") is not None
+    merge(family, tmp_path / "lora.safetensors", "the LoRA")
+    attention = family.denoiser.transformer_blocks[0].attn
+    layers = [attention.to_q, attention.to_k, attention.to_v]
+    for old, layer, part in zip(before, layers, up.chunk(3), strict=True):
+        torch.testing.assert_close(layer.weight, old + part @ down, rtol=1e-4, atol=1e-4)

@@ -230,6 +230,15 @@ OTHERS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
         lambda s: {"lora_unet_x.lora_down.weight": torch.zeros(4, 8)},
         r"is a LoRA and not a model.*model\.start",
     ),
+    "FLUX": (lambda s: {"double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 8)}, "is a FLUX checkpoint"),
+    "a LoRA of FLUX": (
+        lambda s: {"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": torch.zeros(4, 8)},
+        "is a LoRA and not a model",
+    ),
+    "a LoRA of FLUX by XLabs": (
+        lambda s: {"double_blocks.0.processor.qkv_lora1.down.weight": torch.zeros(4, 8)},
+        "is a LoRA and not a model",
+    ),
     "a LoHa": (lambda s: {"lora_unet_x.hada_w1_a": torch.zeros(4, 8)}, "not a model"),
     "for inpainting": (lambda s: s | {f"{U}input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)}, "9 input .*inpainting"),
     "for edits": (lambda s: s | {f"{U}input_blocks.0.0.weight": torch.zeros(8, 8, 3, 3)}, "takes 8 input channels"),

@@ -36,7 +36,7 @@ _OTHER_FAMILIES = {"joint_blocks.0.": "Stable Diffusion 3", "double_blocks.0.": 
 _NO_MODELS = {
     "emb_params": "a textual inversion", "string_to_param": "a textual inversion", "clip_l": "a textual inversion",
     "control_model.": "a ControlNet", "controlnet_cond_embedding.": "a ControlNet", "lora_": "a LoRA",
-    "hada_w1": "a LyCORIS adapter", "lokr_w1": "a LyCORIS adapter",
+    "_lora": "a LoRA", "hada_w1": "a LyCORIS adapter", "lokr_w1": "a LyCORIS adapter",
 }  # fmt: skip
 """Part of a tensor's name that only such a file has."""
 _BESIDE = {
@@ -57,8 +57,9 @@ def require_layout(file: Path, shapes: Shapes) -> None:
         UsageError: it is of another family, no model at all, or lacks a network; the way out is said.
     """
     what = f"model.pretrained = {str(file)!r}"
+    kind = next((kind for part, kind in _NO_MODELS.items() if any(part in key for key in shapes)), None)
     for part, family in _OTHER_FAMILIES.items():
-        if any(part in key for key in shapes):
+        if any(part in key for key in shapes) and kind != "a LoRA":
             raise UsageError(
                 f"{what} is a {family} checkpoint. amsd reads single files of Stable "
                 f"Diffusion 1.x, 2.x and XL only: name the diffusers folder or the hub id of the {family} model."
@@ -67,7 +68,6 @@ def require_layout(file: Path, shapes: Shapes) -> None:
     if not lacking:
         _require_text_to_image(shapes, what)
         return
-    kind = next((kind for part, kind in _NO_MODELS.items() if any(part in key for key in shapes)), None)
     if kind is not None and len(lacking) == len(_NETWORKS):
         raise UsageError(f"{what} is {kind} and not a model. {_BESIDE.get(kind, _OF_NO_USE)}")
     raise UsageError(
