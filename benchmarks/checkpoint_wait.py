@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from workbench import Listener, random_pipeline, recipe_of, set_up, trainer_of
+from workbench import StepTimer, random_pipeline, recipe_of, set_up, trainer_of
 
 STEPS, EVERY = 9, 3
 
 
-class Waits(Listener):
+class Waits(StepTimer):
     """Keeps what each step waited; checkpoints are wanted."""
 
     def on_checkpoint(self, record: Any) -> None:

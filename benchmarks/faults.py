@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.fault_parts import edges, runs, trackers
 from benchmarks.fault_parts.children import warm_up
-from benchmarks.fault_parts.tally import Attempt, Table
+from benchmarks.fault_parts.tally import Attempt, TallyTable
 
 ROOT = Path(__file__).parents[1]
 #: Fuzzed inputs of one attempt.
@@ -48,7 +48,7 @@ def fuzz(number: int, draw: random.Random) -> Attempt:
     return Attempt("; ".join(found), "\n".join(found.values()), sum(each.tried for each in done))
 
 
-def try_runs(chosen: argparse.Namespace, table: Table, folder: Path) -> None:
+def try_runs(chosen: argparse.Namespace, table: TallyTable, folder: Path) -> None:
     """Everything that needs runs."""
     from tests.cli.commands import write_recipe
 
@@ -68,7 +68,7 @@ def try_runs(chosen: argparse.Namespace, table: Table, folder: Path) -> None:
 
 
 @contextmanager
-def beside(chosen: argparse.Namespace, table: Table, results: Path) -> Iterator[None]:
+def beside(chosen: argparse.Namespace, table: TallyTable, results: Path) -> Iterator[None]:
     """Let a second process fill its rows while the body runs; they join the table at its end."""
     counts = {part: getattr(chosen, part) for part in BESIDE}
     rest = any(getattr(chosen, part) for part in RUNS if part not in BESIDE)
@@ -88,7 +88,7 @@ def beside(chosen: argparse.Namespace, table: Table, results: Path) -> Iterator[
     finally:
         process.kill()
         process.wait()
-        table.rows |= Table(own).rows
+        table.rows |= TallyTable(own).rows
     lacking = [part for part, count in counts.items() if count and not _has(table, ROWS[part], count)]
     if lacking:
         sys.exit(f"The process for {', '.join(lacking)} ended with {process.returncode}.")
@@ -98,7 +98,7 @@ def _beside(results: Path) -> Path:
     return results.with_name(f"{results.stem}-beside.json")
 
 
-def _has(table: Table, what: str, count: int) -> bool:
+def _has(table: TallyTable, what: str, count: int) -> bool:
     return what in table.rows and table.rows[what].tried >= count
 
 
@@ -128,7 +128,7 @@ def main() -> None:
         }
         os.environ |= {key: str(folder / place) for key, place in places.items()}
         results = chosen.results or folder / "results.json"
-        table = Table(results)
+        table = TallyTable(results)
         try:
             with beside(chosen, table, results):
                 if any(getattr(chosen, part) for part in RUNS):

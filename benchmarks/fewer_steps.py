@@ -69,7 +69,7 @@ def run(count: int, seed: int) -> dict[str, list[float]]:
     problem, accelerator = workbench.set_up(recipe, load_family(recipe.model).pipeline, torch.device("cpu"))
     if count:
         prompts = list(load_prompts("embedded:shapes", "train").texts)
-        workbench.run_steps(problem, accelerator, workbench.Listener(updates_of(count)), prompts)
+        workbench.run_steps(problem, accelerator, workbench.StepTimer(updates_of(count)), prompts)
     return {str(number): judged(problem, number) for number in SAMPLERS}
 
 

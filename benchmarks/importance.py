@@ -29,6 +29,7 @@ from typing import Annotated
 
 import torch
 import typer
+from estimates import Estimate
 from torch import Tensor
 
 from amsd.diffusion.noise import normal
@@ -48,25 +49,17 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A mean over prompts and its standard error; the prompts are fixed, so only samples vary."""
-
-    value: float
-    standard_error: float
-
-
-@dataclass(frozen=True)
-class Comparison:
+class AgainstWeights:
     """A fine-tuned model against what the importance weights say."""
 
-    base: Figure
-    importance: Figure
+    base: Estimate
+    importance: Estimate
     ess: float
     """Effective sample size of the weights, normalized, mean over prompts."""
-    finetuned: Figure
-    difference: Figure
+    finetuned: Estimate
+    difference: Estimate
     """Fine-tuned minus importance-weighted mean reward; both models start from the same noise, so much cancels."""
-    reached: Figure
+    reached: Estimate
     """Share of the shift from the base to the target that fine-tuning made."""
     z_by_prompt: tuple[float, ...]
     """Each prompt's difference in standard errors of its importance-sampling estimate."""
@@ -77,7 +70,7 @@ class Comparison:
         return self.difference.value / self.importance.standard_error
 
 
-def compare(base: Tensor, finetuned: Tensor, multiplier: float) -> Comparison:
+def compare(base: Tensor, finetuned: Tensor, multiplier: float) -> AgainstWeights:
     """Figures from rewards (P, n) of the base model and of the fine-tuned one, sample i of both from the same noise.
 
     The target is the self-normalized importance-sampling estimate sum_i w_i r_i of the tilted mean, with normalized
@@ -93,13 +86,13 @@ def compare(base: Tensor, finetuned: Tensor, multiplier: float) -> Comparison:
     shift = float((target - before).mean())
     share = float((tuned - before).mean()) / shift
     influence = ((of_finetuned - of_base) - share * (of_target - of_base)) / shift
-    return Comparison(
+    return AgainstWeights(
         base=_figure(before, of_base),
         importance=_figure(target, of_target),
         ess=float(effective_sample_size(logarithms).mean() / base.shape[1]),
         finetuned=_figure(tuned, of_finetuned),
         difference=difference,
-        reached=Figure(share, _figure(before, influence).standard_error),
+        reached=Estimate(share, _figure(before, influence).standard_error),
         z_by_prompt=tuple(((tuned - target) / _errors(of_target)).tolist()),
     )
 
@@ -110,9 +103,9 @@ def _errors(influences: Tensor) -> Tensor:
     return (influences.square().sum(1) / (count - 1) / count).sqrt()
 
 
-def _figure(values: Tensor, influences: Tensor) -> Figure:
+def _figure(values: Tensor, influences: Tensor) -> Estimate:
     errors = _errors(influences)
-    return Figure(float(values.mean()), float(errors.square().sum().sqrt()) / len(errors))
+    return Estimate(float(values.mean()), float(errors.square().sum().sqrt()) / len(errors))
 
 
 @torch.no_grad()
@@ -131,7 +124,7 @@ def rewards(problem: ControlProblem, prompts: Sequence[str], count: int) -> Tens
 
 
 @dataclass(frozen=True)
-class Setting:
+class Weighted:
     """What is compared."""
 
     name: str
@@ -219,7 +212,7 @@ def main(
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe.")] = None,
 ) -> None:
     """Measure, train, measure again, compare; what was done is not repeated."""
-    setting = Setting(recipe, reward, multiplier, word, prompts, inference_steps, steps, tuple(assignments or ()))
+    setting = Weighted(recipe, reward, multiplier, word, prompts, inference_steps, steps, tuple(assignments or ()))
     base = rewards_of(out / "base.json", setting.recipe(0), None, samples)
     for seed in range(first_seed, first_seed + seeds):
         seeded, run = setting.recipe(seed), RunDirectory(out / f"seed-{seed}")
@@ -237,7 +230,7 @@ def _rewards(file: Path) -> Tensor:
     return torch.tensor(json.loads(file.read_text(encoding="utf-8"))["rewards"], dtype=torch.float64)
 
 
-def comparisons(out: Path, base: Tensor, multiplier: float) -> dict[str, Comparison]:
+def comparisons(out: Path, base: Tensor, multiplier: float) -> dict[str, AgainstWeights]:
     """Every seed measured in the folder so far, and the mean over them."""
     tuned = {file.stem.removeprefix("seed-"): _rewards(file) for file in sorted(out.glob("seed-*.json"))}
     every = {name: compare(base, values, multiplier) for name, values in tuned.items()}
@@ -246,7 +239,7 @@ def comparisons(out: Path, base: Tensor, multiplier: float) -> dict[str, Compari
     return every | {"all": compare(base, torch.stack(list(tuned.values())).mean(0), multiplier)}
 
 
-def _table(found: Mapping[str, Comparison]) -> str:
+def _table(found: Mapping[str, AgainstWeights]) -> str:
     rows = [
         "| seed | base | importance sampling | ESS/n | fine-tuned | difference | in s.e. of importance sampling "
         "| largest by prompt | shift made |",
@@ -261,7 +254,7 @@ def _table(found: Mapping[str, Comparison]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _shown(figure: Figure, sign: str = "") -> str:
+def _shown(figure: Estimate, sign: str = "") -> str:
     return measured(figure.value, figure.standard_error, sign)
 
 

@@ -44,7 +44,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     problem, accelerator = workbench.set_up(
         recipe(arguments), workbench.random_pipeline(), torch.device("cuda" if cuda else "cpu")
     )
-    tell = workbench.Listener(
+    tell = workbench.StepTimer(
         arguments.steps, on_begin=lambda phase, step: print(f"step {step}: {phase}", file=sys.stderr, flush=True)
     )
     last = workbench.run_steps(problem, accelerator, tell).values[-1]

@@ -36,7 +36,7 @@ INTERVAL = 5.0
 
 
 @dataclass(frozen=True)
-class Sample:
+class Reading:
     """The state of the training at one moment."""
 
     seconds: float
@@ -56,7 +56,7 @@ class Sample:
     """All lines of the log."""
 
 
-def sample(process: psutil.Process, began: float, log: Path) -> Sample:
+def sample(process: psutil.Process, began: float, log: Path) -> Reading:
     """Look at the training once.
 
     Raises:
@@ -65,7 +65,7 @@ def sample(process: psutil.Process, began: float, log: Path) -> Sample:
     content = log.read_bytes() if log.is_file() else b""
     with process.oneshot():
         times = process.cpu_times()
-        return Sample(
+        return Reading(
             seconds=time.monotonic() - began,
             cpu=times.user + times.system,
             memory=process.memory_info().rss,
@@ -109,13 +109,13 @@ def soak(output: Path, minutes: float) -> int:
         return training.wait()
 
 
-def read(output: Path) -> list[Sample]:
+def read(output: Path) -> list[Reading]:
     """The samples of a run from its first logged step on."""
     lines = (output / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    return [taken for line in lines if (taken := Sample(**json.loads(line))).steps]
+    return [taken for line in lines if (taken := Reading(**json.loads(line))).steps]
 
 
-def step_costs(samples: Sequence[Sample], width: int = 24) -> list[tuple[float, float]]:
+def step_costs(samples: Sequence[Reading], width: int = 24) -> list[tuple[float, float]]:
     """(minutes, processor seconds per logged step, checkpoints and evaluations included) over `width` samples each.
 
     Processor time is not disturbed by what else runs on the machine.
@@ -127,7 +127,7 @@ def step_costs(samples: Sequence[Sample], width: int = 24) -> list[tuple[float, 
     return found
 
 
-def summary(samples: Sequence[Sample]) -> str:
+def summary(samples: Sequence[Reading]) -> str:
     """First and last quarter beside each other, as a table in Markdown."""
     quarter = max(2, len(samples) // 4)
     parts = samples[:quarter], samples[-quarter:]
@@ -159,7 +159,7 @@ def mebibytes(values: Iterable[int]) -> float:
     return fmean(values) / 2**20
 
 
-def plot(samples: Sequence[Sample], to: Path) -> None:
+def plot(samples: Sequence[Reading], to: Path) -> None:
     """Four panels over minutes."""
     import matplotlib
 

@@ -196,7 +196,7 @@ class _Enough(Exception):
 
 
 @dataclass
-class Listener:
+class StepTimer:
     """Keeps the values and the wall-clock time of each step, and ends the training after `steps` of them."""
 
     steps: int
@@ -246,8 +246,8 @@ def trainer_of(
 
 
 def run_steps(
-    problem: ControlProblem, accelerator: Accelerator, listener: Listener, prompts: Sequence[str] = PROMPTS
-) -> Listener:
+    problem: ControlProblem, accelerator: Accelerator, listener: StepTimer, prompts: Sequence[str] = PROMPTS
+) -> StepTimer:
     """Train until the listener has seen its steps; the recipe must ask for more of them than that."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(problem, accelerator, [listener], Path(folder), prompts)

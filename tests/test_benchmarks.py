@@ -131,7 +131,7 @@ def test_methods_are_compared_at_equal_work(leaderboard: Callable[[str], Any], m
     assert {settings["method.name"] for settings in parts.METHODS.values()} == set(METHODS)
     length = parts.Length(12_000, 3)
     for name in parts.METHODS:
-        recipe = parts.Part(model, name, 3.0, 0).recipe(length)
+        recipe = parts.Contender(model, name, 3.0, 0).recipe(length)
         assert training_cost(recipe) == pytest.approx(length.budget, rel=0.1)
         assert recipe.training.steps == length.checkpoints * recipe.training.validate_every
         assert recipe.evaluation.metrics == ("shapes:alignment",)
@@ -143,19 +143,19 @@ def test_gains_for_a_divergence_and_distances_to_the_tilt(leaderboard: Callable[
     parts, results = leaderboard("parts"), leaderboard("results")
 
     def point(kl: float, gains: list[float]) -> Any:
-        return results.Point(10, 100.0, 1.0, kl, {parts.REWARD: gains})
+        return results.RunPoint(10, 100.0, 1.0, kl, {parts.REWARD: gains})
 
-    first = results.Run(0, "here", (point(2.0, [0.1, 0.3]), point(6.0, [0.4, 0.8])))
-    second = results.Run(0, "here", (point(2.0, [0.0, 0.2]), point(6.0, [0.2, 0.4])))
+    first = results.FinishedRun(0, "here", (point(2.0, [0.1, 0.3]), point(6.0, [0.4, 0.8])))
+    second = results.FinishedRun(0, "here", (point(2.0, [0.0, 0.2]), point(6.0, [0.2, 0.4])))
     found = results.against([first], [second])
-    assert (found.value, found.error) == pytest.approx((0.3, 0.1))
+    assert (found.value, found.standard_error) == pytest.approx((0.3, 0.1))
     rates = results.efficiency([first], 0), results.against([first], [second], lambda each: each.efficiencies)
     assert [each.value for each in rates] == pytest.approx([0.2 / 2**0.5, 0.3 / 6**0.5])
-    assert [each.error for each in rates] == pytest.approx([0.1 / 2**0.5, 0.1 / 6**0.5])
+    assert [each.standard_error for each in rates] == pytest.approx([0.1 / 2**0.5, 0.1 / 6**0.5])
     both = results.change([first, second], parts.REWARD)  # seeds .6 and .3, prompts .3 and .6
-    assert (both.value, both.error) == pytest.approx((0.45, math.hypot(0.15, 0.15)))
+    assert (both.value, both.standard_error) == pytest.approx((0.45, math.hypot(0.15, 0.15)))
     distance = results.distance([first, second])
-    assert (distance.value, distance.error) == pytest.approx((6 - 50 * 0.45, 50 * both.error))
+    assert (distance.value, distance.standard_error) == pytest.approx((6 - 50 * 0.45, 50 * both.standard_error))
 
 
 def test_the_leaderboards_parts_follow_from_the_results_that_are_there(
@@ -163,22 +163,24 @@ def test_the_leaderboards_parts_follow_from_the_results_that_are_there(
 ) -> None:
     """Seeds wait for their method's learning rate; results of two folders become those of one."""
     parts, results, pool = leaderboard("parts"), leaderboard("results"), leaderboard("pool")
-    plan = pool.Plan(tmp_path / "one", parts.Length(), ["unet"], ["am", "ram"], seeds=3)
+    plan = pool.Leaderboard(tmp_path / "one", parts.Length(), ["unet"], ["am", "ram"], seeds=3)
 
     def write(folder: str, name: str, factor: float, gain: float, kl: float) -> None:
         changes = {parts.REWARD: [gain, gain], parts.ALIGNMENT: [0.0, 0.0], parts.DIVERSITY: [0.0, 0.0]}
         point = {"step": 40, "forwards": 24_000.0, "seconds": 60.0, "kl": kl, "changes": changes}
-        write_json(parts.Part("unet", name, factor, 0).result(tmp_path / folder), {"machine": "x", "points": [point]})
+        write_json(
+            parts.Contender("unet", name, factor, 0).result(tmp_path / folder), {"machine": "x", "points": [point]}
+        )
 
     assert list(plan.parts())[-4:] == [None] * 4
     for index, factor in enumerate(parts.FACTORS):
         write("one", "am", factor, 0.1 + index, 3.0)
         write("other", "ram", factor, 0.1 + index, 3.0 + 60 * index)  # the higher reward has left the base
     waiting = [part for part in plan.parts() if part is not None and part.seed]
-    assert waiting == [parts.Part("unet", "am", parts.FACTORS[1], seed) for seed in (1, 2)]
+    assert waiting == [parts.Contender("unet", "am", parts.FACTORS[1], seed) for seed in (1, 2)]
     assert (results.add(plan.out, tmp_path / "other"), results.add(plan.out, tmp_path / "other")) == (2, 0)
     assert [part for part in plan.parts() if part.seed and part.method == "ram"] == [
-        parts.Part("unet", "ram", parts.FACTORS[0], seed) for seed in (1, 2)
+        parts.Contender("unet", "ram", parts.FACTORS[0], seed) for seed in (1, 2)
     ]
     with pool._held(waiting[0], plan.out) as held, pool._held(waiting[0], plan.out) as again:
         assert (held, again) == (True, False)

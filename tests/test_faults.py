@@ -40,8 +40,8 @@ def test_the_table_goes_on_where_it_was_cut(parts: Any, tmp_path: Path) -> None:
 
     file = tmp_path / "rows.json"
     with pytest.raises(KeyboardInterrupt):
-        tally.Table(file).fill("fault", 8, 0, attempt)
-    table = tally.Table(file)
+        tally.TallyTable(file).fill("fault", 8, 0, attempt)
+    table = tally.TallyTable(file)
     table.fill("fault", 8, 0, attempt)
     table.fill("nothing", 0, 0, attempt)
     assert [number for number, _ in seen] == [0, 1, 2, 3, 3, 4]

@@ -63,10 +63,10 @@ def test_a_small_race_is_run_once_and_judged_on_common_noise(part: Any, tmp_path
 
 def test_the_outcome_is_the_first_policy_that_is_as_good(part: Any) -> None:
     race = part("race")
-    reference = [race.Point(0, 0, 0, 0.0, (0.0, 0.0)), race.Point(9, 1000, 10, 0.3, (0.2, 0.4))]
+    reference = [race.RacePoint(0, 0, 0, 0.0, (0.0, 0.0)), race.RacePoint(9, 1000, 10, 0.3, (0.2, 0.4))]
     mine = [
-        race.Point(0, 0, 0, 0.0, (0.0, 0.0)), race.Point(3, 100, 1, 0.1, (0.1, 0.1)),
-        race.Point(6, 200, 2, 0.35, (0.3, 0.4)), race.Point(9, 300, 3, 0.5, (0.5, 0.5)),
+        race.RacePoint(0, 0, 0, 0.0, (0.0, 0.0)), race.RacePoint(3, 100, 1, 0.1, (0.1, 0.1)),
+        race.RacePoint(6, 200, 2, 0.35, (0.3, 0.4)), race.RacePoint(9, 300, 3, 0.5, (0.5, 0.5)),
     ]  # fmt: skip
     found = race.outcome(reference, mine, seed=1)
     assert (found.work, found.time, found.seed) == (0.2, 0.2, 1)

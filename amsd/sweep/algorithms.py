@@ -16,6 +16,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from typing_extensions import override
 
 from amsd.sweep.schema import SearchSampler, SweepPlan
 from amsd.sweep.search import Dimension
@@ -59,28 +60,28 @@ class SeededByTrial(BaseSampler):
     def reseed_rng(self) -> None:
         """Does nothing: seeds follow from the numbers of trials, in every thread and process."""
 
+    @override
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """As the sampler of the trial."""
         self._of(trial).before_trial(study, trial)
 
+    @override
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """As the sampler of the trial."""
         return self._of(trial).infer_relative_search_space(study, trial)
 
+    @override
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """As the sampler of the trial."""
         return self._of(trial).sample_relative(study, trial, dict(search_space))
 
+    @override
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """As the sampler of the trial."""
         return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
 
+    @override
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """As the sampler of the trial."""
         self._of(trial).after_trial(study, trial, state, values)
 
 

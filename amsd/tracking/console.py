@@ -83,7 +83,7 @@ class ConsoleTracker(Tracker):
         self._refresh()
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
-        """One line."""
+        """Print the name of its folder."""
         self._say(Text.assemble(("checkpoint ", "cyan"), record.path.name))
 
     def on_evaluation(self, step: int, results: Sequence[EvaluationResult], pictures: Mapping[str, Path]) -> None:
@@ -99,7 +99,7 @@ class ConsoleTracker(Tracker):
         self._refresh()
 
     def on_notice(self, notice: Notice) -> None:
-        """One line."""
+        """Print its kind, its step and its text."""
         where = f" (step {notice.step})" if notice.step else ""
         self._say(Text.assemble((f"{notice.kind}{where}: ", "yellow"), notice.text))
 

@@ -57,7 +57,7 @@ class JsonlTracker(Tracker):
         self._said = {_content(entry) for entry in kept if "evaluation" in entry or "notice" in entry}
 
     def on_step(self, record: StepRecord) -> None:
-        """One line."""
+        """Write a line of the step's values."""
         self._step = record.step
         self._write({"step": record.step, "time": self._clock(), **record.values})
 
@@ -67,13 +67,13 @@ class JsonlTracker(Tracker):
             os.fsync(self._stream.fileno())
 
     def on_evaluation(self, step: int, results: Sequence[EvaluationResult], pictures: Mapping[str, Path]) -> None:
-        """One line per evaluation setting."""
+        """Write a line of every evaluation setting's values."""
         for result in results:
             key = {"key": result.key} if result.key else {}
             self._write_once({"step": step, "evaluation": result.name, **key, **evaluation_values(result)})
 
     def on_notice(self, notice: Notice) -> None:
-        """One line."""
+        """Write a line, unless it was written before the run was resumed."""
         values = {"values": dict(notice.values)} if notice.values else {}
         self._write_once({"step": notice.step, "notice": notice.kind, "text": notice.text, **values})
 

@@ -23,7 +23,7 @@ NOT_VALUES = ("step", "time", "evaluation", "key", "notice", "text", "values")
 
 @dataclass(frozen=True)
 class LogEntry:
-    """One line."""
+    """One line of metrics.jsonl."""
 
     kind: Literal["step", "evaluation", "notice"]
     step: int

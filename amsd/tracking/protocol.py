@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from amsd.places import published
 from amsd.recipe import Recipe
 from amsd.run_directory import RunDirectory
@@ -74,38 +76,38 @@ class Trackers(Tracker):
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = tuple(trackers)
 
+    @override
     def on_start(self, info: RunInfo) -> None:
-        """Pass on."""
         for tracker in self._trackers:
             tracker.on_start(info)
 
+    @override
     def on_phase(self, phase: str, step: int) -> None:
-        """Pass on."""
         for tracker in self._trackers:
             tracker.on_phase(phase, step)
 
+    @override
     def on_step(self, record: StepRecord) -> None:
-        """Pass on."""
         for tracker in self._trackers:
             tracker.on_step(record)
 
+    @override
     def on_checkpoint(self, record: CheckpointRecord) -> None:
-        """Pass on."""
         for tracker in self._trackers:
             tracker.on_checkpoint(record)
 
+    @override
     def on_evaluation(self, step: int, results: Sequence[EvaluationResult], pictures: Mapping[str, Path]) -> None:
-        """Pass on."""
         for tracker in self._trackers:
             tracker.on_evaluation(step, results, pictures)
 
+    @override
     def on_notice(self, notice: Notice) -> None:
-        """Pass on."""
         for tracker in self._trackers:
             tracker.on_notice(notice)
 
+    @override
     def on_end(self, status: str, error: str | None) -> None:
-        """Pass on, last tracker first: it may still have something to tell the others."""
-        with ExitStack() as stack:
+        with ExitStack() as stack:  # last tracker first: it may still have something to tell the others
             for tracker in self._trackers:
                 stack.callback(tracker.on_end, status, error)

@@ -44,7 +44,7 @@ class Attempt:
     """A measured value."""
 
 
-class Table:
+class TallyTable:
     """All rows, in a file."""
 
     def __init__(self, file: Path) -> None:

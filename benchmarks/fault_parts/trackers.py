@@ -44,7 +44,7 @@ class Proxy:
         self.mode = "fine"
         proxy = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class TrackerHandler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
@@ -63,7 +63,7 @@ class Proxy:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), TrackerHandler)
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()

@@ -41,7 +41,7 @@ def _steps(check: Check, case: Case) -> None:
     recipe = case.recipe()
     pipeline = workbench.random_pipeline(check.options.tiny, check.device)
     problem, accelerator = workbench.set_up(recipe, pipeline, check.device)
-    found = workbench.run_steps(problem, accelerator, workbench.Listener(4 if case.compiled else 2, check.sync))
+    found = workbench.run_steps(problem, accelerator, workbench.StepTimer(4 if case.compiled else 2, check.sync))
     forwards, (_, best) = workbench.forwards_per_step(recipe), check.best()
     for step, (seconds, values) in enumerate(zip(found.seconds, found.values, strict=True), 1):
         rate = forwards / seconds

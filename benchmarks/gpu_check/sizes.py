@@ -77,7 +77,7 @@ SIZES = (
 
 
 @dataclass
-class Peaks(workbench.Listener):
+class Peaks(workbench.StepTimer):
     """Times of the steps, and the card's peak memory in each phase, GiB."""
 
     check: Check | None = None

@@ -110,11 +110,11 @@ def measure(check: Check, case: Case) -> None:
     """A warm-up step on few inference steps (the same shapes), then one step, or one buffer's."""
     warm = replace(case, inference_steps=max(6, case.loss_steps + 2), passes=min(case.passes, 1))
     problem, accelerator = workbench.set_up(warm.recipe(), _pipeline(check), check.device)
-    workbench.run_steps(problem, accelerator, workbench.Listener(1, check.sync))
+    workbench.run_steps(problem, accelerator, workbench.StepTimer(1, check.sync))
     check.clean()
     recipe = case.recipe()
     problem = workbench.another_problem(recipe, accelerator, problem)
-    found = workbench.run_steps(problem, accelerator, workbench.Listener(max(1, case.passes), check.sync))
+    found = workbench.run_steps(problem, accelerator, workbench.StepTimer(max(1, case.passes), check.sync))
     seconds = sum(found.seconds) / len(found.seconds)
     forwards = workbench.forwards_per_step(recipe)
     check.say("train", **_row(check, case, seconds, forwards, found))
@@ -127,7 +127,7 @@ def _pipeline(check: Check) -> Any:
 
 
 def _row(
-    check: Check, case: Case, seconds: float, forwards: float, found: workbench.Listener
+    check: Check, case: Case, seconds: float, forwards: float, found: workbench.StepTimer
 ) -> dict[str, Any]:  # fmt: skip
     rate, (_, best) = forwards / seconds, check.best()
     phases = [name for name in found.values[0] if name.startswith("seconds/")]

@@ -8,13 +8,17 @@ takes in what another machine has found. `docs/methods.md` and its plots are rew
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+sys.path.append(str(Path(__file__).parents[1]))  # what benchmarks share
+
 from page import write_page
 from parts import BUDGET, FACTORS, FINE, METHODS, MODELS, Length
-from pool import Plan, run_all
+from pool import Leaderboard, run_all
 from results import add
 
 
@@ -44,9 +48,11 @@ def main(
         added = add(folder, other / length.name) + add(out / FINE.name, other / FINE.name)
         typer.echo(f"{added} results added from {other}")
     if train and fine:
-        run_all(Plan(out / FINE.name, FINE, ["unet"], ["am"], seeds, FACTORS[:1]), processes, seconds)
+        run_all(Leaderboard(out / FINE.name, FINE, ["unet"], ["am"], seeds, FACTORS[:1]), processes, seconds)
     elif train:
-        run_all(Plan(folder, length, models, wanted, seeds, FACTORS if sweep else FACTORS[:1]), processes, seconds)
+        run_all(
+            Leaderboard(folder, length, models, wanted, seeds, FACTORS if sweep else FACTORS[:1]), processes, seconds
+        )
     if write:
         write_page(folder, page, length, out / FINE.name)
         typer.echo(page)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from parts import ALIGNMENT, FACTORS, METHODS, METRICS, MODELS, REWARD, Length, Part
+from estimates import over_seeds
+from parts import ALIGNMENT, FACTORS, METHODS, METRICS, MODELS, REWARD, Contender, Length
 from plots import curves
-from results import Run, against, change, chosen, distance, efficiency, over_seeds, runs_of, swept_factors, timed
+from results import FinishedRun, against, change, chosen, distance, efficiency, runs_of, swept_factors, timed
 from text import EFFICIENCY, FINER, HEAD, KINDS, MEASURED, NAMES, NOT_SWEPT, READING, SECTION, SWEPT
 
 from amsd.recipe.cost import cost_per_trajectory
 
-Found = Mapping[str, tuple[float, list[Run]]]
+Found = Mapping[str, tuple[float, list[FinishedRun]]]
 """Method to the factor of its learning rate and its runs."""
 
 
@@ -54,7 +55,7 @@ def _options(length: Length, found: Mapping[str, Found]) -> str:
 
 
 def _kind(name: str, length: Length) -> str:
-    recipe = Part("unet", name, 1.0, 0).recipe(length)
+    recipe = Contender("unet", name, 1.0, 0).recipe(length)
     target, held = KINDS[name]
     needed = "needed" if recipe.method.needs_reward_gradient else "not needed"
     return f"| {name} | {target} | {needed} | {cost_per_trajectory(recipe).total:.3g} | {held} |"
@@ -75,14 +76,14 @@ def _ends(model: str, found: Found) -> str:
         last = [run.points[-1] for run in runs]
         times = [run.points[-1].seconds for run in runs if run.machine == machine]
         kl, nearer = over_seeds([point.kl for point in last]), distance(runs)
-        changes = [change(runs, metric).shown() for metric in METRICS]
+        changes = [change(runs, metric).shown("+") for metric in METRICS]
         rows.append(
             [
-                name, f"{Part(model, name, factor, 0).rate:g}", str(len(runs)), f"{last[0].forwards:,.0f}",
+                name, f"{Contender(model, name, factor, 0).rate:g}", str(len(runs)), f"{last[0].forwards:,.0f}",
                 f"{over_seeds(times).value:.0f}" if times else "–",
-                f"{kl.value:.1f}" + (f" ± {kl.error:.1f}" if len(runs) > 1 else ""), changes[0],
-                f"{-nearer.value:+.1f} ± {nearer.error:.1f}", *changes[1:],
-                "" if reference is None or name == "am" else against(runs, reference).shown(),
+                f"{kl.value:.1f}" + (f" ± {kl.standard_error:.1f}" if len(runs) > 1 else ""), changes[0],
+                f"{-nearer.value:+.1f} ± {nearer.standard_error:.1f}", *changes[1:],
+                "" if reference is None or name == "am" else against(runs, reference).shown("+"),
             ]
         )  # fmt: skip
     return _table(rows)
@@ -97,12 +98,12 @@ def _efficiencies(found: Found) -> str:
         measured = [f"{kl:.1f}: {change(runs, REWARD, step).value:+.3f}" for step, kl in zip(steps, kls, strict=True)]
         beside = ""
         if reference is not None and name != "am":
-            beside = against(runs, reference, lambda point: point.efficiencies).shown()
+            beside = against(runs, reference, lambda point: point.efficiencies).shown("+")
         rows.append([name, efficiency(runs).shown(sign=""), beside, ", ".join(measured)])
     return _table(rows)
 
 
-def _finer(reference: Sequence[Run], found: Found) -> str:
+def _finer(reference: Sequence[FinishedRun], found: Found) -> str:
     """Work to the rewards of the reference's checkpoints, by the methods that keep near the base."""
     names = [name for name in found if KINDS[name][1].endswith("λ")]
     rows = [["am, 50 steps: network calls", "gain", "alignment", *(f"{name}: calls to it" for name in names)]]
@@ -110,11 +111,11 @@ def _finer(reference: Sequence[Run], found: Found) -> str:
     for step in range(min(len(run.points) for run in reference)):
         gain, calls = change(reference, REWARD, step), reference[0].points[step].forwards
         cells = [_work_to(found[name][1], gain.value, calls) for name in names]
-        rows.append([f"{calls:,.0f}", gain.shown(), change(reference, ALIGNMENT, step).shown(), *cells])
+        rows.append([f"{calls:,.0f}", gain.shown("+"), change(reference, ALIGNMENT, step).shown("+"), *cells])
     return _table(rows)
 
 
-def _work_to(runs: Sequence[Run], gain: float, calls: float) -> str:
+def _work_to(runs: Sequence[FinishedRun], gain: float, calls: float) -> str:
     """Mean over the seeds that get to the gain, and what share of the reference's calls that is."""
     found = [forwards for run in runs if (forwards := run.forwards_to(gain)) is not None]
     if not found:
@@ -127,7 +128,7 @@ def _work_to(runs: Sequence[Run], gain: float, calls: float) -> str:
 def _sweep(out: Path, model: str) -> str:
     """Nearness to the tilt, gain and change of alignment of seed 0 at every rate."""
     factors = sorted(swept_factors(out, model))
-    rates = [f"{Part(model, 'am', factor, 0).rate:g}" for factor in factors]
+    rates = [f"{Contender(model, 'am', factor, 0).rate:g}" for factor in factors]
     rows = [["method", *rates], ["---"] * (len(rates) + 1)]
     for name in METHODS:
         found = [next(run for run in runs_of(out, model, name, factor) if run.seed == 0) for factor in factors]

@@ -68,7 +68,7 @@ FINE = Length(budget=24_000, checkpoints=2, sampler_steps=50)
 
 
 @dataclass(frozen=True)
-class Part:
+class Contender:
     """One run of the comparison."""
 
     model: str
@@ -105,7 +105,7 @@ class Part:
         return load_recipe(MODELS[self.model], [*assignments, *lengths, f"training.validate_every={every}"])
 
 
-def run(part: Part, out: Path, length: Length) -> float:
+def run(part: Contender, out: Path, length: Length) -> float:
     """Train one part to its end, from where it was stopped if it was, and write its result. Seconds that it took."""
     from amsd.experiment.train import train
 

@@ -10,8 +10,9 @@ import numpy as np
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
+from estimates import over_seeds
 from parts import REWARD
-from results import Point, Run, change, over_seeds
+from results import FinishedRun, RunPoint, change
 
 # Okabe and Ito, and a lighter green.
 COLORS = (
@@ -32,14 +33,14 @@ mpl.rcParams.update(
         "figure.constrained_layout.use": True,
     }
 )  # fmt: skip
-AXES: Mapping[str, Callable[[Point], float]] = {
+AXES: Mapping[str, Callable[[RunPoint], float]] = {
     "network forward-equivalents": lambda point: point.forwards,
     "seconds of training": lambda point: point.seconds,
     "KL divergence from the base": lambda point: point.kl,
 }
 
 
-def curves(file: Path, found: Mapping[str, Sequence[Run]]) -> None:
+def curves(file: Path, found: Mapping[str, Sequence[FinishedRun]]) -> None:
     """Gain in reward of each method, with one standard error, against work, time and distance from the base."""
     figure, axes = plt.subplots(1, len(AXES), figsize=(3.5 * len(AXES), 3.4), sharey=True)
     for axis, (label, value) in zip(axes, AXES.items(), strict=True):
@@ -47,7 +48,7 @@ def curves(file: Path, found: Mapping[str, Sequence[Run]]) -> None:
             steps = range(min(len(run.points) for run in runs))
             x = [0.0, *(over_seeds([value(run.points[step]) for run in runs]).value for step in steps)]
             gains = [change(runs, REWARD, step) for step in steps]
-            y, error = [0.0, *(gain.value for gain in gains)], [0.0, *(gain.error for gain in gains)]
+            y, error = [0.0, *(gain.value for gain in gains)], [0.0, *(gain.standard_error for gain in gains)]
             axis.plot(x, y, marker="o", markersize=3, color=color, label=name)
             low, high = ([a + sign * b for a, b in zip(y, error, strict=True)] for sign in (-1, 1))
             axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import typer
-from parts import FACTORS, Length, Part, run
+from parts import FACTORS, Contender, Length, run
 from results import chosen_factor
 
 
 @dataclass(frozen=True)
-class Plan:
+class Leaderboard:
     """What is to be run."""
 
     out: Path
@@ -31,20 +31,24 @@ class Plan:
     seeds: int
     factors: Sequence[float] = FACTORS
 
-    def parts(self) -> Iterator[Part | None]:
+    def parts(self) -> Iterator[Contender | None]:
         """All parts, the sweeps of all models first; None for one that waits for its method's learning rate."""
         for factor in self.factors:
             for model in self.models:
-                yield from (Part(model, name, factor, 0) for name in self.methods)
+                yield from (Contender(model, name, factor, 0) for name in self.methods)
         for model in self.models:
             for seed in range(1, self.seeds):
                 for name in self.methods:
-                    swept = [Part(model, name, factor, 0) for factor in self.factors]
+                    swept = [Contender(model, name, factor, 0) for factor in self.factors]
                     known = all(part.result(self.out).is_file() for part in swept)
-                    yield Part(model, name, chosen_factor(self.out, model, name, self.factors), seed) if known else None
+                    yield (
+                        Contender(model, name, chosen_factor(self.out, model, name, self.factors), seed)
+                        if known
+                        else None
+                    )
 
 
-def run_all(plan: Plan, processes: int, seconds: float | None) -> None:
+def run_all(plan: Leaderboard, processes: int, seconds: float | None) -> None:
     """Run what is missing on `processes` processes; after `seconds`, if given, what has not ended is stopped."""
     deadline = None if seconds is None else time.monotonic() + seconds
     if processes == 1 and seconds is None:
@@ -63,7 +67,7 @@ def run_all(plan: Plan, processes: int, seconds: float | None) -> None:
         raise SystemExit(f"{len(failed)} of {processes} processes failed; their messages are above.")
 
 
-def _work(plan: Plan) -> None:
+def _work(plan: Leaderboard) -> None:
     """Take parts until none is left for this process."""
     while True:
         left = [part for part in plan.parts() if part is None or not part.result(plan.out).is_file()]
@@ -82,7 +86,7 @@ def _work(plan: Plan) -> None:
 
 
 @contextmanager
-def _held(part: Part, out: Path) -> Iterator[bool]:
+def _held(part: Contender, out: Path) -> Iterator[bool]:
     """Whether this process has the part to itself inside the block."""
     lock = part.result(out).with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)

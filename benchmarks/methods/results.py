@@ -9,28 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-from parts import FACTORS, METHODS, REWARD, Part
+from estimates import Estimate, estimate
+from parts import FACTORS, METHODS, REWARD, Contender
 
 TILT = 50.0
 """The reward multiplier of both recipes."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean with its standard error: over seeds and prompts, or over prompts alone for one seed."""
-
-    value: float
-    error: float
-
-    def shown(self, sign: str = "+", digits: int = 3) -> str:
-        """`value ± error`."""
-        return f"{self.value:{sign}.{digits}f} ± {self.error:.{digits}f}"
-
-
-@dataclass(frozen=True)
-class Point:
+class RunPoint:
     """One run at one of its checkpoints."""
 
     step: int
@@ -63,12 +52,12 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """One finished run."""
 
     seed: int
     machine: str
-    points: tuple[Point, ...]
+    points: tuple[RunPoint, ...]
 
     def change(self, metric: str) -> float:
         """At the end."""
@@ -85,9 +74,9 @@ class Run:
         return None
 
 
-def runs_of(out: Path, model: str, name: str, factor: float) -> list[Run]:
+def runs_of(out: Path, model: str, name: str, factor: float) -> list[FinishedRun]:
     """Finished runs of a method at one learning rate, by seed."""
-    files = [(seed, Part(model, name, factor, seed).result(out)) for seed in range(100)]
+    files = [(seed, Contender(model, name, factor, seed).result(out)) for seed in range(100)]
     return [_read(file, seed) for seed, file in files if file.is_file()]
 
 
@@ -102,7 +91,7 @@ def chosen_factor(out: Path, model: str, name: str, factors: Sequence[float]) ->
     return min(swept, key=lambda factor: mean(swept[factor].points[-1].distances), default=FACTORS[0])
 
 
-def chosen(out: Path, model: str) -> dict[str, tuple[float, list[Run]]]:
+def chosen(out: Path, model: str) -> dict[str, tuple[float, list[FinishedRun]]]:
     """Each method's factor of the learning rate, of those that all have run at, and its runs; none without any."""
     swept = swept_factors(out, model)
     factors = {name: chosen_factor(out, model, name, swept) for name in METHODS}
@@ -119,28 +108,31 @@ def add(out: Path, other: Path) -> int:
     return len(missing)
 
 
-def change(runs: Sequence[Run], metric: str, step: int = -1) -> Estimate:
+def change(runs: Sequence[FinishedRun], metric: str, step: int = -1) -> Estimate:
     """Paired difference to the base model at one of the checkpoints."""
     return estimate([run.points[step].changes[metric] for run in runs])
 
 
-def distance(runs: Sequence[Run], step: int = -1) -> Estimate:
+def distance(runs: Sequence[FinishedRun], step: int = -1) -> Estimate:
     """Change of the distance to the tilt against the base's, in nats."""
     return estimate([run.points[step].distances for run in runs])
 
 
-def efficiency(runs: Sequence[Run], step: int = -1) -> Estimate:
+def efficiency(runs: Sequence[FinishedRun], step: int = -1) -> Estimate:
     """Gain over the root of the KL divergence."""
     return estimate([run.points[step].efficiencies for run in runs])
 
 
-def gains(point: Point) -> Sequence[float]:
+def gains(point: RunPoint) -> Sequence[float]:
     """In reward, by prompt."""
     return point.changes[REWARD]
 
 
 def against(
-    runs: Sequence[Run], others: Sequence[Run], values: Callable[[Point], Sequence[float]] = gains, step: int = -1
+    runs: Sequence[FinishedRun],
+    others: Sequence[FinishedRun],
+    values: Callable[[RunPoint], Sequence[float]] = gains,
+    step: int = -1,
 ) -> Estimate:
     """Difference of two methods at one of their checkpoints, paired by seed and prompt; seeds that both have."""
     known = {run.seed: run for run in others}
@@ -148,25 +140,12 @@ def against(
     return estimate([[a - b for a, b in zip(x, y, strict=True)] for x, y in pairs])
 
 
-def estimate(values: Sequence[Sequence[float]]) -> Estimate:
-    """Mean and standard error of values by seed and prompt (all seeds share the prompts)."""
-    by_seed = [mean(of_seed) for of_seed in values]
-    by_prompt = [mean(of_prompt) for of_prompt in zip(*values, strict=True)]
-    between = stdev(by_seed) / math.sqrt(len(by_seed)) if len(by_seed) > 1 else 0.0
-    return Estimate(mean(by_seed), math.hypot(between, stdev(by_prompt) / math.sqrt(len(by_prompt))))
-
-
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and standard error of one number of each seed."""
-    return Estimate(mean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0)
-
-
-def timed(runs: Sequence[Sequence[Run]]) -> tuple[str, int]:
+def timed(runs: Sequence[Sequence[FinishedRun]]) -> tuple[str, int]:
     """The machine that most of the runs were made on, and on how many machines they were made."""
     counts = Counter(run.machine for group in runs for run in group)
     return counts.most_common(1)[0][0], len(counts)
 
 
-def _read(file: Path, seed: int) -> Run:
+def _read(file: Path, seed: int) -> FinishedRun:
     found = json.loads(file.read_text(encoding="utf-8"))
-    return Run(seed, found["machine"], tuple(Point(**point) for point in found["points"]))
+    return FinishedRun(seed, found["machine"], tuple(RunPoint(**point) for point in found["points"]))

@@ -7,10 +7,14 @@ modes and noise levels are the shipped sweep `cfg-modes` in OUT/cfg-modes. So th
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+sys.path.append(str(Path(__file__).parents[1]))  # what benchmarks share
+
 from experiments import EXPERIMENTS, SWEEP, run_missing, run_sweep
 from page import write_page
 

@@ -10,7 +10,8 @@ import matplotlib as mpl
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
-from results import PIXELS, REWARD, Estimate, Setting
+from estimates import Estimate
+from results import PIXELS, REWARD, Setting
 
 COLORS = ("#0072B2", "#D55E00", "#009E73")  # Okabe and Ito: told apart with any color vision
 mpl.rcParams.update(
@@ -75,8 +76,8 @@ def gain_against_time(file: Path, curves: Sequence[tuple[str, Sequence[tuple[flo
 def _line(axis: Any, x: Sequence[float], y: Sequence[Estimate], color: str, label: str | None = None) -> None:
     axis.axhline(0, color="#999999", linewidth=0.8, zorder=0)
     axis.errorbar(
-        x, [point.value for point in y], yerr=[point.error for point in y], marker="o", markersize=4, capsize=3,
-        color=color, label=label,
+        x, [point.value for point in y], yerr=[point.standard_error for point in y], marker="o", markersize=4,
+        capsize=3, color=color, label=label,
     )  # fmt: skip
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
+from estimates import Estimate, estimate
 from experiments import EXPERIMENTS, SWEEP, folder
 
 from amsd.run_directory import RunDirectory
@@ -22,19 +21,6 @@ CLASSIFIER = "diversity/shapes:classifier"
 
 Scores = Mapping[str, Sequence[float]]
 """Metric -> value of each prompt."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds and prompts."""
-
-    value: float
-    error: float
-    """Standard error: between seeds, and between prompts after averaging over seeds (all seeds share the prompts)."""
-
-    def shown(self, sign: str = "") -> str:
-        """`value ± error`, to three decimals."""
-        return f"{self.value:{sign}.3f} ± {self.error:.3f}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +37,7 @@ class Setting:
 
     def value(self, metric: str) -> Estimate:
         """The metric itself."""
-        return _estimate([scores[metric] for scores in self.results])
+        return estimate([scores[metric] for scores in self.results])
 
     def gain(self, metric: str) -> Estimate:
         """Paired difference to the base model."""
@@ -138,13 +124,4 @@ def _scores(results: Path, evaluation: str) -> Scores:
 
 def _difference(left: Sequence[Scores], right: Sequence[Scores], metric: str) -> Estimate:
     pairs = zip(left, right, strict=True)
-    return _estimate([[a - b for a, b in zip(x[metric], y[metric], strict=True)] for x, y in pairs])
-
-
-def _estimate(values: Sequence[Sequence[float]]) -> Estimate:
-    """Mean and standard error of values by seed and prompt."""
-    by_seed = [mean(of_seed) for of_seed in values]
-    by_prompt = [mean(of_prompt) for of_prompt in zip(*values, strict=True)]
-    between = stdev(by_seed) / math.sqrt(len(by_seed)) if len(by_seed) > 1 else 0.0
-    within = stdev(by_prompt) / math.sqrt(len(by_prompt))
-    return Estimate(mean(by_seed), math.hypot(between, within))
+    return estimate([[a - b for a, b in zip(x[metric], y[metric], strict=True)] for x, y in pairs])

@@ -30,9 +30,9 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def outcomes(points: Mapping[tuple[str, int], Sequence[race.Point]]) -> dict[str, list[race.Outcome]]:
+def outcomes(points: Mapping[tuple[str, int], Sequence[race.RacePoint]]) -> dict[str, list[race.RaceOutcome]]:
     """What amsd needed in every seed that both sides have run."""
-    found: dict[str, list[race.Outcome]] = {}
+    found: dict[str, list[race.RaceOutcome]] = {}
     for (name, seed), mine in points.items():
         its = points.get(("reference", seed))
         if name != "reference" and its is not None:
@@ -40,7 +40,7 @@ def outcomes(points: Mapping[tuple[str, int], Sequence[race.Point]]) -> dict[str
     return found
 
 
-def lines(results: Mapping[str, Any], points: Mapping[tuple[str, int], Sequence[race.Point]]) -> Iterator[str]:
+def lines(results: Mapping[str, Any], points: Mapping[tuple[str, int], Sequence[race.RacePoint]]) -> Iterator[str]:
     """The tables in Markdown; a part that was not run has none."""
     if counts := results.get("counts"):
         yield from (
@@ -75,7 +75,7 @@ def lines(results: Mapping[str, Any], points: Mapping[tuple[str, int], Sequence[
         yield ""
 
 
-def _race(points: Mapping[tuple[str, int], Sequence[race.Point]]) -> Iterator[str]:
+def _race(points: Mapping[tuple[str, int], Sequence[race.RacePoint]]) -> Iterator[str]:
     yield from (
         "| | seed | work, share of the reference's | processor time, share | difference of the held-out reward there |",
         "|---|---|---|---|---|",
@@ -119,7 +119,7 @@ def _listed(values: Mapping[str, float], unit: str) -> str:
     return ", ".join(f"{name} {unit}".strip() + f": {value:.2f}" for name, value in values.items())
 
 
-def plot(file: Path, points: Mapping[tuple[str, int], Sequence[race.Point]]) -> None:
+def plot(file: Path, points: Mapping[tuple[str, int], Sequence[race.RacePoint]]) -> None:
     """Held-out reward against work, one line per run; the same bytes for the same numbers."""
     import matplotlib as mpl
 

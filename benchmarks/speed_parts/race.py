@@ -52,7 +52,7 @@ class Race:
 
 
 @dataclass(frozen=True)
-class Point:
+class RacePoint:
     """A policy after some work."""
 
     updates: int
@@ -65,19 +65,19 @@ class Point:
 RUNNERS = ("reference", "amsd on-policy", "amsd buffer")
 
 
-def run(race: Race, name: str, seed: int) -> list[Point]:
+def run(race: Race, name: str, seed: int) -> list[RacePoint]:
     """Train, and evaluate on common noise: the reference at its start and end, amsd on its way."""
     recipe = _recipe(race, name, seed)
     problem, accelerator = workbench.set_up(recipe, load_family(recipe.model).pipeline, torch.device("cpu"))
     judge = _judge(race)
     counter = Counter(problem)
-    points: list[Point] = []
+    points: list[RacePoint] = []
     clock = _Clock()
 
     def evaluate(updates: int) -> None:
         with counter.paused(), clock.stopped():
             found = judge(problem)
-        points.append(Point(updates, counter.total, clock.seconds, fmean(found), tuple(found)))
+        points.append(RacePoint(updates, counter.total, clock.seconds, fmean(found), tuple(found)))
 
     updates = race.updates_of(name)
     evaluate(0)
@@ -98,7 +98,7 @@ def run(race: Race, name: str, seed: int) -> list[Point]:
             evaluate(step)
 
     prompts = list(load_prompts("embedded:shapes", "train").texts)
-    listener = workbench.Listener(updates, on_done=after)
+    listener = workbench.StepTimer(updates, on_done=after)
     workbench.run_steps(problem, accelerator, listener, prompts)
     return points
 
@@ -181,18 +181,18 @@ def run_missing(out: Path, race: Race, seeds: int) -> None:
             path.write_text(json.dumps(content) + "\n")
 
 
-def read(out: Path) -> dict[tuple[str, int], list[Point]]:
+def read(out: Path) -> dict[tuple[str, int], list[RacePoint]]:
     """What was run, by runner and seed."""
     found = {}
     for path in sorted(out.glob("race-*.json")):
         content = json.loads(path.read_text())
-        points = [Point(**{**point, "by_prompt": tuple(point["by_prompt"])}) for point in content["points"]]
+        points = [RacePoint(**{**point, "by_prompt": tuple(point["by_prompt"])}) for point in content["points"]]
         found[content["name"], content["seed"]] = points
     return found
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RaceOutcome:
     """What amsd needed for the reference's final reward, in one seed."""
 
     seed: int
@@ -205,14 +205,14 @@ class Outcome:
     standard_error: float
 
 
-def outcome(reference: Sequence[Point], points: Sequence[Point], seed: int) -> Outcome:
+def outcome(reference: Sequence[RacePoint], points: Sequence[RacePoint], seed: int) -> RaceOutcome:
     """The first evaluated policy whose held-out reward is the reference's final one, or more."""
     goal = reference[-1]
     arrived = next((point for point in points if point.reward >= goal.reward), None)
     there = arrived or points[-1]
     differences = [mine - its for mine, its in zip(there.by_prompt, goal.by_prompt, strict=True)]
     error = stdev(differences) / len(differences) ** 0.5
-    return Outcome(
+    return RaceOutcome(
         seed, None if arrived is None else there.forwards / goal.forwards,
         None if arrived is None else there.seconds / goal.seconds, fmean(differences), error,
     )  # fmt: skip

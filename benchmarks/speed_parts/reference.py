@@ -25,7 +25,7 @@ QUANTILE = 0.9
 
 
 @dataclass(frozen=True)
-class Experience:
+class ReferenceExperience:
     """B trajectories, everything kept: states and adjoints (B, N + 1, ...), base predictions (B, N, ...)."""
 
     states: Tensor
@@ -45,7 +45,7 @@ class Reference:
         self.parameters = list(problem.policy.trainable.values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
         self.threshold = QuantileThreshold()
-        self.experience: Experience | None = None
+        self.experience: ReferenceExperience | None = None
 
     def update(self, number: int) -> None:
         """The optimizer step `number`, counted from 1."""
@@ -58,7 +58,7 @@ class Reference:
         loss.backward()
         self.optimizer.step()
 
-    def _collect(self, number: int) -> Experience:
+    def _collect(self, number: int) -> ReferenceExperience:
         problem, scale = self.problem, self.problem.recipe.guidance.guidance_scale
         drawn = torch.randint(len(self.prompts), (self.batch,), generator=generator(self.seed, "prompts", number))
         texts = [self.prompts[index] for index in drawn.tolist()]
@@ -77,9 +77,9 @@ class Reference:
                 -self.reward_multiplier * gradient, trajectory.states, steps.A, steps.B,
                 lambda x, k, rows: base.rows(rows)(x, k), lowest,
             )  # fmt: skip
-        return Experience(trajectory.states, adjoint.adjoints, adjoint.base_predictions, conditioning)
+        return ReferenceExperience(trajectory.states, adjoint.adjoints, adjoint.base_predictions, conditioning)
 
-    def _loss(self, experience: Experience, number: int) -> Tensor:
+    def _loss(self, experience: ReferenceExperience, number: int) -> Tensor:
         """Mean over items of |c (eps_theta - eps_0) + sigma a_k|^2, outliers of this batch left out."""
         problem, steps = self.problem, self.problem.steps
         available = len(steps.controlled)

@@ -19,7 +19,7 @@ _SHELL = ("bash", "sh", "console", "text")
 
 
 @dataclass(frozen=True)
-class Found:
+class Quoted:
     """A piece of a page."""
 
     page: str
@@ -29,10 +29,10 @@ class Found:
         return f"{self.page}: {self.text}"
 
 
-def blocks(language: str) -> list[Found]:
+def blocks(language: str) -> list[Quoted]:
     """Fenced blocks of a language, without their indentation."""
     return [
-        Found(page.name, textwrap.dedent(body))
+        Quoted(page.name, textwrap.dedent(body))
         for page in PAGES
         for _, name, body in _FENCE.findall(page.read_text(encoding="utf-8"))
         if name == language
@@ -45,15 +45,15 @@ def indented(page: Path) -> list[str]:
     return [textwrap.dedent(block).strip("\n") + "\n" for block in _INDENTED.findall(rest)]
 
 
-def toml_blocks() -> list[Found]:
+def toml_blocks() -> list[Quoted]:
     """Fenced TOML, and indented blocks that begin as TOML files do."""
     plain = [
-        Found(page.name, block) for page in PAGES for block in indented(page) if re.match(r"\[|[a-z]+ = \"", block)
+        Quoted(page.name, block) for page in PAGES for block in indented(page) if re.match(r"\[|[a-z]+ = \"", block)
     ]
     return blocks("toml") + plain
 
 
-def commands() -> list[Found]:
+def commands() -> list[Quoted]:
     """Lines of shell blocks that call amsd, joined where they continue, without comments, as `amsd ...`."""
     found = []
     for page in PAGES:
@@ -62,14 +62,14 @@ def commands() -> list[Found]:
             for line in _CONTINUED.sub("", block).splitlines():
                 called = line.rpartition("&& ")[2].removeprefix(".venv/bin/").strip()
                 if called.startswith("amsd "):
-                    found.append(Found(page.name, called))
+                    found.append(Quoted(page.name, called))
     return found
 
 
-def inline() -> list[Found]:
+def inline() -> list[Quoted]:
     """Commands that stand in a sentence or in a table."""
     return [
-        Found(page.name, " ".join(text.split()))
+        Quoted(page.name, " ".join(text.split()))
         for page in PAGES
         for text in _INLINE.findall(_FENCE.sub("", page.read_text(encoding="utf-8")))
     ]

@@ -22,7 +22,7 @@ from amsd.recipe.methods import METHODS
 from amsd.sweep.load import plan_from
 from amsd.sweep.schema import Slurm
 from tests.cli import commands as tiny
-from tests.documentation.pages import PAGES, ROOT, Found, blocks, commands, inline, toml_blocks, words
+from tests.documentation.pages import PAGES, ROOT, Quoted, blocks, commands, inline, toml_blocks, words
 
 #: Commands that need what no test has; that they parse is all that is checked of them.
 ONLY_PARSED = (
@@ -44,17 +44,17 @@ NOT_HERE = {
 _ROOT = typer.main.get_command(app)
 
 
-def synopses() -> list[Found]:
+def synopses() -> list[Quoted]:
     """Lines such as `amsd train RECIPE [--set key=value]...`, which describe commands instead of being some."""
     return [found for found in commands() + inline() if re.search(r"\[--|\|[a-z]", found.text)]
 
 
-def calls() -> list[Found]:
+def calls() -> list[Quoted]:
     described = synopses()
     return [found for found in commands() if found not in described]
 
 
-def in_sentences() -> list[Found]:
+def in_sentences() -> list[Quoted]:
     """Of the commands in sentences those with an argument: others are names."""
     described = synopses()
     return [found for found in inline() if found not in described and "..." not in found.text]
@@ -91,23 +91,23 @@ def test_there_is_something_to_check() -> None:
 )
 def test_a_wrong_command_would_be_found(wrong: str) -> None:
     with pytest.raises(Exception, match=r"no command|No such option|Missing parameter"):
-        test_every_command_parses(Found("page.md", wrong), pytest.MonkeyPatch())
+        test_every_command_parses(Quoted("page.md", wrong), pytest.MonkeyPatch())
 
 
 def test_wrong_toml_would_be_found() -> None:
     with pytest.raises(Exception, match=r"optimizer\.learning_rat"):
-        test_every_toml_loads(Found("page.md", "[optimizer]\nlearning_rat = 1.0\n"))
+        test_every_toml_loads(Quoted("page.md", "[optimizer]\nlearning_rat = 1.0\n"))
 
 
 @pytest.mark.parametrize("found", calls(), ids=str)
-def test_every_command_parses(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_parses(found: Quoted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMSD_SWEEP_STORAGE", "postgresql://amsd@HOST/amsd")  # exported in the line before
     command, rest = resolve(words(found.text))
     command.make_context("amsd", rest).close()
 
 
 @pytest.mark.parametrize("found", in_sentences() + synopses(), ids=str)
-def test_every_command_in_a_sentence_exists_with_its_options(found: Found) -> None:
+def test_every_command_in_a_sentence_exists_with_its_options(found: Quoted) -> None:
     text = re.sub(r"[\[\]|]", " ", found.text)
     command, _ = resolve([word for word in text.split()[1:] if not word.isupper()][:1])
     if hasattr(command, "commands"):
@@ -117,7 +117,7 @@ def test_every_command_in_a_sentence_exists_with_its_options(found: Found) -> No
 
 
 @pytest.mark.parametrize("found", toml_blocks(), ids=lambda found: f"{found.page}: {found.text[:40]!r}")
-def test_every_toml_loads(found: Found) -> None:
+def test_every_toml_loads(found: Quoted) -> None:
     tree = tomllib.loads(found.text)
     if "search" in tree or "objective" in tree:
         name = tree.get("recipe", "shapes")

@@ -25,7 +25,7 @@ class SweepServer:
         self._lock = threading.Lock()
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class SweepHandler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 self._answer(server.answer(json.loads(body)) if self.path == "/graphql" else {})
@@ -44,7 +44,7 @@ class SweepServer:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), SweepHandler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
     def __enter__(self) -> SweepServer:

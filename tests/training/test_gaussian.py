@@ -14,30 +14,14 @@ from amsd.diffusion.parameterizations import build_policy
 from amsd.files import write_text
 from amsd.recipe import dump_toml, from_dict
 from amsd.run_directory import RunDirectory
-from amsd.training.events import CheckpointRecord, Notice, StepRecord
 from amsd.training.methods import trainer_of
 from amsd.training.problem import ControlProblem
 from tests.training.gaussian import GaussianFamily, GaussianNetwork, quadratic
+from tests.training.listening import Values
 from tests.training.test_closed_form import CENTER, Affine, fixed_point, steps_of, uncontrolled
 
 STEPS, MULTIPLIER = 10, 2.0
 BUFFER = {"name": "buffer-am", "buffer": {"size": 256, "passes": 2}}
-
-
-class Values:
-    """Keeps what is logged of every step."""
-
-    def __init__(self) -> None:
-        self.of_steps: list[Mapping[str, float]] = []
-
-    def on_step(self, record: StepRecord) -> None:
-        self.of_steps.append(record.values)
-
-    def on_phase(self, phase: str, step: int) -> None: ...
-
-    def on_checkpoint(self, record: CheckpointRecord) -> None: ...
-
-    def on_notice(self, notice: Notice) -> None: ...
 
 
 def fitted(method: dict[str, Any], multiplier: float, folder: Path) -> tuple[Affine, list[Mapping[str, float]]]:

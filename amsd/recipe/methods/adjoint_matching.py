@@ -11,12 +11,13 @@ from amsd.recipe.errors import Problem
 from amsd.recipe.methods.base import (
     BufferedSection,
     Cost,
-    MethodSection,
+    StratifiedSection,
+    TiltedSection,
     chunks_per_step,
     controlled_steps,
     sampled_rows,
 )
-from amsd.recipe.section import Fraction, Positive, Section
+from amsd.recipe.section import Fraction, Section
 from amsd.recipe.tables import Tables
 from amsd.strata import expected_smallest_index, stored_counts
 
@@ -31,7 +32,7 @@ class Smoothing(Section):
     """Each draw's gradient norm is clipped to this quantile of its sample's draws; unset: no clipping."""
 
 
-class AdjointMatching(MethodSection):
+class AdjointMatching(StratifiedSection, TiltedSection):
     """Adjoint Matching, on-policy."""
 
     label: ClassVar[str] = "Adjoint Matching"
@@ -39,10 +40,6 @@ class AdjointMatching(MethodSection):
     as_before: ClassVar[dict[str, Any]] = {"outliers": "mask", "outlier_threshold": "current"}
 
     name: Literal["am"] = "am"
-    reward_multiplier: Positive = 100.0
-    """Lambda: the target is the base distribution tilted by exp(lambda * reward)."""
-    timesteps_per_trajectory: int = Field(default=4, ge=1)
-    """Loss steps K per trajectory, stratified over the schedule."""
     adjoint_at: Literal["next", "current"] = "next"
     """Which adjoint the control is matched to: a_{k+1} (unbiased) or a_k (the reference)."""
     per_sample_threshold_quantile: float = Field(default=0.9, le=1)
@@ -54,19 +51,9 @@ class AdjointMatching(MethodSection):
     reference; with several micro-batches in a batch every loss is then computed twice)."""
     smoothing: Smoothing = Smoothing()
 
-    @property
-    def items_per_trajectory(self) -> int:
-        """K."""
-        return self.timesteps_per_trajectory
-
     def adjoint_rows(self, recipe: Tables) -> int:
         """One, or two where the base drift is guided."""
         return sampled_rows(recipe) if recipe.guidance.guidance_in_adjoint_computation else 1
-
-    @property
-    def tilt(self) -> float:
-        """The reward multiplier."""
-        return self.reward_multiplier
 
     @property
     def weighs_by_importance(self) -> bool:

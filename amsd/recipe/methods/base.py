@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr
+from typing_extensions import override
 
 from amsd.recipe.errors import Problem
-from amsd.recipe.section import Fraction, Section
+from amsd.recipe.section import Fraction, Positive, Section
 from amsd.recipe.tables import Tables
 
 
@@ -118,6 +119,30 @@ class MethodSection(Section):
     @abstractmethod
     def cost(self, recipe: Tables, processes: int) -> Cost:
         """Expected cost of one trajectory in one optimizer step."""
+
+
+class TiltedSection(MethodSection):
+    """A method that aims at the base distribution tilted by the reward."""
+
+    reward_multiplier: Positive = 100.0
+    """Lambda: the target is the base distribution tilted by exp(lambda * reward)."""
+
+    @property
+    @override
+    def tilt(self) -> float:
+        return self.reward_multiplier
+
+
+class StratifiedSection(MethodSection):
+    """A method that takes its loss at several steps of each trajectory."""
+
+    timesteps_per_trajectory: int = Field(default=4, ge=1)
+    """Loss steps K per trajectory, stratified over the schedule."""
+
+    @property
+    @override
+    def items_per_trajectory(self) -> int:
+        return self.timesteps_per_trajectory
 
 
 class Buffer(Section):

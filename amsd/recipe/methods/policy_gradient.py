@@ -13,6 +13,7 @@ from amsd.recipe.methods.base import (
     BufferedSection,
     Cost,
     GroupedSection,
+    StratifiedSection,
     controlled_steps,
     sampled_rows,
     unguided_roles,
@@ -29,7 +30,7 @@ class PolicyBuffer(Buffer):
     """Passes of loss steps over one collection; in the first update the ratio is 1 and nothing is clipped."""
 
 
-class DDPO(BufferedSection, GroupedSection):
+class DDPO(StratifiedSection, BufferedSection, GroupedSection):
     """DDPO (arXiv 2305.13301), on a flow path Flow-GRPO (arXiv 2505.05470); no gradient of the reward."""
 
     label: ClassVar[str] = "DDPO"
@@ -39,8 +40,6 @@ class DDPO(BufferedSection, GroupedSection):
 
     name: Literal["ddpo"] = "ddpo"
     buffer: PolicyBuffer = PolicyBuffer()
-    timesteps_per_trajectory: int = Field(default=4, ge=1)
-    """Loss steps K per trajectory, stratified over the schedule."""
     clip_range: Positive = 0.2
     """The ratio of the step's densities counts only between 1 - c and 1 + c (PPO)."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
@@ -49,11 +48,6 @@ class DDPO(BufferedSection, GroupedSection):
     kl_weight: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the base's steps (Flow-GRPO's beta), in units of the advantage; above 0 the base
     is called once per loss item."""
-
-    @property
-    def items_per_trajectory(self) -> int:
-        """K."""
-        return self.timesteps_per_trajectory
 
     def problems(self, recipe: Tables) -> Iterator[Problem]:
         """No noise, too few steps, a role of guidance or a weight that does not exist."""

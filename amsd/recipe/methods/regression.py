@@ -8,30 +8,24 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from amsd.recipe.errors import Problem
-from amsd.recipe.methods.base import Cost, GroupedSection, MethodSection, controlled_steps, sampled_rows
-from amsd.recipe.section import Positive
+from amsd.recipe.methods.base import (
+    Cost,
+    GroupedSection,
+    StratifiedSection,
+    TiltedSection,
+    controlled_steps,
+    sampled_rows,
+)
 from amsd.recipe.tables import Tables
 
 
-class RegressionSection(MethodSection):
+class RegressionSection(StratifiedSection, TiltedSection):
     """What such methods have in common; a base class, not a method."""
 
-    reward_multiplier: Positive = 100.0
-    """Lambda: the target is the base distribution tilted by exp(lambda * reward)."""
     timesteps_per_trajectory: int = Field(default=4, ge=1)
     """Number K of noise levels to which each endpoint is noised again, stratified over the schedule."""
     sampler_decay: float = Field(default=0.9, ge=0, lt=1)
     """Decay of the moving average of the policy that draws the endpoints; 0 is the newest policy."""
-
-    @property
-    def items_per_trajectory(self) -> int:
-        """K."""
-        return self.timesteps_per_trajectory
-
-    @property
-    def tilt(self) -> float:
-        """The reward multiplier."""
-        return self.reward_multiplier
 
     def problems(self, recipe: Tables) -> Iterator[Problem]:
         """A role of guidance that does not exist, more path points than steps."""
