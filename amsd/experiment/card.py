@@ -14,6 +14,7 @@ from amsd.evaluation.statistics import measured
 from amsd.places import in_text, in_value, published_toml
 from amsd.reading import read_json
 from amsd.recipe import Recipe, identity
+from amsd.rewards.table import license_of
 from amsd.run_directory import RunDirectory
 
 CARD = "README.md"
@@ -21,13 +22,6 @@ GRID = "samples.png"
 _GALLERY = 6
 """Pictures of the widget gallery that the hub shows at the top of a model's page."""
 
-#: Licenses that the publishers of the scorers' weights state.
-_LICENSES = {
-    "imagereward": "Apache-2.0", "clip-score": "MIT", "pickscore": "MIT", "hps-v2.1": "Apache-2.0",
-    "laion-aesthetic": "Apache-2.0", "shapes": "MIT, part of amsd", "brightness": "MIT, part of amsd",
-    "colorfulness": "MIT, part of amsd",
-    "pyiqa": "pyiqa is PolyForm-Noncommercial: no commercial use; its metrics' weights have licenses of their own",
-}  # fmt: skip
 #: The hub's names of base models' licenses, by the beginning of their hub id.
 _BASE_LICENSES = {
     "embedded:": "mit", "stable-diffusion-v1-5/": "creativeml-openrail-m",
@@ -150,12 +144,10 @@ def _loading(folder: Path, recipe: Recipe) -> Iterator[str]:
 
 def _license(name: str) -> str:
     """What is known of a scorer's license."""
-    kind = name.partition(":")[0]
-    if kind == "python":
+    if name.startswith("python:"):
         own = in_value(name).partition(":")[2]
         return f"the author's own code (`{own}`), whose license the author states"
-    known = _LICENSES.get(name) or _LICENSES.get(kind)
-    return "its publisher states its license" if known is None else known
+    return license_of(name) or "its publisher states its license"
 
 
 def _short(name: str) -> str:

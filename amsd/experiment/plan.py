@@ -15,7 +15,7 @@ from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity
 from amsd.recipe.cost import forwards_per_step
 from amsd.recipe.rules import require_even
-from amsd.rewards.table import DOWNLOADED_GIGABYTES
+from amsd.rewards.table import downloaded_gigabytes
 from amsd.training.chunks import DEFAULT_MICRO_BATCH
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -292,6 +292,6 @@ def _downloaded(recipe: Recipe) -> Iterator[tuple[str, float]]:
         used += [*evaluation.metrics, *evaluation.diversity, *evaluation.distance]
     options = recipe.scorer_options
     for name in dict.fromkeys(used):
-        gigabytes = DOWNLOADED_GIGABYTES.get(name)
+        gigabytes = downloaded_gigabytes(name)
         if gigabytes is not None and not options.get(name):
             yield name, gigabytes

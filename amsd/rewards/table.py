@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,45 +24,45 @@ if TYPE_CHECKING:  # the protocols import torch; names alone do not need it
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of a reward without importing it."""
+    """What is known of a reward or an embedder without importing it."""
 
     target: str
-    """`module:attribute` of its factory, which takes the options of the recipe as keywords and returns a `Reward`."""
+    """`module:attribute` of its factory, which takes the options of the recipe as keywords and returns the scorer."""
     sees: str
     """What it sees a picture with: rewards of one kind are deceived alike, so one of them does not check another."""
+    license: str | None = None
+    """Of the weights, as their publisher states it."""
+    gigabytes: float | None = None
+    """Size of the default weights, where they have to be downloaded."""
     gradient: bool = True
     """Whether its scores can be differentiated with respect to the images."""
 
 
+_OWN = "MIT, part of amsd"
+
 REWARDS: dict[str, Row] = {
-    "imagereward": Row("amsd.rewards.imagereward:ImageReward", "BLIP"),
-    "clip-score": Row("amsd.rewards.clip_score:CLIPScore", "CLIP"),
-    "pickscore": Row("amsd.rewards.pickscore:PickScore", "CLIP"),
-    "hps-v2.1": Row("amsd.rewards.hps:HPSv21", "CLIP"),
-    "laion-aesthetic": Row("amsd.rewards.aesthetic:LaionAesthetic", "CLIP"),
-    "brightness": Row("amsd.rewards.simple:Brightness", "pixels"),
-    "colorfulness": Row("amsd.rewards.simple:Colorfulness", "pixels"),
-    "shapes:right": Row("amsd.shapes.rewards:RightReward", "pixels"),
-    "shapes:area": Row("amsd.shapes.rewards:AreaReward", "pixels"),
-    "shapes:roundness": Row("amsd.shapes.rewards:RoundnessReward", "pixels"),
-    "shapes:alignment": Row("amsd.shapes.rewards:AlignmentReward", "shapes classifier"),
-    "shapes:color": Row("amsd.shapes.rewards:color_accuracy", "shapes classifier", gradient=False),
-    "shapes:shape": Row("amsd.shapes.rewards:shape_accuracy", "shapes classifier", gradient=False),
-    "shapes:form": Row("amsd.shapes.rewards:form_accuracy", "shapes classifier", gradient=False),
-    "shapes:accuracy": Row("amsd.shapes.rewards:whole_accuracy", "shapes classifier", gradient=False),
-    "colourfulness": Row("amsd.rewards.simple:FormerColorfulness", "pixels"),
-    "shapes:colour": Row("amsd.shapes.rewards:former_color_accuracy", "shapes classifier", gradient=False),
+    "imagereward": Row("amsd.rewards.imagereward:ImageReward", "BLIP", "Apache-2.0", 1.8),
+    "clip-score": Row("amsd.rewards.clip_score:CLIPScore", "CLIP", "MIT", 1.7),
+    "pickscore": Row("amsd.rewards.pickscore:PickScore", "CLIP", "MIT", 3.9),
+    "hps-v2.1": Row("amsd.rewards.hps:HPSv21", "CLIP", "Apache-2.0", 2.0),
+    "laion-aesthetic": Row("amsd.rewards.aesthetic:LaionAesthetic", "CLIP", "Apache-2.0", 1.7),
+    "brightness": Row("amsd.rewards.simple:Brightness", "pixels", _OWN),
+    "colorfulness": Row("amsd.rewards.simple:Colorfulness", "pixels", _OWN),
+    "shapes:right": Row("amsd.shapes.rewards:RightReward", "pixels", _OWN),
+    "shapes:area": Row("amsd.shapes.rewards:AreaReward", "pixels", _OWN),
+    "shapes:roundness": Row("amsd.shapes.rewards:RoundnessReward", "pixels", _OWN),
+    "shapes:alignment": Row("amsd.shapes.rewards:AlignmentReward", "shapes classifier", _OWN),
+    "shapes:color": Row("amsd.shapes.rewards:color_accuracy", "shapes classifier", _OWN, gradient=False),
+    "shapes:shape": Row("amsd.shapes.rewards:shape_accuracy", "shapes classifier", _OWN, gradient=False),
+    "shapes:form": Row("amsd.shapes.rewards:form_accuracy", "shapes classifier", _OWN, gradient=False),
+    "shapes:accuracy": Row("amsd.shapes.rewards:whole_accuracy", "shapes classifier", _OWN, gradient=False),
+    "colourfulness": Row("amsd.rewards.simple:FormerColorfulness", "pixels", _OWN),
+    "shapes:colour": Row("amsd.shapes.rewards:former_color_accuracy", "shapes classifier", _OWN, gradient=False),
 }
 """The rewards that ship with amsd, by name."""
 
 FORMER = frozenset({"colourfulness", "shapes:colour"})
 """Names of before, so that older recipes still load; no list shows them."""
-
-DOWNLOADED_GIGABYTES: dict[str, float] = {
-    "imagereward": 1.8, "clip-score": 1.7, "pickscore": 3.9, "hps-v2.1": 2.0, "laion-aesthetic": 1.7, "clip": 1.7,
-    "dreamsim": 1.8, "pyiqa:musiq": 0.1,
-}  # fmt: skip
-"""Size of the default weights of the rewards and embedders that have to be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -77,25 +77,35 @@ class FamilyRow:
     """Whether a reward of it can have a gradient."""
     without: frozenset[str] = frozenset()
     """Members that have none."""
+    license: str | None = None
+    """Of all its members."""
+    gigabytes: Mapping[str, float] = field(default_factory=dict)
+    """Size of the weights of members, as far as it is known."""
 
 
 FAMILIES: dict[str, FamilyRow] = {
-    "pyiqa": FamilyRow("amsd.rewards.pyiqa:PyIQAReward", "pyiqa:METRIC", without=frozenset({"entropy", "piqe"})),
+    "pyiqa": FamilyRow(
+        "amsd.rewards.pyiqa:PyIQAReward",
+        "pyiqa:METRIC",
+        without=frozenset({"entropy", "piqe"}),
+        license="pyiqa is PolyForm-Noncommercial: no commercial use; its metrics' weights have licenses of their own",
+        gigabytes={"musiq": 0.1},
+    ),
     "python": FamilyRow("amsd.rewards.user:FunctionReward", "python:MODULE:FUNCTION"),
     "http": FamilyRow("amsd.rewards.server:HTTPReward", "http://HOST:PORT/PATH", gradient=False),
     "https": FamilyRow("amsd.rewards.server:HTTPSReward", "https://HOST/PATH", gradient=False),
 }
 """Families by what stands before the first colon."""
 
-EMBEDDERS: dict[str, str] = {
-    "pixels": "amsd.rewards.embedders:PixelEmbedder",
-    "clip": "amsd.rewards.embedders:CLIPEmbedder",
-    "dreamsim": "amsd.rewards.embedders:DreamSimEmbedder",
-    "shapes:classifier": "amsd.shapes.rewards:ShapesEmbedder",
+EMBEDDERS: dict[str, Row] = {
+    "pixels": Row("amsd.rewards.embedders:PixelEmbedder", "pixels"),
+    "clip": Row("amsd.rewards.embedders:CLIPEmbedder", "CLIP", gigabytes=1.7),
+    "dreamsim": Row("amsd.rewards.embedders:DreamSimEmbedder", "DreamSim", gigabytes=1.8),
+    "shapes:classifier": Row("amsd.shapes.rewards:ShapesEmbedder", "shapes classifier"),
 }
-"""`module:attribute` of each embedder's factory."""
+"""The embedders that ship with amsd, by name."""
 
-_EMBEDDERS = Seam("an embedder", "amsd.embedders", EMBEDDERS)
+_EMBEDDERS = Seam("an embedder", "amsd.embedders", {name: row.target for name, row in EMBEDDERS.items()})
 
 
 def _rewards() -> Seam:
@@ -148,6 +158,20 @@ def has_gradient(name: str) -> bool | None:
     if family in FAMILIES and family != "python":
         return FAMILIES[family].gradient and rest not in FAMILIES[family].without
     return None
+
+
+def license_of(name: str) -> str | None:
+    """What the publisher of a scorer's weights states; None where the table does not say."""
+    row = REWARDS.get(name) or FAMILIES.get(name.partition(":")[0])
+    return row.license if row is not None else None
+
+
+def downloaded_gigabytes(name: str) -> float | None:
+    """Size of the default weights of a reward or an embedder; None where nothing is downloaded or it is not known."""
+    if (row := REWARDS.get(name) or EMBEDDERS.get(name)) is not None:
+        return row.gigabytes
+    family, _, member = name.partition(":")
+    return FAMILIES[family].gigabytes.get(member) if family in FAMILIES else None
 
 
 def related(name: str) -> str:
