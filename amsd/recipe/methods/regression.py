@@ -22,6 +22,9 @@ from amsd.recipe.tables import Tables
 class RegressionSection(StratifiedSection, TiltedSection):
     """What such methods have in common; a base class, not a method."""
 
+    reward_multiplier: float = Field(default=100.0, ge=0)
+    """Lambda: the target is the base distribution tilted by exp(lambda * reward). At 0 the policy stays at the base, up
+    to the noise of its targets: that is how to see what a gain owes to the reward."""
     timesteps_per_trajectory: int = Field(default=4, ge=1)
     """Number K of noise levels to which each endpoint is noised again, stratified over the schedule."""
     sampler_decay: float = Field(default=0.9, ge=0, lt=1)
