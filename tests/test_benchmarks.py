@@ -6,6 +6,7 @@ import importlib
 import math
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,8 @@ def test_gains_for_a_divergence_and_distances_to_the_tilt(leaderboard: Callable[
     def point(kl: float, gains: list[float]) -> Any:
         return results.RunPoint(10, 100.0, 1.0, kl, {parts.REWARD: gains})
 
-    first = results.FinishedRun(0, "here", (point(2.0, [0.1, 0.3]), point(6.0, [0.4, 0.8])))
-    second = results.FinishedRun(0, "here", (point(2.0, [0.0, 0.2]), point(6.0, [0.2, 0.4])))
+    first = results.FinishedRun(0, (point(2.0, [0.1, 0.3]), point(6.0, [0.4, 0.8])))
+    second = results.FinishedRun(0, (point(2.0, [0.0, 0.2]), point(6.0, [0.2, 0.4])))
     found = results.against([first], [second])
     assert (found.value, found.standard_error) == pytest.approx((0.3, 0.1))
     rates = results.efficiency([first], 0), results.against([first], [second], lambda each: each.efficiencies)
@@ -184,3 +185,37 @@ def test_the_leaderboards_parts_follow_from_the_results_that_are_there(
     ]
     with pool._held(waiting[0], plan.out) as held, pool._held(waiting[0], plan.out) as again:
         assert (held, again) == (True, False)
+
+
+def test_the_page_of_methods_says_what_the_results_are(leaderboard: Callable[[str], Any], tmp_path: Path) -> None:
+    """All sections, from results that are made up; a method without seeds of its own, or a section, is not there."""
+    parts, page = leaderboard("parts"), leaderboard("page")
+    length = parts.Length()
+
+    def write(folder: Path, part: Any, gain: float, kl: float) -> None:
+        changes = {parts.REWARD: [gain, gain], parts.ALIGNMENT: [0.0, 0.0], parts.DIVERSITY: [0.0, 0.0]}
+        point = {"step": 9, "forwards": 6000.0, "seconds": 1.0, "kl": kl, "changes": changes}
+        write_json(part.result(folder), {"machine": "x", "points": [point, {**point, "forwards": 12_000.0}]})
+
+    for name in parts.METHODS:
+        for factor, seed in ((parts.FACTORS[0], 0), (parts.FACTORS[0], 1), (parts.FACTORS[1], 0)):
+            part = parts.Contender("unet", name, factor, seed)
+            write(tmp_path / length.name, part, 0.4 if name == "eam" else 0.2, 4.0 + 9 * (factor != 1))
+    times = parts.Contender("unet", "am", 1.0, 0).timing(tmp_path / length.name)
+    write_json(times, {"machine": "a fast one", "seconds_per_call": 0.01})
+    file = tmp_path / "docs" / "methods.md"
+    page.write_page(tmp_path, file, length)
+    text = file.read_text(encoding="utf-8")
+    assert "| eam | 0.0004 | 2 | 12,000 | – | 4.0 ± 0.0 | +0.400 ± 0.000 | +16.0 ± 0.0 |" in text
+    assert "| am | 0.0004 | 2 | 12,000 | 120 |" in text
+    assert "| eam | 0.200 ± 0.000 | +0.100 ± 0.000 |" in text
+    assert "a fast one" in text
+    assert "Reading it" not in text  # the flow model's results are missing
+    assert "--curve" not in text
+    for name in parts.CURVE:
+        part = parts.Contender("unet", name, 1.0, 0)
+        write(tmp_path / replace(length, tilt=parts.TILTS[0]).name, part, 0.1, 1.0)
+    page.write_page(tmp_path, file, length)
+    text = file.read_text(encoding="utf-8")
+    assert "| 25 | 1 | 1.0 | +0.100 ± 0.000 | 1.0 | +0.100 ± 0.000 | 0.100 ± 0.000 | +0.000 ± 0.000 |" in text
+    assert (file.parent / "images" / "methods-unet.svg").stat().st_size > 10_000

@@ -9,6 +9,7 @@ takes in what another machine has found. `docs/methods.md` and its plots are rew
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ import typer
 sys.path.append(str(Path(__file__).parents[1]))  # what benchmarks share
 
 from page import write_page
-from parts import BUDGET, FACTORS, FINE, METHODS, MODELS, Length
+from parts import BUDGET, CURVE, FACTORS, FINE, METHODS, MODELS, TILTS, Contender, Length, time_calls
 from pool import Leaderboard, run_all
 from results import add
 
@@ -31,6 +32,8 @@ def main(
     checkpoints: Annotated[int, typer.Option(min=1, help="Evaluated steps of a run.")] = 3,
     sweep: Annotated[bool, typer.Option(help="Whether each method's learning rate is chosen by a sweep.")] = True,
     fine: Annotated[bool, typer.Option(help="Run nothing but `am` with 50 steps of the sampler, on the UNet.")] = False,
+    curve: Annotated[bool, typer.Option(help="Run nothing but `am` and `eam` at other lambdas, on the UNet.")] = False,
+    timing: Annotated[bool, typer.Option(help="Only measure what a network call of each method takes.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="Runs at once; give each one thread (OMP_NUM_THREADS=1).")] = 1,
     seconds: Annotated[float | None, typer.Option(min=1, help="Stop after so long; unset: when all is done.")] = None,
     merge: Annotated[list[Path] | None, typer.Option("--add", help="Folder with results of another machine.")] = None,
@@ -44,17 +47,25 @@ def main(
         if unknown := set(names) - {*known}:
             raise typer.BadParameter(f"{', '.join(sorted(unknown))}; known are {', '.join(known)}")
     folder = out / length.name
+    tilts = [replace(length, tilt=tilt) for tilt in TILTS]
     for other in merge or ():
-        added = add(folder, other / length.name) + add(out / FINE.name, other / FINE.name)
+        added = sum(add(out / each.name, other / each.name) for each in (length, FINE, *tilts))
         typer.echo(f"{added} results added from {other}")
     if train and fine:
         run_all(Leaderboard(out / FINE.name, FINE, ["unet"], ["am"], seeds, FACTORS[:1]), processes, seconds)
+    elif train and timing:
+        for part in (Contender(name, method, FACTORS[0], 0) for name in models for method in wanted):
+            time_calls(part, folder, length)
+            typer.echo(f"{part.model}, {part.method}: {part.timing(folder).read_text(encoding='utf-8')}")
+    elif train and curve:
+        for each in tilts:
+            run_all(Leaderboard(out / each.name, each, ["unet"], CURVE, seeds, FACTORS[:1]), processes, seconds)
     elif train:
         run_all(
             Leaderboard(folder, length, models, wanted, seeds, FACTORS if sweep else FACTORS[:1]), processes, seconds
         )
     if write:
-        write_page(folder, page, length, out / FINE.name)
+        write_page(out, page, length)
         typer.echo(page)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,16 +56,23 @@ class Length:
     """Evaluated steps, evenly spaced."""
     sampler_steps: int | None = None
     """Steps of the sampler; None: the recipe's own."""
+    tilt: float | None = None
+    """The reward multiplier; None: the recipe's own."""
 
     @property
     def name(self) -> str:
         """Of the folder of such runs."""
         steps = "" if self.sampler_steps is None else f"-{self.sampler_steps}-steps"
-        return f"{self.budget}-calls-{self.checkpoints}-checkpoints{steps}"
+        tilt = "" if self.tilt is None else f"-lambda-{self.tilt:g}"
+        return f"{self.budget}-calls-{self.checkpoints}-checkpoints{steps}{tilt}"
 
 
 FINE = Length(budget=24_000, checkpoints=2, sampler_steps=50)
 """On-policy Adjoint Matching with as many steps as published; too long a run for every method."""
+TILTS = (25.0, 100.0)
+"""Reward multipliers beside the recipe's own 50, for a curve of reward against KL divergence."""
+CURVE = ("am", "eam")
+"""Its methods."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,10 @@ class Contender:
         """The file that says what it found; there is none before the run has ended."""
         return self.folder(out).with_suffix(".json")
 
+    def timing(self, out: Path) -> Path:
+        """The file that says what its network calls take."""
+        return self.folder(out).parent.parent / "timing.json"
+
     def recipe(self, length: Length) -> Recipe:
         """As many steps as the budget allows, a multiple of the number of checkpoints."""
         values = {
@@ -98,6 +110,8 @@ class Contender:
         }  # fmt: skip
         if length.sampler_steps is not None:
             values["schedule.num_inference_steps"] = length.sampler_steps
+        if length.tilt is not None:
+            values["method.reward_multiplier"] = length.tilt
         assignments = [f"{key}={json.dumps(value)}" for key, value in values.items()]
         each = forwards_per_step(load_recipe(MODELS[self.model], assignments))
         every = max(1, round(length.budget / each / length.checkpoints))
@@ -114,6 +128,29 @@ def run(part: Contender, out: Path, length: Length) -> float:
     write_json(part.result(out), {"machine": machine(), "points": list(_points(folder))})
     shutil.rmtree(folder)
     return time.monotonic() - start
+
+
+def time_calls(part: Contender, out: Path, length: Length) -> None:
+    """Write the processor time of a network forward-equivalent of the method, from trainings of a step and of more.
+
+    It is what a run takes on an idle machine, whatever else this one does.
+    """
+    from amsd.experiment.train import train
+
+    took, recipe = [], part.recipe(length)
+    cycle = 8 if recipe.method.passes > 1 else 4  # steps; of a buffer whole cycles of collecting and use
+    for steps in (1, 1, 1 + cycle):  # the first for what a process does once
+        short = {"steps": steps, "checkpoint_every": steps, "validate_every": 0}
+        changes = {
+            "training": recipe.training.model_copy(update=short),
+            "evaluation": recipe.evaluation.model_copy(update={"every": 0}),
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.process_time()
+            train(recipe.model_copy(update=changes), Path(folder) / "run")
+            took.append(time.process_time() - start)
+    seconds = (took[2] - took[1]) / cycle / forwards_per_step(recipe)
+    write_json(part.timing(out), {"machine": machine(), "seconds_per_call": seconds})
 
 
 def machine() -> str:

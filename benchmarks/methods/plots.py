@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,9 +10,10 @@ import numpy as np
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
-from estimates import over_seeds
+from estimates import Estimate, over_seeds
+from matplotlib.axes import Axes
 from parts import REWARD
-from results import FinishedRun, RunPoint, change
+from results import FinishedRun, Timing, change
 
 # Okabe and Ito, and a lighter green.
 COLORS = (
@@ -33,30 +34,34 @@ mpl.rcParams.update(
         "figure.constrained_layout.use": True,
     }
 )  # fmt: skip
-AXES: Mapping[str, Callable[[RunPoint], float]] = {
-    "network forward-equivalents": lambda point: point.forwards,
-    "seconds of training": lambda point: point.seconds,
-    "KL divergence from the base": lambda point: point.kl,
-}
 
 
-def curves(file: Path, found: Mapping[str, Sequence[FinishedRun]]) -> None:
+def curves(file: Path, found: Mapping[str, Sequence[FinishedRun]], times: Mapping[str, Timing]) -> None:
     """Gain in reward of each method, with one standard error, against work, time and distance from the base."""
-    figure, axes = plt.subplots(1, len(AXES), figsize=(3.5 * len(AXES), 3.4), sharey=True)
-    for axis, (label, value) in zip(axes, AXES.items(), strict=True):
-        for color, (name, runs) in zip(COLORS, found.items(), strict=False):
-            steps = range(min(len(run.points) for run in runs))
-            x = [0.0, *(over_seeds([value(run.points[step]) for run in runs]).value for step in steps)]
-            gains = [change(runs, REWARD, step) for step in steps]
-            y, error = [0.0, *(gain.value for gain in gains)], [0.0, *(gain.standard_error for gain in gains)]
-            axis.plot(x, y, marker="o", markersize=3, color=color, label=name)
-            low, high = ([a + sign * b for a, b in zip(y, error, strict=True)] for sign in (-1, 1))
-            axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    labels = ["network forward-equivalents", "seconds of training", "KL divergence from the base"]
+    figure, axes = plt.subplots(1, len(labels), figsize=(3.5 * len(labels), 3.4), sharey=True)
+    for color, (name, runs) in zip(COLORS, found.items(), strict=False):
+        steps = range(min(len(run.points) for run in runs))
+        gains = [change(runs, REWARD, step) for step in steps]
+        work = [over_seeds([run.points[step].forwards for run in runs]).value for step in steps]
+        seconds = [times[name].seconds_per_call * calls for calls in work] if name in times else None
+        divergence = [over_seeds([run.points[step].kl for run in runs]).value for step in steps]
+        for axis, x in zip(axes, (work, seconds, divergence), strict=True):
+            if x is not None:
+                _curve(axis, x, gains, color, name)
+    for axis, label in zip(axes, labels, strict=True):
         axis.set(xlabel=label)
-    # Straight where the gain is linear in the root of the KL divergence, as the table has it.
+    # Straight where the gain is linear in the root of the KL divergence.
     axes[-1].set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
     axes[-1].set(xlim=(0, 60), xticks=[1, 5, 10, 20, 40, 60], xlabel="KL divergence from the base, up to 60")
     axes[0].set(ylabel="gain in reward")
     axes[-1].legend(fontsize=8)
     figure.savefig(file, metadata={"Date": None})
     plt.close(figure)
+
+
+def _curve(axis: Axes, x: Sequence[float], gains: Sequence[Estimate], color: str, name: str) -> None:
+    values, errors = [0.0, *(gain.value for gain in gains)], [0.0, *(gain.standard_error for gain in gains)]
+    axis.plot([0.0, *x], values, marker="o", markersize=3, color=color, label=name)
+    low, high = ([a + sign * b for a, b in zip(values, errors, strict=True)] for sign in (-1, 1))
+    axis.fill_between([0.0, *x], low, high, color=color, alpha=0.15, linewidth=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ class RunPoint:
     forwards: float
     """Network forward-equivalents of the training so far."""
     seconds: float
-    """Of training, without evaluation, validation and checkpoints."""
+    """Of training, without evaluation, validation and checkpoints, beside whatever else the machine did."""
     kl: float
     """KL divergence of the path law from the base's, on the fixed validation batch."""
     changes: Mapping[str, Sequence[float]]
@@ -56,7 +55,6 @@ class FinishedRun:
     """One finished run."""
 
     seed: int
-    machine: str
     points: tuple[RunPoint, ...]
 
     def change(self, metric: str) -> float:
@@ -140,12 +138,22 @@ def against(
     return estimate([[a - b for a, b in zip(x, y, strict=True)] for x, y in pairs])
 
 
-def timed(runs: Sequence[Sequence[FinishedRun]]) -> tuple[str, int]:
-    """The machine that most of the runs were made on, and on how many machines they were made."""
-    counts = Counter(run.machine for group in runs for run in group)
-    return counts.most_common(1)[0][0], len(counts)
+@dataclass(frozen=True)
+class Timing:
+    """What network calls take: processor time on one thread."""
+
+    machine: str
+    seconds_per_call: float
+
+
+def timings(out: Path, model: str) -> dict[str, Timing]:
+    """Of the methods that were measured."""
+    files = {name: Contender(model, name, FACTORS[0], 0).timing(out) for name in METHODS}
+    return {
+        name: Timing(**json.loads(each.read_text(encoding="utf-8"))) for name, each in files.items() if each.is_file()
+    }
 
 
 def _read(file: Path, seed: int) -> FinishedRun:
     found = json.loads(file.read_text(encoding="utf-8"))
-    return FinishedRun(seed, found["machine"], tuple(RunPoint(**point) for point in found["points"]))
+    return FinishedRun(seed, tuple(RunPoint(**point) for point in found["points"]))
