@@ -12,8 +12,12 @@ from amsd.errors import UsageError
 
 
 def report(
-    source: Annotated[
-        str, typer.Argument(metavar="RUN_OR_SWEEP", help="A run directory, a sweep directory or a storage URL.")
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_OR_SWEEP...",
+            help="A run directory, a sweep directory or a storage URL. Several run directories are compared.",
+        ),
     ],
     html: Annotated[
         Path | None,
@@ -22,14 +26,16 @@ def report(
             "--html",
             "-o",
             metavar="FILE",
-            help="File for the page [default: report.html beside the results].",
+            help="File for the page [default: report.html beside the results, comparison.html for several runs].",
         ),
     ] = None,
     wandb: Annotated[
         bool, typer.Option("--wandb", help="Build a W&B Report instead (with --output: as well).")
     ] = False,
 ) -> None:
-    """Show a run or a sweep as one self-contained HTML page, or as a W&B Report."""
+    """Show a run, a sweep, or several runs side by side as one self-contained HTML page. Or make a W&B Report."""
+    if wandb and len(sources) > 1:
+        raise UsageError("--wandb takes one run or one sweep. In W&B, select the runs and open the run comparer.")
     if wandb:
         from amsd.report.wandb_report import require_key
 
@@ -38,17 +44,17 @@ def report(
         raise UsageError(f"--output {html} is a folder; give a file, such as {html / 'report.html'}")
     if html is not None:
         require_folder(html.parent, "--output")
-    from amsd.report.source import read_story
+    from amsd.report.source import page_of, read_stories
     from amsd.tracking.progress import progress
 
     written: list[str] = []
     with progress() as report:
-        story = read_story(source, report)
+        story = read_stories(sources, report)
         if html is not None or not wandb:
             from amsd.report.page import write_page
 
             report("drawing the page", 0, 0)
-            written.append(_shown(write_page(story, html or story.path / "report.html")))
+            written.append(_shown(write_page(story, html or page_of(story))))
         if wandb:
             from amsd.report.wandb_report import publish
 

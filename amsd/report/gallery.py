@@ -54,8 +54,16 @@ class Gallery:
     reels: tuple[Reel, ...]
     pixelated: bool
     """Whether the pictures are so small that they are enlarged without smoothing."""
+    together: bool
+    """Whether all runs are shown side by side; else one at a time, to be chosen."""
     setting: str
     reward: str
+
+    def sides(self, prompt: int) -> list[tuple[str, str, Shot]]:
+        """What stands side by side at first for a prompt: kind, name and pictures of each model."""
+        tuned = self.reels if self.together else self.reels[:1]
+        shown = [("tuned", reel.label if self.together else "Fine-tuned", reel.frames[-1][prompt]) for reel in tuned]
+        return [("base", "Base", self.reels[0].base[prompt]), *shown]
 
 
 def build_gallery(story: Story) -> Gallery | None:
@@ -75,7 +83,7 @@ def build_gallery(story: Story) -> Gallery | None:
     prompts = next((names for shown in chosen if (names := _prompts(shown))), ())
     names = tuple(prompts[index] if index < len(prompts) else f"prompt {index}" for index in indices)
     settings = " and ".join(dict.fromkeys(shown.setting for shown in chosen))
-    return Gallery(names, reels, smallest <= PIXEL_ART, settings, story.reward)
+    return Gallery(names, reels, smallest <= PIXEL_ART, story.kind == "comparison", settings, story.reward)
 
 
 @dataclass(frozen=True)
@@ -100,8 +108,15 @@ def _pictured(story: Story, entry: ShownRun) -> _Shown | None:
 
 
 def _chosen(story: Story) -> list[_Shown]:
-    """The run itself; of a sweep the run with the highest final reward of each mode, then the next best."""
+    """The run itself; of a sweep the run with the highest final reward of each mode, then the next best.
+
+    Of a comparison the first run of each group, as far as they have pictures of the same prompts and noise.
+    """
     pictured = [shown for entry in story.entries if (shown := _pictured(story, entry)) is not None]
+    if story.kind == "comparison":
+        alike = [shown for shown in pictured if shown.setting == (story.setting or pictured[0].setting)]
+        first = {shown.entry.trial: shown for shown in reversed(alike)}
+        return [first[number] for number in sorted(first, key=lambda number: number or 0)]
 
     def reward(shown: _Shown) -> float:
         found = points(story, shown.run)
@@ -114,7 +129,7 @@ def _chosen(story: Story) -> list[_Shown]:
 
 
 def _reel(story: Story, shown: _Shown, indices: Sequence[int], most: int) -> Reel:
-    spread = _spread(shown.checkpoints, most)
+    spread = _spread(shown.checkpoints, most) if story.kind != "comparison" else shown.checkpoints[-1:]
 
     def shots(point: Checkpoint) -> tuple[Shot, ...]:
         found = evaluation(point, shown.setting)
@@ -122,10 +137,11 @@ def _reel(story: Story, shown: _Shown, indices: Sequence[int], most: int) -> Ree
         return tuple(Shot(_embedded(samples, index), _score(found, story.reward, index)) for index in indices)
 
     entry = shown.entry
+    name = entry.group.name if entry.group is not None else entry.label
     mode = f" · {entry.mode.name}" if entry.mode and story.kind == "sweep" else ""
     return Reel(
         key=entry.key,
-        label=entry.label + mode,
+        label=name + mode,
         steps=tuple(point.step for point in spread),
         base=shots(shown.run.base),
         frames=tuple(shots(point) for point in spread),

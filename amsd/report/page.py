@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 import amsd
 from amsd.files import write_text
 from amsd.places import of_code, published_toml
-from amsd.recipe.guidance_modes import MODES
+from amsd.report.comparison_tables import settings_table
 from amsd.report.figures.curves import adjoint_panels, learning_panels, speed_panels
 from amsd.report.figures.parallel import parallel_figure
 from amsd.report.figures.search import history_figure, slice_panels, timeline_figure
@@ -59,10 +59,11 @@ def render(story: Story) -> str:
         timeline=timeline_figure(story),
         slices=slice_panels(story),
         gallery=gallery,
-        reels=_island(gallery),
+        reels=_island(gallery if story.kind != "comparison" else None),
         tables=tables(story),
-        modes=story.modes,
-        all_modes=MODES,
+        legend=story.legend,
+        several=story.kind != "run",
+        differing=settings_table(story) if story.kind == "comparison" else None,
         shapes=MARKS,
         recipe=_recipe(story),
         svg=Markup,

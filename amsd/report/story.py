@@ -18,6 +18,21 @@ from amsd.report.data import Checkpoint, Run, load_run
 KL_WINDOW = 5
 
 
+#: Color of what belongs to no kind.
+NO_HUE = 9
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of a comparison that differ in their training seed only."""
+
+    index: int
+    """Place on the page; it chooses color and shape of the marks."""
+    name: str
+    explanation: str
+    """What tells it from the other groups."""
+
+
 @dataclass(frozen=True)
 class ShownRun:
     """One run of the report: the run itself, or a trial of a sweep."""
@@ -44,7 +59,7 @@ class ShownRun:
     """Seconds."""
     error: str | None = None
     trial: int | None = None
-    """Number of the trial; its seeds are entries of their own."""
+    """Number of the trial, or of the group of a comparison; its seeds are entries of their own."""
     seed: int | None = None
     copy_of: int | None = None
     """The trial whose identical run was taken over."""
@@ -52,6 +67,14 @@ class ShownRun:
     """Whether it keeps the constraints of the sweep."""
     folder: str = ""
     """Address of its folder, from the sweep's folder where it lies inside; empty where it is not on this machine."""
+    group: Group | None = None
+    """Of a comparison: the runs that differ in their training seed only."""
+
+    @property
+    def hue(self) -> int:
+        """Number of the color and shape of its marks: those of its group, or of its guidance mode."""
+        kind = self.group or self.mode
+        return kind.index if kind is not None else NO_HUE
 
 
 @dataclass(frozen=True)
@@ -85,7 +108,7 @@ class Goal:
 class Story:
     """Everything a report shows."""
 
-    kind: Literal["run", "sweep"]
+    kind: Literal["run", "sweep", "comparison"]
     title: str
     path: Path
     entries: tuple[ShownRun, ...]
@@ -126,6 +149,16 @@ class Story:
     def distances(self) -> tuple[str, ...]:
         """Evaluated distances to the base model's images."""
         return tuple(name for name in metric_names(self.runs) if is_distance(name))
+
+    @property
+    def legend(self) -> tuple[Group | GuidanceMode, ...]:
+        """What the colors and shapes of the marks mean: groups of a comparison, else guidance modes."""
+        return self.groups or self.modes
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Groups of a comparison."""
+        return tuple(dict.fromkeys(entry.group for entry in self.entries if entry.group is not None))
 
     @property
     def modes(self) -> tuple[GuidanceMode, ...]:

@@ -9,7 +9,6 @@ from typing import Any
 from amsd.evaluation.result import Metric
 from amsd.places import in_text
 from amsd.recipe.cost import forwards_per_step
-from amsd.recipe.guidance_modes import GuidanceMode
 from amsd.report.data import Checkpoint, Run
 from amsd.report.figures.scale import number
 from amsd.report.numbers import difference, duration, p_value, with_error
@@ -25,7 +24,8 @@ class Cell:
     text: str
     below: tuple[str, ...] = ()
     sort: float | str | None = None
-    mode: GuidanceMode | None = None
+    hue: int | None = None
+    """Color and shape of a mark before the text."""
     badge: str = ""
     link: str = ""
     """Address that the text leads to."""
@@ -57,6 +57,10 @@ def tables(story: Story) -> list[ReportTable]:
     """One table for each evaluation setting of a run; for a sweep its runs, and its trials over seeds if repeated."""
     if story.kind == "run":
         return [checkpoint_table(story.runs[0], setting) for setting in story.settings]
+    if story.kind == "comparison":
+        from amsd.report.comparison_tables import final_tables  # it builds on this module
+
+        return final_tables(story)
     over_seeds = seed_table(story)
     return ([over_seeds] if over_seeds else []) + [trial_table(story)]
 
@@ -123,7 +127,7 @@ def _trial_row(story: Story, entry: ShownRun) -> tuple[float, TableRow]:
     state = state if entry.feasible else "breaks a constraint"
     cells = (
         Cell(entry.label, tuple(notes), (entry.trial or 0) + 1e-6 * (entry.seed or 0), badge=state, link=entry.folder),
-        Cell(entry.mode.name if entry.mode else "–", sort=entry.mode.name if entry.mode else "", mode=entry.mode),
+        _mode(entry),
         *_point_cells(last),
         *(metric_cell(last.others.get(name) if last else None) for name in _others(story)),
         *(_parameter(entry.params.get(axis.key)) for axis in _axes(story)),
@@ -133,6 +137,10 @@ def _trial_row(story: Story, entry: ShownRun) -> tuple[float, TableRow]:
         Cell("run", link=address) if (address := _address(entry)) else EMPTY,
     )
     return (-last.reward.mean if last else float("inf"), TableRow(entry.key, cells))
+
+
+def _mode(entry: ShownRun) -> Cell:
+    return Cell("–", sort="") if entry.mode is None else Cell(entry.mode.name, sort=entry.mode.name, hue=entry.hue)
 
 
 def _several_methods(story: Story) -> bool:
@@ -180,7 +188,7 @@ def seed_table(story: Story) -> ReportTable | None:
         kls = over_seeds([point.kl for _, point in group])
         cells = (
             Cell(f"trial {number_of}", sort=number_of),
-            Cell(entry.mode.name if entry.mode else "–", sort=entry.mode.name if entry.mode else "", mode=entry.mode),
+            _mode(entry),
             *(metric_cell(metric) for metric in (rewards, diversities, kls)),
             Cell(str(len(group)), sort=len(group)),
             *(_parameter(entry.params.get(axis.key)) for axis in _axes(story)),

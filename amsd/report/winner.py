@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from amsd.evaluation.result import Metric, Paired
-from amsd.evaluation.statistics import tested
 from amsd.report.figures.scale import number
 from amsd.report.numbers import difference, p_value, with_error
-from amsd.report.seeds import by_trial, over_seeds
+from amsd.report.seeds import between, by_trial, over_seeds
 from amsd.report.story import ShownRun, Story, base_metric, points, setting_of
 
 #: p-value of the paired test below which a title calls a change a change.
@@ -27,6 +25,11 @@ class Standing:
     runs: int
     """Training seeds."""
 
+    @property
+    def name(self) -> str:
+        """As sentences call it."""
+        return self.entry.group.name if self.entry.group is not None else f"trial {self.entry.trial}"
+
 
 def headline(story: Story) -> str:
     """The result in one sentence, for the title of a report."""
@@ -34,6 +37,8 @@ def headline(story: Story) -> str:
     if not ranked:
         return f"Nothing has been evaluated yet in this {story.kind}"
     best = ranked[0]
+    if story.kind == "comparison" and len(ranked) > 1:
+        return _compared(story, best, ranked[1])
     if story.kind == "sweep":
         return (
             f"Of {_trials(story)}, trial {best.entry.trial} has the highest {story.reward}: {with_error(best.reward)}"
@@ -47,6 +52,15 @@ def headline(story: Story) -> str:
     size = Paired(abs(paired.difference), paired.standard_error, paired.p_value)
     verb = "raised" if paired.difference > 0 else "lowered"
     return f"Fine-tuning {verb} {story.reward} by {difference(size).removeprefix('+')}"
+
+
+def _compared(story: Story, best: Standing, other: Standing) -> str:
+    gap = ahead(story, best, other)
+    error = gap.standard_error
+    certain = gap.p_value < CERTAIN if gap.p_value is not None else error is not None and gap.difference > 2 * error
+    if not certain:
+        return f"No certain difference in {story.reward} between {best.name} and {other.name}"
+    return f"{best.name} has the highest {story.reward}: {with_error(best.reward)}"
 
 
 def _trials(story: Story) -> str:
@@ -65,7 +79,7 @@ def standfirst(story: Story) -> str:
         text = f"After {step} updates the mean {story.reward} is {with_error(best.reward)}"
     else:
         among = " among trials that keep the constraints" if story.constraints else ""
-        text = f"The highest mean {story.reward}{among} is {with_error(best.reward)}, by trial {best.entry.trial}"
+        text = f"The highest mean {story.reward}{among} is {with_error(best.reward)}, by {best.name}"
         text += f" ({_settings(best.entry)})" if _settings(best.entry) else ""
         text += f" over {best.runs} training seeds" if best.runs > 1 else ""
     text += _against_base(story, best) + "."
@@ -96,21 +110,9 @@ def ahead(story: Story, best: Standing, other: Standing) -> Paired:
     Runs of one seed are compared prompt by prompt, where both have the same prompts and noise; trials of several
     seeds by the means and their standard errors over seeds.
     """
-    pairs = _pairs(story, best, other)
-    if pairs:
-        return tested([mine - theirs for mine, theirs in pairs])
-    errors = (best.reward.standard_error, other.reward.standard_error)
-    error = None if None in errors else math.hypot(*(value or 0.0 for value in errors))
-    return Paired(best.reward.mean - other.reward.mean, error, None)
-
-
-def _pairs(story: Story, best: Standing, other: Standing) -> list[tuple[float, float]]:
-    mine, theirs = best.reward.per_prompt, other.reward.per_prompt
     runs = (best.entry.run, other.entry.run)
-    if len(mine) < 2 or len(mine) != len(theirs) or runs[0] is None or runs[1] is None:
-        return []
-    alike = setting_of(story, runs[0]) == setting_of(story, runs[1])
-    return list(zip(mine, theirs, strict=True)) if alike else []
+    alike = runs[0] is not None and runs[1] is not None and len({setting_of(story, run) for run in runs if run}) == 1
+    return between([best.reward], [other.reward], alike)[0]
 
 
 def _against_base(story: Story, best: Standing) -> str:
@@ -122,7 +124,7 @@ def _against_base(story: Story, best: Standing) -> str:
 
 def _against_next(story: Story, best: Standing, other: Standing) -> str:
     gap = ahead(story, best, other)
-    return f"The next best is trial {other.entry.trial}, {_change(gap).removeprefix('+')} below it."
+    return f"The next best is {other.name}, {_change(gap).removeprefix('+')} below it."
 
 
 def _settings(entry: ShownRun) -> str:

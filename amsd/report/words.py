@@ -109,11 +109,10 @@ def notices(story: Story) -> list[ShownNotice]:
 
 def _said(kind: str, groups: list[list[tuple[ShownRun, Notice]]], story: Story) -> ShownNotice:
     """Notices of one kind: the first text in full, the others below it; paths are relative, for reports are shared."""
-    is_sweep = story.kind == "sweep"
     texts = [_in_common([_told(entry, notice, story) for entry, notice in group]) for group in groups]
-    places = [_places(group, is_sweep) for group in groups]
-    everywhere = _places([pair for group in groups for pair in group], is_sweep)
-    first = places[0] if len(groups) == 1 or not is_sweep else everywhere
+    places = [_places(group, story) for group in groups]
+    everywhere = _places([pair for group in groups for pair in group], story)
+    first = places[0] if len(groups) == 1 or story.kind == "run" else everywhere
     others = tuple(zip(places[1:], texts[1:], strict=True))
     return ShownNotice(kind, texts[0], first, kind in ALARMS, kind.startswith("wandb"), others)
 
@@ -123,9 +122,11 @@ def _told(entry: ShownRun, notice: Notice, story: Story) -> str:
     return in_text(notice.text, [story.path, *(places_of(recipe) if recipe is not None else ())])
 
 
-def _places(group: list[tuple[ShownRun, Notice]], is_sweep: bool) -> str:
-    """`trials 5 and 6`, or the steps of a single run."""
-    if is_sweep:
+def _places(group: list[tuple[ShownRun, Notice]], story: Story) -> str:
+    """`trials 5 and 6`, names of the runs of a comparison, or the steps of a single run."""
+    if story.kind == "comparison":
+        return ", ".join(dict.fromkeys(entry.label for entry, _ in group))
+    if story.kind == "sweep":
         return _listed("trial", sorted({entry.trial for entry, _ in group if entry.trial is not None}))
     return _listed("step", sorted({notice.step for _, notice in group}))
 

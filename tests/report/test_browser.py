@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from amsd.report.comparison import comparison_story
 from amsd.report.page import write_page
 from amsd.report.story import Story, run_story
 from tests.report.synthetic import recipe, write_run
@@ -36,7 +37,9 @@ def browser() -> Iterator[Any]:
 def files(a_run: Story, a_sweep: Story, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     died = run_story(write_run(folder / "died", recipe(), until=4))
-    stories = {"run": a_run, "sweep": a_sweep, "died": died}
+    other = write_run(folder / "other", recipe(method={"reward_multiplier": 50.0}), 0.5, seed=1)
+    compared = comparison_story([a_run.path, other])
+    stories = {"run": a_run, "sweep": a_sweep, "died": died, "compared": compared}
     return {name: write_page(story, folder / f"{name}.html") for name, story in stories.items()}
 
 
@@ -66,7 +69,7 @@ class Visit:
         assert self.requests == []
 
 
-@pytest.mark.parametrize("name", ["run", "sweep", "died"])
+@pytest.mark.parametrize("name", ["run", "sweep", "died", "compared"])
 def test_fits_every_window_light_and_dark(browser: Any, files: dict[str, Path], name: str) -> None:
     visit = Visit(browser, files[name])
     for width in (1280, 768, 375):

@@ -11,8 +11,8 @@ from operator import mul
 from amsd.evaluation.result import Metric
 from amsd.report.data import Curve
 from amsd.report.figures.scale import Kind, Scale, number, scale_for
-from amsd.report.figures.svg import MARKS, Frame, axes, mark, path, picture, plane, tag
-from amsd.report.figures.tradeoff import mode_class
+from amsd.report.figures.svg import Frame, axes, mark, path, picture, plane, tag
+from amsd.report.figures.tradeoff import hue_class, shape_of
 from amsd.report.numbers import with_error
 from amsd.report.story import ShownRun, Story, evaluation, reward_terms, setting_of
 
@@ -161,7 +161,7 @@ def _line(entry: ShownRun, curve: Curve, x: Scale, y: Scale, among: int) -> str:
     floor = [value if y.kind != "log" else max(value, y.low) for value in curve.values]
     raw = [(x(step), y(value)) for step, value in thin(curve.steps, floor, limit)]
     mean = [(x(step), y(value)) for step, value in thin(curve.steps, smooth(floor), limit)]
-    color = mode_class(entry.mode)
+    color = hue_class(entry)
     return tag("path", d=path(raw), class_=f"raw {color}", data_run=entry.key) + tag(
         "path", d=path(mean), class_=f"line {color}", data_run=entry.key, data_label=entry.label
     )
@@ -196,8 +196,11 @@ def _evaluated(story: Story, name: str, title: str, axis: str) -> Panel | None:
     y = scale_for(ends, *frame.y)
     level = next((metric.mean for step, metric in every if step == 0), None)
     content = "" if level is None else tag("path", d=f"M{frame.left} {y(level):.1f}H{frame.x[1]:.1f}", class_="level")
-    content += "".join(_checkpoints(each, x, y, bars=len(series) <= 2 * _MANY) for each in series)
-    return _panel(title, axis + (" ± s.e." if len(series) <= 2 * _MANY else ""), frame, x, y, content, len(series))
+    few = len(series) <= 2 * _MANY
+    if few and story.kind == "comparison":
+        content += "".join(_band(each, x, y) for each in series)
+    content += "".join(_checkpoints(each, x, y, bars=few and story.kind != "comparison") for each in series)
+    return _panel(title, axis + (" ± s.e." if few else ""), frame, x, y, content, len(series))
 
 
 def _series(story: Story, entry: ShownRun, name: str) -> Iterator[_Evaluated]:
@@ -218,8 +221,15 @@ def _series(story: Story, entry: ShownRun, name: str) -> Iterator[_Evaluated]:
             yield _Evaluated(entry, tuple(found), series if series and series != shown else "")
 
 
+def _band(own: _Evaluated, x: Scale, y: Scale) -> str:
+    """One standard error to each side of a curve, as an area."""
+    above = [(x(step), y(metric.mean + (metric.standard_error or 0))) for step, metric in own.points]
+    below = [(x(step), y(metric.mean - (metric.standard_error or 0))) for step, metric in own.points]
+    return tag("path", d=f"{path(above + below[::-1])}Z", class_=f"band {hue_class(own.entry)}", data_run=own.entry.key)
+
+
 def _checkpoints(own: _Evaluated, x: Scale, y: Scale, bars: bool) -> str:
-    entry, color = own.entry, mode_class(own.entry.mode)
+    entry, color = own.entry, hue_class(own.entry)
     places = [(x(step), y(metric.mean)) for step, metric in own.points]
     kind = f"line {color}{' beside' if own.series else ''}"
     parts = [tag("path", d=path(places), class_=kind, data_run=entry.key, data_label=own.label)]
@@ -228,7 +238,7 @@ def _checkpoints(own: _Evaluated, x: Scale, y: Scale, bars: bool) -> str:
         bar = ""
         if bars and error:
             bar = tag("path", d=f"M{left:.1f} {y(metric.mean - error):.1f}V{y(metric.mean + error):.1f}", class_="bar")
-        shape = MARKS[entry.mode.index if entry.mode else 0]
+        shape = shape_of(entry)
         spot = tag("path", **mark(shape, left, level, 3), class_="spot small")
         words = f"{own.label}, step {step}: {with_error(metric)}"
         parts.append(tag("g", bar + spot, class_=f"dot {color}", data_run=entry.key, aria_label=words, role="img"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from amsd.report.figures.scale import Scale, number, scale_for, tick_labels
 from amsd.report.figures.svg import Figure, Frame, label, picture, tag
-from amsd.report.figures.tradeoff import mode_class
+from amsd.report.figures.tradeoff import hue_class
 from amsd.report.story import Axis, ShownRun, Story, points
 
 #: Ratio of largest to smallest value from which a positive axis is logarithmic.
@@ -162,4 +162,4 @@ def _line(entry: ShownRun, places: Sequence[tuple[float, float]], vertical: bool
         else:
             middle = (ax + bx) / 2
             data += f"C{middle:.1f} {ay:.1f} {middle:.1f} {by:.1f} {bx:.1f} {by:.1f}"
-    return tag("path", d=data, class_=f"line {mode_class(entry.mode)}", data_run=entry.key, data_label=entry.label)
+    return tag("path", d=data, class_=f"line {hue_class(entry)}", data_run=entry.key, data_label=entry.label)

@@ -8,8 +8,8 @@ from typing import Any
 
 from amsd.report.figures.curves import Panel
 from amsd.report.figures.scale import Scale, number, scale_for
-from amsd.report.figures.svg import MARKS, Figure, Frame, axes, label, mark, picture, plane, tag
-from amsd.report.figures.tradeoff import mode_class
+from amsd.report.figures.svg import Figure, Frame, axes, label, mark, picture, plane, tag
+from amsd.report.figures.tradeoff import hue_class, shape_of
 from amsd.report.numbers import duration
 from amsd.report.story import Axis, ShownRun, Story
 
@@ -141,7 +141,7 @@ def _mark(entry: ShownRun, left: float, level: float, name: str) -> str:
     words = f"trial {entry.trial}\n{name} {number(_value(entry))}"
     words += f"\n{entry.mode.name}" if entry.mode else ""
     words += "" if entry.feasible else "\nbreaks a constraint"
-    spot = tag("path", **mark(MARKS[entry.mode.index if entry.mode else 0], left, level, 5), class_="spot")
+    spot = tag("path", **mark(shape_of(entry), left, level, 5), class_="spot")
     return _spot(entry, spot, words)
 
 
@@ -150,7 +150,7 @@ def _spot(entry: ShownRun, content: str, words: str) -> str:
     return tag(
         "g",
         content,
-        class_=f"mark {mode_class(entry.mode)}{'' if entry.feasible else ' infeasible'}",
+        class_=f"mark {hue_class(entry)}{'' if entry.feasible else ' infeasible'}",
         data_run=entry.key,
         data_tip=words,
         role="img",

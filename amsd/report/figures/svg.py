@@ -8,12 +8,16 @@ from html import escape
 
 from amsd.report.figures.scale import Scale, tick_labels
 
-#: Shapes of the marks, one for each guidance mode, as paths around (0, 0) with radius about 1.
+#: Shapes of the marks, one for each guidance mode or group of runs, as paths around (0, 0) with radius about 1.
 MARKS = (
     "M1 0A1 1 0 1 1 -1 0A1 1 0 1 1 1 0Z",
     "M-.9 -.9H.9V.9H-.9Z",
     "M0 -1.2L1.1 .8H-1.1Z",
     "M0 -1.3L1.1 0L0 1.3L-1.1 0Z",
+    "M0 1.2L1.1 -.8H-1.1Z",
+    "M-.4 -1.2H.4V-.4H1.2V.4H.4V1.2H-.4V.4H-1.2V-.4H-.4Z",
+    "M0 -1.2L1.14 -.37L.71 .97H-.71L-1.14 -.37Z",
+    "M-1.2 -1L0 -.3L1.2 -1V.7L0 1.2L-1.2 .7Z",
 )
 BASE_MARK = "M-1 -1L1 1M-1 1L1 -1"
 

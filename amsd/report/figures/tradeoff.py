@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from amsd.evaluation.result import Metric
-from amsd.recipe.guidance_modes import GuidanceMode
 from amsd.report.figures.scale import Scale, scale_for
 from amsd.report.figures.svg import BASE_MARK, MARKS, Figure, Frame, axes, label, mark, path, picture, plane, tag
 from amsd.report.numbers import with_error
@@ -109,7 +108,7 @@ def _trails(plot: _Plot, x: Scale, y: Scale, single: bool) -> str:
         places = [(x(dot.across.mean), y(dot.point.reward.mean)) for dot in own]
         if plot.base:
             places.insert(0, (x(plot.base[0].mean), y(plot.base[1].mean)))
-        classes = f"trail{' strong' * single} {mode_class(own[0].entry.mode)}"
+        classes = f"trail{' strong' * single} {hue_class(own[0].entry)}"
         parts.append(tag("path", d=path(places), class_=classes, data_run=entry))
     return "".join(parts)
 
@@ -137,7 +136,6 @@ def _mark(plot: _Plot, dot: _Dot, x: Scale, y: Scale, single: bool) -> str:
     if dot.last or single:
         bars = _bars(dot.across, dot.point.reward, x, y)
     mode = dot.entry.mode
-    shape = MARKS[mode.index if mode else 0]
     size = 6.0 if dot.last else 3.0 + single
     words = (
         f"{dot.entry.label}, step {dot.point.step}\n"
@@ -145,7 +143,7 @@ def _mark(plot: _Plot, dot: _Dot, x: Scale, y: Scale, single: bool) -> str:
     )
     if mode:
         words += f"\n{mode.name}"
-    spot = tag("path", **mark(shape, left, level, size), class_="spot" if dot.last else "spot small")
+    spot = tag("path", **mark(shape_of(dot.entry), left, level, size), class_="spot" if dot.last else "spot small")
     step = ""
     if single and dot.last:
         near_end = left > (x.start + x.end) / 2
@@ -154,7 +152,7 @@ def _mark(plot: _Plot, dot: _Dot, x: Scale, y: Scale, single: bool) -> str:
     return tag(
         "g",
         bars + spot + step,
-        class_=f"mark {mode_class(mode)}",
+        class_=f"mark {hue_class(dot.entry)}",
         data_run=dot.entry.key,
         data_tip=words,
         role="img",
@@ -191,6 +189,11 @@ def _base_mark(plot: _Plot, x: Scale, y: Scale) -> str:
     )
 
 
-def mode_class(mode: GuidanceMode | None) -> str:
-    """CSS class that carries the color of a mode."""
-    return f"m{mode.index}" if mode else "m9"
+def hue_class(entry: ShownRun) -> str:
+    """CSS class that carries the color of a run."""
+    return f"m{entry.hue}"
+
+
+def shape_of(entry: ShownRun) -> str:
+    """Shape of the marks of a run."""
+    return MARKS[entry.hue if entry.hue < len(MARKS) else 0]
