@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from amsd.cli.options import CheckpointArgument, RecipeOption
+from amsd.cli.options import CheckpointArgument, CheckpointRecipeOption
 from amsd.cli.source import resolve
 from amsd.errors import UsageError
 
 
 def demo(
     checkpoint: CheckpointArgument,
-    recipe: RecipeOption = None,
+    recipe: CheckpointRecipeOption = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Prompt to begin with.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 7860,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",

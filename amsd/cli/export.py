@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from amsd.cli.options import CheckpointArgument, RecipeOption
+from amsd.cli.options import CheckpointArgument, CheckpointRecipeOption
 from amsd.cli.outputs import require_folder
 from amsd.cli.source import resolve
 from amsd.errors import UsageError
@@ -29,7 +29,7 @@ def export(
         Style,
         typer.Option("--format", help="kohya: a LoRA file for ComfyUI, A1111 and InvokeAI instead of a pipeline."),
     ] = Style.diffusers,
-    recipe: RecipeOption = None,
+    recipe: CheckpointRecipeOption = None,
     push: Annotated[
         str | None, typer.Option("--push", metavar="OWNER/REPOSITORY", help="Upload the folder to the hub as well.")
     ] = None,

@@ -29,6 +29,9 @@ ModelArgument = Annotated[
         "LoRA file, a hub id, or hub:OWNER/NAME/FILE.",
     ),
 ]
+CheckpointRecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="Recipe [default: that of the checkpoint].")
+]
 RecipeOption = Annotated[
     str | None,
     typer.Option("--recipe", help="Recipe [default: that of the checkpoint or export; for `base`: shapes]."),

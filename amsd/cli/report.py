@@ -15,7 +15,7 @@ def report(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN_OR_SWEEP...",
+            metavar="RUN_OR_SWEEP",
             help="A run directory, a sweep directory or a storage URL. Several run directories are compared.",
         ),
     ],

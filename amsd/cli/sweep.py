@@ -192,7 +192,7 @@ def worker(
 
 @app.command("point")
 def point(
-    values: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="The point.")] = None,
+    values: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="The point.")] = None,
     plan: Annotated[str, typer.Option(help="The sweep as `amsd sweep export` writes it into a W&B file (JSON).")] = "",
     output: Annotated[Path | None, typer.Option(help="The sweep's folder [default: runs/sweep-NAME].")] = None,
 ) -> None:
@@ -263,7 +263,9 @@ def best(
 
 @app.command("export")
 def export(
-    sweep: Annotated[str, typer.Argument(help="A sweep file or shipped name (YAML), or a sweep's folder (CSV).")],
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="A sweep file or shipped name (YAML), or a sweep's folder (CSV).")
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File [default: standard output].")] = None,
 ) -> None:
     """Write a sweep file as a W&B sweep configuration (YAML), or the trials of a sweep as a table (CSV)."""
