@@ -76,6 +76,8 @@ def _problem(detail: Mapping[str, Any], root: type[BaseModel], prefix: Location)
             return Problem(key, f"must be one of {expected}", value, hint)
         case "missing":
             return Problem(key, "is required but absent")
+        case "tuple_type" | "list_type":
+            return Problem(key, "must be a list", value, _as_list(key, value))
         case _:
             return Problem(key, _sentence(str(detail["msg"])), value)
 
@@ -113,6 +115,13 @@ def _quoted(expected: str) -> list[str]:
 
 def _sentence(message: str) -> str:
     return message.removeprefix("Value error, ").rstrip(".").replace("Input should", "should")
+
+
+def _as_list(key: str, value: object) -> str | None:
+    """How the value is written as a list of one."""
+    if isinstance(value, Mapping):
+        return f"Write [[{key}]] with two brackets, or {key} = [{{...}}]."
+    return f"Write [{json.dumps(value)}]." if isinstance(value, str | int | float) else None
 
 
 def _short(value: object) -> str:

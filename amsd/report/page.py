@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 import amsd
 from amsd.files import write_text
 from amsd.places import of_code, published_toml
-from amsd.report.comparison_tables import settings_table
+from amsd.report.comparison_tables import final_tables, settings_table
 from amsd.report.figures.curves import adjoint_panels, learning_panels, speed_panels
 from amsd.report.figures.parallel import parallel_figure
 from amsd.report.figures.search import history_figure, slice_panels, timeline_figure
@@ -60,7 +60,7 @@ def render(story: Story) -> str:
         slices=slice_panels(story),
         gallery=gallery,
         reels=_island(gallery if story.kind != "comparison" else None),
-        tables=tables(story),
+        tables=final_tables(story) if story.kind == "comparison" else tables(story),
         legend=story.legend,
         several=story.kind != "run",
         differing=settings_table(story) if story.kind == "comparison" else None,

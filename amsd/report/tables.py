@@ -57,10 +57,6 @@ def tables(story: Story) -> list[ReportTable]:
     """One table for each evaluation setting of a run; for a sweep its runs, and its trials over seeds if repeated."""
     if story.kind == "run":
         return [checkpoint_table(story.runs[0], setting) for setting in story.settings]
-    if story.kind == "comparison":
-        from amsd.report.comparison_tables import final_tables  # it builds on this module
-
-        return final_tables(story)
     over_seeds = seed_table(story)
     return ([over_seeds] if over_seeds else []) + [trial_table(story)]
 
