@@ -295,15 +295,3 @@ def kl_names(story: Story) -> list[str]:
     (`validation/kl`), and not every method logs its own (`kl`)."""
     counts = {name: sum(name in run.curves for run in story.runs) for name in ("validation/kl", "kl")}
     return sorted((name for name, count in counts.items() if count), key=lambda name: -counts[name])
-
-
-def pareto(pairs: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the pairs that no other pair beats in both (larger is better), by ascending first number."""
-    order = sorted(range(len(pairs)), key=lambda index: pairs[index], reverse=True)
-    front: list[int] = []
-    best = float("-inf")
-    for index in order:
-        if pairs[index][1] > best:
-            front.append(index)
-            best = pairs[index][1]
-    return front[::-1]

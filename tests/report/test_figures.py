@@ -10,9 +10,9 @@ from amsd.evaluation.result import Metric, Paired
 from amsd.report.figures.curves import adjoint_panels, learning_panels, smooth, thin
 from amsd.report.figures.parallel import parallel_figure
 from amsd.report.figures.scale import Scale, number, scale_for, tick_labels
-from amsd.report.figures.tradeoff import diversity_figure, kl_figure
+from amsd.report.figures.tradeoff import diversity_figure, kl_figure, pareto
 from amsd.report.numbers import difference, duration, p_value, with_error
-from amsd.report.story import Story, pareto
+from amsd.report.story import Story
 
 
 def test_scales_hit_their_ends_and_are_monotone() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from amsd.evaluation.result import Metric
 from amsd.report.figures.scale import Scale, scale_for
 from amsd.report.figures.svg import BASE_MARK, MARKS, Figure, Frame, axes, label, mark, path, picture, plane, tag
 from amsd.report.numbers import with_error
-from amsd.report.story import EvaluatedPoint, ShownRun, Story, base_metric, pareto, points
+from amsd.report.story import EvaluatedPoint, ShownRun, Story, base_metric, points
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,18 @@ def _base_mark(plot: _Plot, x: Scale, y: Scale) -> str:
         aria_label=words.replace("\n", ", "),
         tabindex="-1",
     )
+
+
+def pareto(pairs: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the pairs that no other pair beats in both (larger is better), by ascending first number."""
+    order = sorted(range(len(pairs)), key=lambda index: pairs[index], reverse=True)
+    front: list[int] = []
+    best = float("-inf")
+    for index in order:
+        if pairs[index][1] > best:
+            front.append(index)
+            best = pairs[index][1]
+    return front[::-1]
 
 
 def hue_class(entry: ShownRun) -> str:
