@@ -37,6 +37,7 @@ NOT_HERE = {
     "results/tuned": "imagereward",
     "runs/sweep-shapes-smoke": "runs/sweep-shapes-smoke",
     "SWEEP": "SWEEP",
+    "runs/a": "runs/a",
     "./my-model": "./my-model",
     "style.safetensors": "style.safetensors",
     "OWNER/NAME": "OWNER/NAME",
