@@ -15,9 +15,9 @@ from amsd.recipe.schema import (
     Prompts,
     RewardTerm,
     Schedule,
-    Tracking,
     Training,
 )
+from amsd.recipe.tracking import Tracking
 from amsd.recipe.tree import Recipe
 
 __all__ = [

@@ -13,14 +13,17 @@ from amsd.recipe.tree import Recipe
 
 _HEADER = re.compile(r"\[\[?([^\]]+)\]\]?\s*$")
 _KEY = re.compile(r"([A-Za-z0-9_-]+) = ")
+#: A list of one item a line; what begins with a brace or a bracket is a table or a list itself.
+_LIST = re.compile(r"^([A-Za-z0-9_-]+ = )\[\n((?:    [^\s{\[].*,\n)+)\]$", re.MULTILINE)
+_EMPTY = re.compile(r"^\[[^\[\]\n]+\]\n(?=\n|\Z)\n?", re.MULTILINE)
 _WIDTH = 116
 
 
 def with_comments(recipe: Recipe) -> str:
     """The fully resolved recipe as TOML, each section and key below a comment that says what it means."""
     lines: list[str] = []
-    section: BaseModel | None = None
-    for line in dump_toml(recipe).splitlines():
+    section: BaseModel | None = recipe
+    for line in _short(dump_toml(recipe)).splitlines():
         header, key = _HEADER.match(line), _KEY.match(line)
         if header:
             section = _section(recipe, header[1].split("."))
@@ -29,6 +32,17 @@ def with_comments(recipe: Recipe) -> str:
             lines += _comment(type(section).model_fields[key[1]].description or "")
         lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def _short(text: str) -> str:
+    """TOML in which lists of numbers and names take one line each, and without empty tables."""
+    return _EMPTY.sub("", _LIST.sub(_on_one_line, text))
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    items = [line.strip().removesuffix(",") for line in found[2].splitlines()]
+    line = f"{found[1]}[{', '.join(items)}]"
+    return line if len(line) <= _WIDTH else found[0]
 
 
 def _section(recipe: Recipe, path: list[str]) -> BaseModel | None:

@@ -83,6 +83,7 @@ class Schedule(Section):
     """The sampler that trajectories are drawn with (docs/method.md sections 1 and 10)."""
 
     num_inference_steps: int = Field(default=50, ge=2, le=1000)
+    """Steps N of the sampler."""
     eta: float = Field(default=1.0, ge=0, le=10)
     """Noise level: 1 is memoryless (Theorem 1 of the Adjoint Matching paper), 0 has no noise and no control."""
     beta_start: Positive | None = None
@@ -90,6 +91,7 @@ class Schedule(Section):
     beta_end: Positive | None = None
     """Last beta of the `scaled_linear` schedule; unset: the model's own."""
     timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+    """How the N steps are spread over the model's timesteps (diffusers' name)."""
     final_step: Literal["noiseless", "midpoint"] = "noiseless"
     """Where the last step ends: without noise (the paper) or half way (the reference implementation)."""
     shift_terminal: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -123,7 +125,9 @@ class RewardTerm(Section):
     """One term of the weighted reward."""
 
     name: str
+    """Reward of docs/rewards.md, such as `imagereward`, `pyiqa:musiq`, `python:FILE.py:FUNCTION` or `http://...`."""
     weight: float = 1.0
+    """Factor of this term in the sum."""
     normalize: bool = False
     """Divide by the standard deviation of this term over the base model's samples."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -135,7 +139,9 @@ class Prompts(Section):
     subjects), `embedded:shapes` (captions of the embedded model), or `hub:ID[:SPLIT[:COLUMN]]`."""
 
     train: str | tuple[str, ...] = "embedded:shapes"
+    """Prompts to train on."""
     evaluation: str | tuple[str, ...] = "embedded:shapes"
+    """Prompts that every checkpoint is evaluated on."""
     column: str | None = None
     """Column (or JSON key) of both tables that holds the prompts; unset: `text`, `prompt`, `caption` and the like."""
     dropout: Fraction = 0.0
@@ -148,9 +154,13 @@ class Optimizer(Section):
     name: Literal["adamw", "adamw-8bit"] = "adamw"
     """`adamw-8bit` keeps its two moments in eight bits (bitsandbytes, extra `quantized`)."""
     learning_rate: Positive = 3e-6
+    """Largest learning rate, after the warm-up."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Decay of AdamW's two moments."""
     epsilon: Positive = 1e-8
+    """AdamW's epsilon."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decoupled weight decay."""
     warmup_steps: int = Field(default=20, ge=0)
     """Steps of linear warm-up."""
     schedule: Literal["constant", "linear", "cosine", "step"] = "constant"
@@ -177,15 +187,18 @@ class Training(Section):
     steps: int = Field(default=100, ge=1)
     """Optimizer steps."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of all random numbers of the training."""
     ema_decay: float | None = Field(default=None, ge=0, lt=1)
     """Decay of the exponential moving average that is evaluated and exported; unset: none."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
     fsdp: bool = False
     """Divide parameters, gradients and optimizer state among the processes (FSDP2), which otherwise hold whole copies;
     for `full` and `offset`."""
     offload_text_encoders: bool = False
     """Text encoders lie in main memory, and on the device only while they read prompts that are new to the run."""
     compile: bool = False
+    """Compile the repeated blocks of the network with `torch.compile`."""
     collection_batch: CountOrAuto = "auto"
     """Largest number of trajectories that one process collects at once. `auto`: on an accelerator the largest number
     that fits, on the CPU the number that takes no more memory than the loss."""
@@ -232,12 +245,16 @@ class Evaluation(Section):
     prompts: int | None = Field(default=None, ge=1)
     """How many prompts of the evaluation set, from its start; unset: all."""
     samples_per_prompt: int = Field(default=4, ge=1, le=1_000_000)
+    """Pictures of each prompt, each from noise of its own."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of the noise that all models of an evaluation share."""
     batch_size: CountOrAuto = 8
     """Largest number of pictures that one process draws at once. `auto`: on an accelerator the largest number that
     fits, on the CPU 8."""
     eta: tuple[Annotated[float, Field(ge=0, le=10)], ...] = Field(default=(0.0,), min_length=1)
+    """Noise levels to evaluate at."""
     scheduler: tuple[Literal["fine-tuning", "default"], ...] = Field(default=("fine-tuning",), min_length=1)
+    """Samplers to evaluate with: that of `[schedule]`, the model's own, or both."""
     guidance_scale: tuple[Annotated[float, Field(ge=0, le=100)], ...] | None = Field(default=None, min_length=1)
     """Scales to evaluate at; unset: `guidance.guidance_scale`."""
     num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
@@ -255,37 +272,6 @@ class Evaluation(Section):
     """Metric that chooses the best checkpoint; unset: the first reward."""
     images: int = Field(default=8, ge=0)
     """Prompts whose samples are kept as pictures."""
-
-
-def _names(value: Any) -> Any:
-    """`"none"` is no name, and one name needs no list."""
-    if isinstance(value, str):
-        return () if value == "none" else (value,)
-    return tuple(value) if isinstance(value, list) else value  # a validator hides that JSON has no tuples
-
-
-class Tracking(Section):
-    """Where values go besides `metrics.jsonl`, which is always written. Unset names come from the environment."""
-
-    trackers: Annotated[tuple[str, ...], BeforeValidator(_names)] = ("wandb",)
-    """One or several of "wandb", "tensorboard" (files under RUN/tensorboard) and "trackio", or "none"."""
-    project: str | None = None
-    """Unset: WANDB_PROJECT, else "amsd"."""
-    entity: str | None = None
-    """W&B user or team; unset: WANDB_ENTITY, else the key's own."""
-    group: str | None = None
-    """Unset: WANDB_RUN_GROUP."""
-    name: str | None = None
-    """Unset: WANDB_NAME, else the name of the run directory."""
-    tags: tuple[str, ...] | None = None
-    """Unset: WANDB_TAGS."""
-    notes: str | None = None
-    """Longer description of the run; unset: WANDB_NOTES."""
-    job_type: str | None = None
-    """Kind of the run within its group; unset: WANDB_JOB_TYPE."""
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Mode of W&B. `auto` is WANDB_MODE where it is set, else online with a key and a network, else offline with one
-    notice."""
 
 
 class CodeFile(Section):

@@ -6,6 +6,7 @@ from pydantic import Field, SerializeAsAny
 
 from amsd.recipe import schema
 from amsd.recipe.section import Section
+from amsd.recipe.tracking import Tracking
 
 
 class Tables(Section):
@@ -17,11 +18,12 @@ class Tables(Section):
     method: SerializeAsAny[Section]
     """The table of the method that `method.name` names (`amsd.recipe.methods`)."""
     reward: tuple[schema.RewardTerm, ...] = Field(min_length=1)
+    """What is maximized: one reward, or a weighted sum of several."""
     prompts: schema.Prompts = schema.Prompts()
     optimizer: schema.Optimizer = schema.Optimizer()
     training: schema.Training = schema.Training()
     evaluation: schema.Evaluation = schema.Evaluation()
-    tracking: schema.Tracking = schema.Tracking()
+    tracking: Tracking = Tracking()
     code: dict[str, schema.CodeFile] = Field(default_factory=dict)
     """Where the Python files of `python:` scorers lie, by the name in the scorer's; filled in when a run is written."""
     origin: str | None = None

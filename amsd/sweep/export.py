@@ -15,7 +15,7 @@ from amsd.errors import UsageError
 from amsd.evaluation.statistics import measured
 from amsd.places import in_text
 from amsd.recipe import dump_toml
-from amsd.recipe.schema import Tracking
+from amsd.recipe.tracking import Tracking
 from amsd.sweep.results import SweepResults
 from amsd.sweep.schema import TRAINING, Objective, SweepPlan
 from amsd.sweep.search import LARGEST_GRID, Dimension, values

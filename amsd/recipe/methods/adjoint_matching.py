@@ -28,6 +28,7 @@ class Smoothing(Section):
     samples: int = Field(default=1, ge=1, le=10_000)
     """Draws per latent; 1 with `noise_std = 0` is the plain gradient."""
     noise_std: float = Field(default=0.0, ge=0)
+    """Standard deviation of the perturbation of the latents."""
     clip_quantile: Fraction | None = None
     """Each draw's gradient norm is clipped to this quantile of its sample's draws; unset: no clipping."""
 
