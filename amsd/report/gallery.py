@@ -115,8 +115,8 @@ def _chosen(story: Story) -> list[_Shown]:
     pictured = [shown for entry in story.entries if (shown := _pictured(story, entry)) is not None]
     if story.kind == "comparison":
         alike = [shown for shown in pictured if shown.setting == (story.setting or pictured[0].setting)]
-        first = {shown.entry.trial: shown for shown in reversed(alike)}
-        return [first[number] for number in sorted(first, key=lambda number: number or 0)]
+        by_group = {shown.entry.trial or 0: shown for shown in reversed(alike)}
+        return [shown for _, shown in sorted(by_group.items())]
 
     def reward(shown: _Shown) -> float:
         found = points(story, shown.run)
