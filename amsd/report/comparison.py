@@ -78,7 +78,8 @@ def _require_runs(paths: Sequence[Path]) -> None:
     seen: set[Path] = set()
     for path in paths:
         if not path.is_dir():
-            raise UsageError(f"{path}: no such folder; give run directories to compare")
+            what = "is a file" if path.exists() else "no such folder"
+            raise UsageError(f"{path}: {what}; give run directories to compare")
         if not is_run(path):
             raise UsageError(
                 f"{path}: not a run. A comparison takes runs; report on a sweep alone, or name its runs "
@@ -140,6 +141,8 @@ def _differing(flat: Sequence[Mapping[str, Any]], groups: Sequence[int]) -> list
 def _word(value: Any) -> str:
     if value is None:
         return ABSENT
+    if isinstance(value, float):
+        return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value)
 
 

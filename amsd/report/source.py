@@ -19,7 +19,8 @@ def read_story(source: Path | str, report: Report = silent) -> Story:
     """
     path = Path(source)
     if "://" not in str(source) and not path.is_dir():
-        raise UsageError(f"{source}: no such folder; give a run directory, a sweep directory or a storage URL")
+        what = "is a file" if path.exists() else "no such folder"
+        raise UsageError(f"{source}: {what}; give a run directory, a sweep directory or a storage URL")
     if is_run(path):
         report(f"reading {source}", 0, 0)
         return run_story(path)

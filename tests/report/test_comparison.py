@@ -60,8 +60,8 @@ def cell(table: ReportTable, row: str, column: str) -> Cell:
 
 def test_the_settings_that_differ_are_listed_and_no_others(story: Story) -> None:
     assert {each.key: each.values for each in differences(story)} == {
-        "schedule.eta": ("1.0", "0.7", "1.0"),
-        "method.reward_multiplier": ("25.0", "25.0", "50.0"),
+        "schedule.eta": ("1", "0.7", "1"),
+        "method.reward_multiplier": ("25", "25", "50"),
         "training.seed": ("0", "0", "0, 1"),
     }
     common = dict(facts(story))
@@ -155,6 +155,9 @@ def test_what_cannot_be_compared_is_said(folders: list[Path], tmp_path: Path) ->
         comparison_story([folders[0], folders[0]])
     with pytest.raises(UsageError, match="no such folder"):
         comparison_story([folders[0], tmp_path / "nowhere"])
+    (tmp_path / "page.html").write_text("a page", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"page\.html: is a file; give run directories"):
+        comparison_story([folders[0], tmp_path / "page.html"])  # as `runs/*` names it
     with pytest.raises(UsageError, match=r"not a run\. A comparison takes runs"):
         comparison_story([folders[0], tmp_path])
     done = CliRunner().invoke(app, ["report", *map(str, folders), "--wandb"])
