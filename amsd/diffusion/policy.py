@@ -73,6 +73,11 @@ class Policy(ABC):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name, float32."""
 
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers are trained; of networks that processes divide, all of them."""
+        return sum(parameter.numel() for parameter in self.trainable.values())
+
     def compile(self) -> None:
         """Compile the blocks that every network repeats: a tenth of the time that a whole network takes."""
         self._compiles = True

@@ -17,6 +17,7 @@ from amsd.recipe.cost import forwards_per_step
 from amsd.recipe.rules import require_even
 from amsd.rewards.table import downloaded_gigabytes
 from amsd.training.chunks import DEFAULT_MICRO_BATCH
+from amsd.training.persistence import checkpoint_bytes, moment_bytes
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 DECODING_BYTES_PER_PIXEL = 16 * 1024
@@ -85,7 +86,9 @@ class Plan:
         others = 4 * self.vae_parameters  # in float32, whatever the precision
         if not training.offload_text_encoders:
             others += self.text_bytes
-        trained = self.trained_parameters * (8 + self._moments + (4 if training.ema_decay is not None else 0))
+        trained = self.trained_parameters * (
+            8 + moment_bytes(self.recipe) + (4 if training.ema_decay is not None else 0)
+        )
         if training.fsdp and self.processes > 1:  # buffers are not divided
             return others + 2 * 4 * self.denoiser_buffers + (self.base_bytes + trained) / self.processes
         return others + self.base_bytes + self._rollout_bytes + self._buffer_bytes + trained
@@ -120,15 +123,9 @@ class Plan:
         return each * left + BITS / 8 * self.quantizable_parameters
 
     @property
-    def _moments(self) -> int:
-        """Bytes of the optimizer's two moments per trained parameter."""
-        return 8 if self.recipe.optimizer.name == "adamw" else 2
-
-    @property
     def checkpoint_bytes(self) -> float:
-        """Size of a checkpoint: weights, moments and, with an average, the trained weights twice more."""
-        copies = 1 if self.recipe.training.ema_decay is None else 3  # the average, and the trained weights beside it
-        return float(self.trained_parameters * (4 * copies + self._moments))
+        """Size of a checkpoint."""
+        return checkpoint_bytes(self.recipe, self.trained_parameters)
 
     @property
     def decoding_bytes(self) -> float:

@@ -106,7 +106,7 @@ def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
         if newest is None:
             start_from(identified.policy, recipe.model)
         stack.enter_context(divided(identified.policy, recipe, accelerator))
-        require_space(output, checkpoint_bytes(recipe, identified.policy), recipe)
+        require_space(output, checkpoint_bytes(recipe, identified.policy.trained_parameters), recipe)
         require_samplers(identified.policy.family, recipe, recipe.evaluation.every > 0)
         problem = build_problem(recipe, accelerator, identified.policy, inputs.training.texts)
         evaluator = _evaluator(problem, inputs.held_out, tracker) if recipe.evaluation.every else None

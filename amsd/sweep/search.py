@@ -244,15 +244,10 @@ def grid(search: Search) -> Iterator[dict[str, Any]]:
 
 def _extended(points: Iterable[dict[str, Any]], name: str, dimension: Dimension) -> Iterator[dict[str, Any]]:
     for point in points:
-        yield from _extend(point, name, dimension)
-
-
-def _extend(point: dict[str, Any], name: str, dimension: Dimension) -> Iterator[dict[str, Any]]:
-    if not active(dimension, point):
-        yield point
-        return
-    for value in values(dimension):
-        yield {**point, name: value}
+        if active(dimension, point):
+            yield from ({**point, name: value} for value in values(dimension))
+        else:
+            yield point
 
 
 def _spaced(low: float, high: float, count: int, log: bool) -> list[float]:

@@ -118,7 +118,8 @@ class Keeper:
         recipe = self._method.recipe
         if not recipe.training.background_checkpoints:
             return False
-        needed, room = SPARE * checkpoint_bytes(recipe, self._method.problem.policy), available_memory()
+        size = checkpoint_bytes(recipe, self._method.problem.policy.trained_parameters)
+        needed, room = SPARE * size, available_memory()
         enough = min(processes.gather([not self._is_main or needed <= room]))
         if not enough and self._is_main and not self._said_waiting:
             self._said_waiting = True

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from amsd.diffusion.policy import Policy
 from amsd.diffusion.sharding import gathered, placed
 from amsd.files import Writes
 from amsd.recipe import Recipe
@@ -16,13 +15,15 @@ from amsd.training.state import load_optimizer, optimizer_as_it_is, restore_rng,
 from amsd.training.update import Updater
 
 
-def checkpoint_bytes(recipe: Recipe, policy: Policy) -> float:
-    """Size of a checkpoint in float32: weights and AdamW's two moments; with an average, it and the trained weights.
+def moment_bytes(recipe: Recipe) -> int:
+    """Bytes of the optimizer's two moments per trained parameter."""
+    return 8 if recipe.optimizer.name == "adamw" else 2
 
-    A buffer comes on top.
-    """
-    copies = 3 if recipe.training.ema_decay is None else 5
-    return 4.0 * copies * sum(parameter.numel() for parameter in policy.trainable.values())
+
+def checkpoint_bytes(recipe: Recipe, trained: int) -> float:
+    """Size of a checkpoint of `trained` parameters: weights in float32 and moments; a buffer comes on top."""
+    copies = 1 if recipe.training.ema_decay is None else 3  # the average, and the trained weights beside it
+    return float(trained * (4 * copies + moment_bytes(recipe)))
 
 
 def training_as_it_is(method: Method[Any], updater: Updater, step: int) -> Writes:

@@ -13,14 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from amsd.diffusion.finite import DIVERGED
 from amsd.diffusion.guidance import NetworkPredictor
-from amsd.diffusion.noise import normal
 from amsd.diffusion.steps import AffineSteps
-from amsd.errors import Diverged
 from amsd.training.experience import LATENT, Experience, ItemLosses, Sample
-from amsd.training.problem import require_finite
 from amsd.training.rewards import plain_gradient, require_finite_reward
+from amsd.training.sampling import require_sampled, sampler_noise
 from amsd.training.sources import Batch
 from amsd.training.trainer import SOCTrainer
 
@@ -61,12 +58,11 @@ class BackpropagationTrainer(SOCTrainer[Partway]):
         steps, first = problem.steps, self.first_steps(samples)
         with self.clock.phase("rollout"):
             conditioning = problem.encode(prompts)
-            shape = (len(steps) + 1, *problem.family.latent_shape)
-            noise = normal([(*sample.key, "noise") for sample in samples], shape, problem.device, torch.float32)
+            noise = sampler_noise(problem, samples)
             predict = problem.finetuned(conditioning, self.recipe.guidance.guidance_scale)
             with problem.policy.held():
                 states = partial_rollout(predict, steps, noise, first)
-            require_finite(states, "sample", step, "rollout", prompts, DIVERGED, Diverged)
+            require_sampled(states, step, "rollout", prompts)
         noises = noise[:, len(steps) + 1 - self.noisy_steps :]
         return Partway(tuple(prompts), conditioning, indices=first, states=states, noises=noises)
 
@@ -78,7 +74,7 @@ class BackpropagationTrainer(SOCTrainer[Partway]):
         used, device = experience.rows(rows), self.problem.device
         conditioning = used.conditioning.map(lambda value: value.to(device))
         latent = self.clean(used, self.problem.finetuned(conditioning, self.recipe.guidance.guidance_scale))
-        require_finite(latent, "sample", self.step + 1, "loss", used.prompts, DIVERGED, Diverged)
+        require_sampled(latent, self.step + 1, "loss", used.prompts)
         found = plain_gradient(self.problem, latent.detach(), used.prompts)
         require_finite_reward(found, self.step + 1, used.prompts)
         change = ((latent - latent.detach()) * found.gradient).flatten(1).sum(1)  # zero, with the reward's gradient

@@ -14,11 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from amsd.diffusion.finite import DIVERGED
-from amsd.diffusion.noise import generator, normal
-from amsd.diffusion.rollout import rollout
+from amsd.diffusion.noise import generator
 from amsd.diffusion.steps import at
-from amsd.errors import Diverged
 from amsd.matching import (
     control,
     effective_sample_size,
@@ -31,8 +28,8 @@ from amsd.recipe.methods.policy_gradient import DDPO
 from amsd.rows import on_device
 from amsd.training.experience import LATENT, ItemLosses, Sample, StoredSteps
 from amsd.training.groups import group_numbers, judged, scaled_advantages
-from amsd.training.problem import require_finite
 from amsd.training.record import gathered, means, reward_values
+from amsd.training.sampling import sampled
 from amsd.training.sources import Batch
 from amsd.training.trainer import BufferSOCTrainer
 
@@ -73,13 +70,7 @@ class DDPOTrainer(BufferSOCTrainer[Actions]):
         problem, prompts = self.problem, [sample.prompt for sample in samples]
         steps, count = problem.steps, self.method.timesteps_per_trajectory
         with self.clock.phase("rollout"):
-            conditioning = problem.encode(prompts)
-            shape = (len(steps) + 1, *problem.family.latent_shape)
-            noise = normal([(*sample.key, "noise") for sample in samples], shape, problem.device, torch.float32)
-            predict = problem.finetuned(conditioning, self.recipe.guidance.guidance_scale)
-            with problem.policy.held():
-                trajectory = rollout(predict, steps, noise)
-            require_finite(trajectory.terminal, "sample", step, "rollout", prompts, DIVERGED, Diverged)
+            conditioning, trajectory = sampled(problem, samples, step)
         end = trajectory.terminal
         known = None if problem.groupwise else judged(problem, self.clock, end, prompts, step)
         unknown = torch.full((len(samples),), torch.nan)

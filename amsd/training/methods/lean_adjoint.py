@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from amsd.diffusion.finite import DIVERGED
 from amsd.diffusion.guidance import Conditioning
-from amsd.diffusion.noise import generator, normal
-from amsd.diffusion.rollout import Trajectory, rollout
-from amsd.errors import Diverged
+from amsd.diffusion.noise import generator
+from amsd.diffusion.rollout import Trajectory
 from amsd.matching import IndexPlan, LeanAdjoint, lean_adjoint, plan_indices
 from amsd.recipe import AdjointMatching
 from amsd.rows import on_device
@@ -20,6 +18,7 @@ from amsd.training.clock import PhaseClock
 from amsd.training.experience import LATENT, LOGGED_LATER, Sample, StoredSteps
 from amsd.training.problem import ControlProblem, require_finite
 from amsd.training.rewards import require_finite_reward, reward_gradient
+from amsd.training.sampling import sampled
 
 
 @dataclass(frozen=True)
@@ -108,15 +107,9 @@ def collect(
     clock: PhaseClock,
 ) -> AdjointExperience:
     """Experience of trajectories, all at once, under the current policy, enough for `passes` passes of loss steps."""
-    recipe, steps = problem.recipe, problem.steps
-    prompts = [sample.prompt for sample in samples]
+    steps, prompts = problem.steps, [sample.prompt for sample in samples]
     with clock.phase("rollout"):
-        conditioning = problem.encode(prompts)
-        predict = problem.finetuned(conditioning, recipe.guidance.guidance_scale)
-        noise = _noise(problem, samples)
-        with problem.policy.held():
-            trajectory = rollout(predict, steps, noise)
-        require_finite(trajectory.terminal, "sample", step, "rollout", prompts, DIVERGED, Diverged)
+        conditioning, trajectory = sampled(problem, samples, step)
     with clock.phase("reward gradient"):
         terminal = reward_gradient(problem, trajectory.terminal, samples, method.smoothing)
         require_finite_reward(terminal, step, prompts)
@@ -150,11 +143,6 @@ def collect(
         adjoint_norm=_adjoint_norms(adjoint, lowest),
         initial_cosine=_initial_cosine(trajectory),
     )
-
-
-def _noise(problem: ControlProblem, samples: Sequence[Sample]) -> Tensor:
-    shape = (len(problem.steps) + 1, *problem.family.latent_shape)
-    return normal([(*sample.key, "noise") for sample in samples], shape, problem.device, torch.float32)
 
 
 def _plan(problem: ControlProblem, method: AdjointMatching, sample: Sample, passes: int) -> IndexPlan:

@@ -9,18 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amsd.diffusion.finite import DIVERGED
 from amsd.diffusion.guidance import Conditioning
 from amsd.diffusion.noise import generator, normal
-from amsd.diffusion.rollout import Trajectory, rollout
+from amsd.diffusion.rollout import Trajectory
 from amsd.diffusion.steps import at
-from amsd.errors import Diverged
 from amsd.matching import inverse_probabilities, norm_ratio, stratified_indices
 from amsd.recipe.methods.regression import RegressionSection
 from amsd.training.experience import LATENT, ItemLosses, Rewarded, Sample
 from amsd.training.optimization import WeightAverage
-from amsd.training.problem import require_finite
 from amsd.training.record import means, reward_values
+from amsd.training.sampling import sampled
 from amsd.training.sources import Batch
 from amsd.training.trainer import SOCTrainer
 
@@ -80,14 +78,7 @@ class RegressionTrainer(SOCTrainer[PathPoints]):
 
     def draw(self, samples: Sequence[Sample], step: int) -> tuple[Conditioning, Trajectory]:
         """Trajectories of the averaged policy, guided as the sampler is; call it inside `self.sampler.applied()`."""
-        problem, prompts = self.problem, [sample.prompt for sample in samples]
-        conditioning = problem.encode(prompts)
-        shape = (len(problem.steps) + 1, *problem.family.latent_shape)
-        noise = normal([(*sample.key, "noise") for sample in samples], shape, problem.device, torch.float32)
-        predict = problem.finetuned(conditioning, self.recipe.guidance.guidance_scale)
-        trajectory = rollout(predict, problem.steps, noise[:, : self.sampled + 1])
-        require_finite(trajectory.terminal, "sample", step, "rollout", prompts, DIVERGED, Diverged)
-        return conditioning, trajectory
+        return sampled(self.problem, samples, step, self.sampled)
 
     def indices(self, samples: Sequence[Sample]) -> Tensor:
         """K steps for each sample, LongTensor (B, K)."""
