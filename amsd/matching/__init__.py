@@ -3,7 +3,7 @@
 from amsd.matching.adjoint import LeanAdjoint, lean_adjoint, vector_jacobian_product
 from amsd.matching.importance import effective_sample_size, self_normalized_weights, stepwise_log_weights
 from amsd.matching.indices import IndexPlan, inverse_probabilities, plan_indices, stratified_indices
-from amsd.matching.loss import MatchingLoss, control, matching_loss, norm_ratio
+from amsd.matching.loss import MatchingLoss, control, matching_loss, norm_ratio, step_weights
 from amsd.matching.smoothing import SmoothedGradient, smooth
 from amsd.matching.threshold import QuantileThreshold
 
@@ -22,6 +22,7 @@ __all__ = [
     "plan_indices",
     "self_normalized_weights",
     "smooth",
+    "step_weights",
     "stepwise_log_weights",
     "stratified_indices",
     "vector_jacobian_product",

@@ -48,6 +48,16 @@ def matching_loss(u: Tensor, adjoint: Tensor, sigma: Tensor) -> MatchingLoss:
     )
 
 
+def step_weights(control_scale: Tensor, power: int) -> Tensor:
+    """Weight |c_k|^-power of each step's loss (N,), with mean 1 over the steps that have a control; 0 for the others.
+
+    The loss is c_k^2 |eps_theta - eps_0 - target_k|^2: where c_k is small, at high noise, it pulls little at the
+    prediction. Weights by step leave the minimum of each step where it is.
+    """
+    weights = control_scale.abs().pow(-power) * control_scale.isfinite()
+    return weights / weights[control_scale.isfinite()].mean()
+
+
 def norm_ratio(prediction: Tensor, base_prediction: Tensor) -> Tensor:
     """|eps_theta| / |eps_0| of each item, (M,), detached: far from 1 the policy has left the base's scale."""
     norms = [_squared_norm(value.detach().float()).sqrt() for value in (prediction, base_prediction)]

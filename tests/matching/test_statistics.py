@@ -14,6 +14,7 @@ from amsd.matching import (
     plan_indices,
     self_normalized_weights,
     smooth,
+    step_weights,
     stepwise_log_weights,
     stratified_indices,
 )
@@ -124,6 +125,15 @@ def test_step_weights_are_the_log_ratio_of_two_gaussian_densities() -> None:
     old, new = torch.distributions.Normal(mean, sigma), torch.distributions.Normal(other, sigma)
     expected = (new.log_prob(x) - old.log_prob(x)).sum(1)
     assert torch.allclose(stepwise_log_weights((other - mean) / sigma, noise), expected)
+
+
+@pytest.mark.parametrize("power", [0, 1, 2])
+def test_weights_by_step_even_out_the_scales_of_controls(power: int) -> None:
+    scale = torch.tensor([-0.02, -0.1, -1.5, -math.inf], dtype=torch.float64)
+    weights = step_weights(scale, power)
+    assert float(weights[:3].mean()) == pytest.approx(1)
+    assert float(weights[3]) == 0  # a step without a control has no loss
+    assert float(weights[0] / weights[2]) == pytest.approx(75.0**power)
 
 
 def test_effective_sample_size() -> None:

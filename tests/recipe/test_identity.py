@@ -126,6 +126,7 @@ def test_unchanged_by(assignment: str) -> None:
         "method.adjoint_at=current",
         "method.outliers=clip",
         "method.outlier_threshold=current",
+        "method.step_weights=balanced",
         "method.smoothing.noise_std=0.1",
         "reward[0].weight=2.0",
         "reward[0].name=shapes:area",

@@ -60,7 +60,10 @@ def fitted(method: dict[str, Any], multiplier: float, folder: Path) -> tuple[Aff
     return found, values.of_steps
 
 
-@pytest.mark.parametrize("method", [{"name": "am"}, BUFFER], ids=["on policy", "buffer"])
+WEIGHED = {"name": "am", "step_weights": "prediction"}
+
+
+@pytest.mark.parametrize("method", [{"name": "am"}, BUFFER, WEIGHED], ids=["on policy", "buffer", "weighed by step"])
 def test_the_trainer_reaches_the_fixed_point(method: dict[str, Any], tmp_path: Path) -> None:
     found, _ = fitted(method, MULTIPLIER, tmp_path)
     steps = steps_of(STEPS)

@@ -1,14 +1,19 @@
-"""A step from which nothing can be learned is said, once."""
+"""Weights of the loss: a step from which nothing can be learned is said, once, and steps may count differently."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from amsd.diffusion.steps import flow_steps
 from amsd.experiment.train import train
 from amsd.recipe import load_recipe
+from amsd.training.experience import ItemLosses
+from amsd.training.methods.adjoint_matching import AMTrainer
 from tests.cli.commands import write_recipe
 
 
@@ -35,3 +40,18 @@ def test_a_reward_that_is_weak_for_the_learning_rate_is_such_a_case(
     said = [line["text"] for line in lines if line.get("notice") == "all-masked"]
     assert len(said) == told
     assert all("normalize = true" in text for text in said)
+
+
+def test_every_item_is_weighed_by_its_step() -> None:
+    """The gradient in the prediction is w c^2 times its distance to the target: alike with `prediction`."""
+    levels = torch.tensor([1.0, 0.98, 0.9, 0.6, 0.0])
+    trainer = AMTrainer.__new__(AMTrainer)
+    items = ItemLosses(torch.ones(4), {"index": torch.tensor([0, 2, 1, 1])})
+    for name, power in (("control", 0), ("balanced", 1), ("prediction", 2)):
+        short = ["schedule.num_inference_steps=4", "method.timesteps_per_trajectory=2"]
+        recipe = load_recipe("flow", [f"method.step_weights={name}", *short])
+        steps = flow_steps(levels, 1000 * levels[:-1], 1.0)
+        trainer.recipe, trainer.problem = recipe, SimpleNamespace(steps=steps)  # type: ignore[assignment]
+        weights = trainer.weights(items)
+        scale = steps.control_scale[items.logged["index"]].abs()
+        torch.testing.assert_close(weights / weights[0], (scale[0] / scale).pow(power))

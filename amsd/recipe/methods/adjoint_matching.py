@@ -38,7 +38,9 @@ class AdjointMatching(StratifiedSection, TiltedSection):
 
     label: ClassVar[str] = "Adjoint Matching"
     trainer: ClassVar[str] = "amsd.training.methods.adjoint_matching:AMTrainer"
-    as_before: ClassVar[dict[str, Any]] = {"outliers": "mask", "outlier_threshold": "current"}
+    as_before: ClassVar[dict[str, Any]] = {
+        "outliers": "mask", "outlier_threshold": "current", "step_weights": "control",
+    }  # fmt: skip
 
     name: Literal["am"] = "am"
     adjoint_at: Literal["next", "current"] = "next"
@@ -50,7 +52,16 @@ class AdjointMatching(StratifiedSection, TiltedSection):
     outlier_threshold: Literal["previous", "current"] = "previous"
     """Batches that the moving threshold averages: those before this one (`previous`), or this one too (`current`, the
     reference; with several micro-batches in a batch every loss is then computed twice)."""
+    step_weights: Literal["control", "balanced", "prediction"] = "control"
+    """What the loss of a step is weighted by: `control` is the paper's loss of controls, with which steps of high noise
+    learn slowest; `prediction` divides it by c_k^2, so that all steps pull alike at the prediction; `balanced` by
+    |c_k|. The fixed point is the same."""
     smoothing: Smoothing = Smoothing()
+
+    @property
+    def step_power(self) -> int:
+        """Power of |c_k| that the loss of a step is divided by."""
+        return ("control", "balanced", "prediction").index(self.step_weights)
 
     def adjoint_rows(self, recipe: Tables) -> int:
         """One, or two where the base drift is guided."""

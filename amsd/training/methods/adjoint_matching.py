@@ -23,6 +23,7 @@ from amsd.matching import (
     matching_loss,
     norm_ratio,
     self_normalized_weights,
+    step_weights,
     stepwise_log_weights,
 )
 from amsd.recipe import AdjointMatching
@@ -134,8 +135,11 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
         return stepwise_log_weights(difference, items.latent("noises", device))
 
     def weights(self, items: ItemLosses) -> Tensor:
-        """Outliers are left out or clipped; importance weights multiply, where they are used."""
+        """Outliers are left out or clipped; weights by step and by importance multiply, where they are used."""
         weights = self._outliers(items.loss)
+        if self.method.step_power:
+            by_step = step_weights(self.problem.steps.control_scale, self.method.step_power)
+            weights = weights * by_step[items.logged["index"].cpu()]
         if self.method.weighs_by_importance:
             weights = weights * self_normalized_weights(items.logged["log_weights"].double())
         return weights
