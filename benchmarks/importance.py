@@ -220,6 +220,8 @@ def main(
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe.")] = None,
 ) -> None:
     """Measure, train, measure again, compare; what was done is not repeated."""
+    if recipe not in _CONVERGES:
+        raise typer.BadParameter(f"--recipe {recipe}: choose one of {', '.join(_CONVERGES)}")
     setting = Weighted(recipe, reward, multiplier, word, prompts, inference_steps, steps, tuple(assignments or ()))
     base = rewards_of(out / "base.json", setting.recipe(0), None, samples)
     for seed in range(first_seed, first_seed + seeds):

@@ -105,6 +105,18 @@ def test_importance_weights_on_a_gaussian(benchmark: Callable[[str], Any]) -> No
     assert found[0].difference.standard_error < 0.7 * found[0].importance.standard_error
 
 
+@pytest.mark.parametrize("name", ["shapes", "flow"])
+def test_what_is_compared_with_importance_weights_converges_to_the_whole_tilt(
+    benchmark: Callable[[str], Any], name: str
+) -> None:
+    """No mask, no weight decay, the memoryless noise: each would move the fixed point."""
+    made = benchmark("importance").Weighted(name, "shapes:area", 10.0, "big", 8, 10, 40, ()).recipe(0)
+    assert made.method.per_sample_threshold_quantile < 0
+    assert (made.optimizer.weight_decay, made.schedule.eta, made.guidance.guidance_scale) == (0, 1, 1)
+    assert made.method.adjoint_at == "next"
+    assert len(made.prompts.train) == 8
+
+
 def _calibrated(figures: list[tuple[float, float]], expected: float) -> None:
     """Estimates scatter about what they estimate as widely as their standard errors say."""
     values, errors = torch.tensor(figures, dtype=torch.float64).unbind(1)

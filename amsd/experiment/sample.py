@@ -145,7 +145,8 @@ def pictures(
         RunError: a picture is not finite.
     """
     scale = recipe.guidance.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    negative = recipe.guidance.negative_prompt if request.negative_prompt is None else request.negative_prompt
+    own = recipe.guidance.negative_prompt if scale != 1 else ""  # without guidance nothing leads away from it
+    negative = own if request.negative_prompt is None else request.negative_prompt
     family.check_negative_prompt(negative, scale)
     steps = request.num_inference_steps or recipe.schedule.num_inference_steps
     family.check_drawing(request.eta, scale, steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from amsd.diffusion.families import family_class, family_for
 from amsd.errors import UsageError
+from amsd.experiment.sample import SampleRequest, pictures
 from amsd.recipe import Model, Recipe, from_dict, identity
 from amsd.recipe.rules import warnings
 from amsd.training.problem import ControlProblem
@@ -59,6 +61,18 @@ def test_embedded_guidance_has_no_place_for_it() -> None:
     with pytest.raises(UsageError, match="Set guidance"):
         flux.check_recipe(recipe(guidance_scale=1.0, negative_prompt=BLURRY))
     flux.check_recipe(recipe(guidance_scale=1.0))
+
+
+def test_a_sample_without_guidance_leaves_out_that_of_the_run() -> None:
+    """Only one that was typed is refused there."""
+    model = Model(size=(16, 16), max_sequence_length=4)
+    family = family_for(pipelines.flux(), model)
+    chosen = recipe(guidance_scale=3.0, negative_prompt=BLURRY)
+    family.pipeline.scheduler = family.exported_sampler(chosen.schedule)
+    request = SampleRequest(("a cat",), count=1, guidance_scale=1.0, num_inference_steps=2)
+    assert len(pictures(family, chosen, "a cat", request)) == 1
+    with pytest.raises(UsageError, match="has no effect"):
+        pictures(family, chosen, "a cat", replace(request, negative_prompt="worse"))
 
 
 @pytest.mark.parametrize("key", ["embedded_guidance", "max_sequence_length"])
