@@ -12,8 +12,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +29,8 @@ _BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _BORDERS = re.compile("[─━│┃┏┓┗┛┡┩┌┐└┘├┤┬┴┼╇╈╋┳┻]+")
 _MEASURED = re.compile(r"(?<![\w.])([+-]?\d*\.?\d+) ± (\d*\.?\d+)(?:\s+\S+$)?")
 _NEEDS_INSTALL = re.compile(r"python3 -m venv|uv |source |demo-env/")
-_STOPPED_AFTER = 60.0
-"""Seconds after which a command that serves until it is interrupted is ended."""
+_LONGEST_START = 300.0
+"""Seconds that a command which serves until it is interrupted may take to say its last line."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,6 @@ class Step:
 
     command: str
     shown: tuple[str, ...]
-
-    @property
-    def serves(self) -> bool:
-        """Whether the command ends only when it is interrupted."""
-        return "amsd demo" in self.command
 
 
 def steps(page: Path = PAGE) -> list[Step]:
@@ -118,16 +115,38 @@ def walk(folder: Path, run: Callable[[str, Path], str], install: bool) -> Iterat
 def in_shell(command: str, folder: Path) -> str:
     """Run a command as a reader does, in the folder's own environment where it has one."""
     activate = "source .venv/bin/activate; " if (folder / ".venv").is_dir() else ""
-    served = f"timeout -s INT {_STOPPED_AFTER:.0f} " if "amsd demo" in command else ""
-    environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
+    # A reader's cache is empty: a result that an earlier walk left there would be read instead of made.
+    environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "AMSD_CACHE": str(folder / ".cache")}
     environment.pop("PYTHONPATH", None) if activate else environment.update(PYTHONPATH=str(ROOT))
+    line = ["bash", "-c", f"{activate}{command}"]
+    if "amsd demo" in command:
+        return _until_it_serves(line, folder, environment)
     done = subprocess.run(
-        ["bash", "-c", f"{activate}{served}{command}"], cwd=folder, env=environment, text=True, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    if done.returncode and not served:
+        line, cwd=folder, env=environment, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if done.returncode:
         raise SystemExit(f"$ {command}\n{done.stdout}\nexit code {done.returncode}")
     return done.stdout
+
+
+def _until_it_serves(line: list[str], folder: Path, environment: dict[str, str]) -> str:
+    """Start a server, and interrupt it when it says its address."""
+    with subprocess.Popen(
+        line, cwd=folder, env={**environment, "PYTHONUNBUFFERED": "1"}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as server:  # fmt: skip
+        late = threading.Timer(_LONGEST_START, os.killpg, (server.pid, signal.SIGKILL))
+        late.start()
+        assert server.stdout is not None
+        said = []
+        for text in server.stdout:
+            said.append(text)
+            if "URL:" in text:
+                os.killpg(server.pid, signal.SIGINT)
+                break
+        said.append(server.stdout.read())
+        late.cancel()
+    return "".join(said)
 
 
 def main(
