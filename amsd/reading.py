@@ -113,6 +113,11 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return found
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file's name says that it is of this format; some systems write suffixes in capitals."""
+    return path.suffix.lower() == ".safetensors"
+
+
 def require_whole(path: Path, what: str) -> None:
     """Look at a file's first bytes and its size, without reading it.
 
@@ -137,7 +142,7 @@ def _fault(path: Path) -> str | None:
         return "is empty. Download the file again."
     if (stand_in := _stand_in(start)) is not None:
         return stand_in
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         return _cut_off(path, start, size)
     return None
 

@@ -46,6 +46,8 @@ class Blueprint:
     """What has to be downloaded."""
     has_files: bool = False
     """Whether the model's own scheduler and tokenizers were read."""
+    weights: tuple[Path, ...] = ()
+    """Its files of weights, where they are on this machine."""
 
     @property
     def parameters(self) -> int:
@@ -186,7 +188,8 @@ def _of_folder(folder: Folder, model: Model, what: str, download: str) -> Bluepr
     plain = {name: load_plain(part, what) for name, part in folder.parts.items() if not part.weights}
     config = {**denoiser.config, "_class_name": denoiser.class_name}  # the index names the class that is loaded
     others = vae, sum(counts.values())
-    return _on_paper(family, config, _vae_scale(parts["vae"].config), others, model, download, plain)
+    found = _on_paper(family, config, _vae_scale(parts["vae"].config), others, model, download, plain)
+    return replace(found, weights=tuple(file for part in parts.values() for file in part.weights))
 
 
 def _of_single_file(model: Model) -> Blueprint:
@@ -219,7 +222,7 @@ def _of_single_file(model: Model) -> Blueprint:
             f"model.pretrained = {model.pretrained!r} holds a {family.denoiser_class} of {stored:,} parameters but its "
             f"configuration describes one of {found.parameters:,}: set model.config to that of the same architecture."
         )
-    return found
+    return replace(found, weights=(file,))
 
 
 def _require_fit(folder: Path, plain_parts: Mapping[str, Any], what: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amsd.diffusion.families import family_class, known_families
+from amsd.diffusion.families.fit import require_scheduler
 from amsd.errors import UsageError
 from amsd.reading import read_json, require_whole
 
@@ -142,11 +143,18 @@ def _parts(
             files, found = _weight_files(folder, what, variant, library)
             yield Part(name, library, class_name, folder, config, files, found)
         else:
-            config = read_json(folder / "scheduler_config.json", what) if library == "diffusers" else {}
+            config = _scheduler_config(folder, what) if library == "diffusers" else {}
             for file in sorted(folder.iterdir()):
                 if file.is_file() and not file.name.startswith("."):
                     read_json(file, what) if file.suffix == ".json" else require_whole(file, what)
             yield Part(name, library, class_name, folder, config, (), None)
+
+
+def _scheduler_config(folder: Path, what: str) -> Mapping[str, Any]:
+    file = folder / "scheduler_config.json"
+    config = read_json(file, what)
+    require_scheduler(config, file, what)
+    return config
 
 
 def configuration_parts(path: Path, what: str) -> dict[str, Part]:

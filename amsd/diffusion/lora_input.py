@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from amsd import hub
 from amsd.diffusion.families.base import Family
-from amsd.diffusion.finite import require_finite_file
-from amsd.diffusion.lora_forms import NO_PLACE, in_words_of_diffusers, no_place, require_places, tensor_names
+from amsd.diffusion.families.lora_names import networks_of
+from amsd.diffusion.lora_forms import NO_PLACE, LoraFile, read_lora, tensor_names
 from amsd.errors import UsageError
-from amsd.reading import reading, require_whole
+from amsd.reading import is_safetensors, reading, require_whole
 from amsd.recipe.schema import only_path
 
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
@@ -32,8 +31,8 @@ _FACTORS = (
 )
 """Parts of names that matrices of a LoRA have; the last four are those of XLabs' tools for FLUX."""
 _OTHER_KINDS = (
-    ".hada_w", ".lokr_w", ".oft_blocks", ".oft_diag", ".diff_b", ".glora_", ".a1.weight", ".on_input", ".w_norm",
-    ".b_norm",
+    ".hada_w", ".lokr_w", ".oft_blocks", ".oft_diag", ".diff_b", ".glora_", ".a1.weight", ".on_input", ".lora_mid.",
+    ".w_norm", ".b_norm",
 )  # fmt: skip
 """Parts of names that adapters other than LoRA have, in the words of LyCORIS."""
 _ADAPTERS = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")
@@ -54,7 +53,7 @@ def lora_file(path: Path, what: str | None = None) -> Path | None:
             return None
         found = next((path / name for name in FILES if (path / name).is_file()), None)
         return None if found is None else lora_file(found, what)
-    if path.suffix != _SUFFIX or not path.is_file():
+    if not is_safetensors(path) or not path.is_file():
         return None
     require_whole(path, what or "the LoRA")
     names = tensor_names(path)
@@ -101,7 +100,7 @@ def find_lora(target: str, what: str) -> Path | None:
         return None
     folder = repository.cached_folder()
     known = [] if folder is None else [file.name for file in folder.iterdir()]
-    if not any(name.endswith(_SUFFIX) for name in known):
+    if not any(name.lower().endswith(_SUFFIX) for name in known):
         if hub.silence() is not None:
             return None  # who looks for a pipeline next says that there is no network
         known = repository.names(what, _DOWNLOAD)
@@ -111,7 +110,7 @@ def find_lora(target: str, what: str) -> Path | None:
 
 def _only_lora(names: list[str], repository: str, what: str) -> str | None:
     """The file of a repository that is a LoRA by its name, or its only one; None if it holds no weights at its top."""
-    files = [name for name in names if name.endswith(_SUFFIX) and "/" not in name]
+    files = [name for name in names if name.lower().endswith(_SUFFIX) and "/" not in name]
     usual = [name for name in FILES if name in files] or (files if len(files) == 1 else [])
     if usual:
         return usual[0]
@@ -129,46 +128,23 @@ def merge(family: Family, file: Path, what: str) -> None:
     Raises:
         UsageError: the file does not fit the model; it is named.
     """
-    put_on(family, file, what)
+    lora = put_on(family, file, what)
     with reading(what, file):
-        family.pipeline.fuse_lora(components=[family.denoiser_name, *_trained_encoders(family)])
+        family.pipeline.fuse_lora(components=[*lora.layers])
         family.pipeline.unload_lora_weights()
 
 
-def put_on(family: Family, file: Path, what: str, name: str = _NAME) -> None:
-    """Load a LoRA file as the adapter `name` of a pipeline's networks.
+def put_on(family: Family, file: Path, what: str) -> LoraFile:
+    """Load a LoRA file as an adapter of a pipeline's networks.
 
     Raises:
-        UsageError: it cannot be read, belongs to another architecture, or a part of it was left out.
+        UsageError: it cannot be read, belongs to another architecture, or a part of it would be left out.
     """
-    require_whole(file, what)
-    require_places(family, file, what)
-    with in_words_of_diffusers(family, file, what) as readable, reading(what, file, NO_PLACE):
-        family.pipeline.load_lora_weights(str(readable.parent), weight_name=readable.name, adapter_name=name)
-    for network in (family.denoiser, *family.text_encoders):
-        require_finite_file(
-            ((key, value) for key, value in network.named_parameters() if f".{name}." in key), f"{what}: {file}"
-        )
-    stored = [each for each in tensor_names(file) if _is_factor(each)]
-    loaded = [each for network in (family.denoiser, *family.text_encoders) for each in _adapter(network, name)]
-    if len(loaded) < len(stored):
-        raise UsageError(no_place(what, file, len(stored), len(stored) - len(loaded), stored[0]))
-
-
-def trains_text(family: Family, name: str = _NAME) -> bool:
-    """Whether a LoRA that was put on changes a text encoder."""
-    return any(True for encoder in family.text_encoders for _ in _adapter(encoder, name))
-
-
-def _trained_encoders(family: Family) -> list[str]:
-    components = family.pipeline.components
-    names = [name for name in family.text_encoder_names if components.get(name) is not None]
-    return [name for name in names if any(True for _ in _adapter(components[name], _NAME))]
-
-
-def _adapter(network: Any, name: str) -> Iterator[str]:
-    """Names of an adapter's matrices."""
-    return (key for key, _ in network.named_parameters() if "lora_" in key and f".{name}." in f"{key}.")
+    lora = read_lora(family, file, what)
+    with reading(what, file, NO_PLACE):
+        for component, network in networks_of(family).items():
+            lora.put_on(component, network, _NAME)
+    return lora
 
 
 def _is_factor(name: str) -> bool:

@@ -13,7 +13,7 @@ from amsd.diffusion.families.single_file import stored_shapes
 from amsd.diffusion.finite import require_finite_file
 from amsd.diffusion.folder import Folder, Part
 from amsd.errors import UsageError
-from amsd.reading import audit, reading
+from amsd.reading import audit, reading, wrapper_hint
 
 _LOG = logging.getLogger(__name__)
 _HARMLESS = (".position_ids", "logit_scale")
@@ -127,8 +127,11 @@ def require_sound(folder: Folder, what: str) -> None:
     require_classes(folder, what)
     for part in folder.parts.values():
         if part.weights:
+            shapes = {name: shape for file in part.weights for name, shape in stored_shapes(file, what).items()}
+            if hint := wrapper_hint(shapes):
+                raise UsageError(f"{what}: {part.folder}: {hint}")
             described = sum(value.numel() for value in _values(part, what))
-            stored = sum(math.prod(shape) for file in part.weights for shape in stored_shapes(file, what).values())
+            stored = sum(map(math.prod, shapes.values()))
             # Files of transformers may hold more than is read, such as the picture's half of a CLIP.
             if stored < described or (part.library == "diffusers" and stored != described):
                 raise UsageError(

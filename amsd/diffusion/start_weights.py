@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from amsd.diffusion import lora_input
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.loading import load_family, locate, named_as, other_model
 from amsd.diffusion.lora_file import LORA_FILE
+from amsd.diffusion.lora_forms import LoraFile, read_lora
 from amsd.diffusion.parameterizations import ADAPTER_FILE, FullPolicy, LoraPolicy
 from amsd.diffusion.policy import Policy
 from amsd.errors import UsageError
@@ -21,7 +21,6 @@ from amsd.recipe import Model
 from amsd.run_directory import resolve_checkpoint
 
 _LOG = logging.getLogger(__name__)
-_ADAPTER = "start"
 
 
 def start_from(policy: Policy, model: Model) -> None:
@@ -45,9 +44,7 @@ def start_from(policy: Policy, model: Model) -> None:
     elif isinstance(policy, FullPolicy) and checkpoint is None:
         _take_denoiser(policy, model, what)
     elif isinstance(policy, LoraPolicy) and file is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # PEFT's, on a second adapter: it is there for a moment only
-            _take_adapter(policy, file, what)
+        _take_adapter(policy, file, model, what)
     else:
         raise UsageError(impossible(model, what))
 
@@ -88,24 +85,28 @@ def _is_own(policy: Policy, checkpoint: Path) -> bool:
 def _merge(policy: FullPolicy, file: Path, what: str) -> None:
     """The trained copy becomes the base plus the LoRA."""
     family = policy.family
-    lora_input.put_on(family, file, what)
-    _refuse_text(family, file, what)
-    family.pipeline.fuse_lora(components=[family.denoiser_name])
-    family.pipeline.unload_lora_weights()
+    _refuse_text(family, lora_input.put_on(family, file, what), file, what)
+    family.merge_lora()
     policy.trained_network.requires_grad_(True)
 
 
-def _refuse_text(family: Family, file: Path, what: str, name: str = "file") -> None:
-    if lora_input.trains_text(family, name):
-        raise UsageError(text_too(file, what))
+def require_lora(family: Family, lora: LoraFile, file: Path, model: Model, what: str) -> None:
+    """Check that a recipe's parameterization can begin from a LoRA.
+
+    Raises:
+        UsageError: it changes a text encoder, or its rank or alpha is not the recipe's.
+    """
+    _refuse_text(family, lora, file, what)
+    if model.parameterization == "lora":
+        _require_shape(lora, model, what)
 
 
-def text_too(file: Path, what: str) -> str:
-    """That a LoRA to begin from changes more than is trained."""
-    return (
-        f"{what}: {file} changes the text encoder too, which amsd does not train: base and fine-tuned model share "
-        "one. Merge the file into a pipeline and set model.pretrained to it, or use a LoRA of the denoiser alone."
-    )
+def _refuse_text(family: Family, lora: LoraFile, file: Path, what: str) -> None:
+    if lora.changes_text(family):
+        raise UsageError(
+            f"{what}: {file} changes the text encoder too, which amsd does not train: base and fine-tuned model share "
+            "one. Merge the file into a pipeline and set model.pretrained to it, or use a LoRA of the denoiser alone."
+        )
 
 
 def _take_denoiser(policy: FullPolicy, model: Model, what: str) -> None:
@@ -128,51 +129,38 @@ def _take_denoiser(policy: FullPolicy, model: Model, what: str) -> None:
     policy.trained_network.load_state_dict(state)
 
 
-def _take_adapter(policy: LoraPolicy, file: Path, what: str) -> None:
+def _take_adapter(policy: LoraPolicy, file: Path, model: Model, what: str) -> None:
     """The adapters get the weights of a LoRA file of their own rank, alpha and layers."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     family = policy.family
+    lora = read_lora(family, file, what)
+    require_lora(family, lora, file, model, what)
     network: Any = policy.trained_network
-    lora_input.put_on(family, file, what, _ADAPTER)
+    own, state = get_peft_model_state_dict(network, adapter_name="default"), lora.state(family.denoiser_name)
     try:
-        _refuse_text(family, file, what, _ADAPTER)
-        _require_shape(policy, network, what)
-        state = get_peft_model_state_dict(network, adapter_name=_ADAPTER)
-        own = get_peft_model_state_dict(network, adapter_name="default")
-        try:
-            require_same(own, state, f"{what}: {file}")
-        except UsageError as error:
-            raise UsageError(f"{error} Set model.lora.targets to the layers of the file.") from error
-        state = {name: value.detach().float().clone() for name, value in state.items()}
-    finally:
-        network.delete_adapters(_ADAPTER)
-        encoders: list[Any] = list(family.text_encoders)
-        for encoder in encoders:
-            if _ADAPTER in getattr(encoder, "peft_config", {}):
-                encoder.delete_adapter(_ADAPTER)
-        network.set_adapter("default")
+        require_same(own, state, f"{what}: {file}")
+    except UsageError as error:
+        raise UsageError(f"{error} Set model.lora.targets to the layers of the file.") from error
     set_peft_model_state_dict(network, state)
-    for parameter in policy.trainable.values():
-        parameter.requires_grad_(True)
 
 
-def _require_shape(policy: LoraPolicy, network: Any, what: str) -> None:
+def _require_shape(lora: LoraFile, model: Model, what: str) -> None:
     """Check rank and alpha.
 
     Raises:
         UsageError: they are not the recipe's; both are named.
     """
-    config, own = network.peft_config[_ADAPTER], network.peft_config["default"]
-    ranks = {config.r, *config.rank_pattern.values()}
-    alphas = {float(config.lora_alpha), *map(float, config.alpha_pattern.values())}
-    if ranks != {own.r} or alphas != {float(own.lora_alpha)}:
+    own = model.lora
+    own_alpha = float(own.rank if own.alpha is None else own.alpha)
+    ranks, alphas = lora.strengths()
+    if ranks != {own.rank} or alphas != {own_alpha}:
         rank, alpha = " and ".join(map(str, sorted(ranks))), " and ".join(f"{each:g}" for each in sorted(alphas))
         way_out = f"Set model.lora.rank = {rank} and model.lora.alpha = {alpha}."
         if len(ranks) > 1 or len(alphas) > 1:
             way_out = "Only model.parameterization = 'full' begins from a LoRA whose layers differ in rank or alpha."
         raise UsageError(
-            f"{what} has rank {rank} and alpha {alpha}; the recipe has rank {own.r} and alpha {own.lora_alpha:g}. "
+            f"{what} has rank {rank} and alpha {alpha}; the recipe has rank {own.rank} and alpha {own_alpha:g}. "
             f"{way_out}"
         )
 

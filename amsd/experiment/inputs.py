@@ -110,7 +110,7 @@ def _require_groups(recipe: Recipe) -> None:
 def _require_model(recipe: Recipe) -> None:
     for key in ("pretrained", "config", "start"):
         name = getattr(recipe.model, key, None)
-        if name is None or not (only_path(name) or name.endswith((".safetensors", ".ckpt"))):
+        if name is None or not (only_path(name) or name.lower().endswith((".safetensors", ".ckpt"))):
             continue
         try:
             there = Path(name).expanduser().exists()

@@ -18,6 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 #: Names of the key or column that holds the prompt, in order of preference; upper and lower case are alike.
 KEYS = ("text", "prompt", "prompts", "caption", "captions")
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".7z")
 _DELIMITERS = (",", ";", "\t", "|")
 #: Nobody has a table of more bytes: a prompt file that has is another file.
 LARGEST = 2**30
@@ -33,7 +34,8 @@ def read_file(path: Path, column: str | None = None) -> list[str]:
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise PromptError(f"{path}: unknown format {path.suffix!r}; prompt files are {', '.join(READERS)}.")
+        packed = " Unpack it first." if path.suffix.lower() in _PACKED else ""
+        raise PromptError(f"{path}: unknown format {path.suffix!r}; prompt files are {', '.join(READERS)}.{packed}")
     try:
         if path.stat().st_size > LARGEST:
             raise PromptError(f"{path}: has {path.stat().st_size:,} bytes; a prompt file may have {LARGEST:,}.")
@@ -137,6 +139,7 @@ READERS: Mapping[str, Callable[[Path, str | None], list[str]]] = {
     ".txt": read_text,
     ".json": read_json,
     ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,

@@ -76,7 +76,7 @@ class Model(Section):
     @property
     def is_single_file(self) -> bool:
         """Whether `pretrained` names a checkpoint of one file."""
-        return self.pretrained.endswith((".safetensors", ".ckpt"))
+        return self.pretrained.lower().endswith((".safetensors", ".ckpt"))
 
 
 class Schedule(Section):

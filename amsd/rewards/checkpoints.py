@@ -16,7 +16,7 @@ from amsd.errors import UsageError
 from amsd.files import sha256 as file_hash
 from amsd.hub import PREFIX as HUB
 from amsd.hub import Repository, parse_file
-from amsd.reading import require_same, require_whole
+from amsd.reading import is_safetensors, require_same, require_whole
 
 
 def find_file(source: str, what: str, sha256: str | None = None) -> Path:
@@ -94,7 +94,7 @@ def load_tensors(path: Path, what: str) -> dict[str, Tensor]:
 
     require_whole(path, what)
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:

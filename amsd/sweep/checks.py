@@ -167,7 +167,8 @@ def require_inputs(plan: SweepPlan, download: bool = True) -> list[str]:
             try:
                 found = check_inputs(recipe, download)
                 notices |= dict.fromkeys(found.remarks(recipe))
-                if not recipe.model.pretrained.startswith("embedded:"):  # which is sound, and torch takes seconds
+                # The embedded models are sound, and torch takes seconds.
+                if not recipe.model.pretrained.startswith("embedded:") or recipe.model.start is not None:
                     from amsd.experiment.examine import examine
 
                     notices |= dict.fromkeys(examine(recipe, found))

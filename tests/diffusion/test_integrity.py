@@ -72,9 +72,9 @@ def first(state: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch
 
 #: File, what happens to it, words of the message, and whether a dry run sees it too.
 DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str, bool]] = {
-    "compiled unet": (UNET, tensors(lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}), "_orig_mod", False),
-    "compiled text": (TEXT, tensors(lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}), "_orig_mod", False),
-    "parallel vae": (VAE, tensors(lambda s: {f"module.{k}": v for k, v in s.items()}), "'module.'", False),
+    "compiled unet": (UNET, tensors(lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}), "_orig_mod", True),
+    "compiled text": (TEXT, tensors(lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}), "_orig_mod", True),
+    "parallel vae": (VAE, tensors(lambda s: {f"module.{k}": v for k, v in s.items()}), "'module.'", True),
     "hole in unet": (UNET, tensors(lambda s: {k: v for k, v in s.items() if "mid" not in k}), "unet.*mid_block", True),
     "half a text encoder": (TEXT, tensors(lambda s: {k: v for k, v in s.items() if "layers.1" not in k}),
                             r"text_encoder.*layers\.1", True),
@@ -134,6 +134,14 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str, bool]] = {
                        "text_encoder.*quantized", True),
     "integers": (UNET, tensors(lambda s: s | {"conv_in.weight": torch.zeros(8, 4, 3, 3, dtype=torch.int8)}),
                  r"matrices are 8-bit integers \(conv_in\.weight\)", True),
+    "a table without end": ("scheduler/scheduler_config.json", configuration(num_train_timesteps=10**9),
+                            "num_train_timesteps = '1000000000'; .* from 1 to 100,000", True),
+    "no timesteps": ("scheduler/scheduler_config.json", configuration(num_train_timesteps=0), "num_train_times", True),
+    "timesteps in words": ("scheduler/scheduler_config.json", configuration(num_train_timesteps="1000"),
+                           "must be a whole number", True),
+    "no shift": ("scheduler/scheduler_config.json", configuration(shift=0), "shift = '0'; it must be .* above 0", True),
+    "a tokenizer of nothing": ("tokenizer/tokenizer_config.json", configuration(model_max_length=0),
+                               "gives 0 tokens at most", True),
     "unknown prediction": ("scheduler/scheduler_config.json", configuration(prediction_type="noise"), "'noise'", True),
 }  # fmt: skip
 

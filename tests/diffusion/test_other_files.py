@@ -87,6 +87,76 @@ def test_a_check_looks_at_what_training_begins_from(base: Model, tmp_path: Path)
     assert examine(chosen(base.pretrained), Inputs(None, None)) == []
 
 
+def changed(file: Path, change: Any) -> None:
+    """The first tensor of a file by its name becomes what `change` makes of it."""
+    tensors = load_file(file)
+    name = min(name for name, value in tensors.items() if value.is_floating_point())
+    save_file(tensors | {name: change(tensors[name])}, file, metadata={"format": "pt"})
+
+
+NOT_FINITE = {
+    "unet": "unet/diffusion_pytorch_model",
+    "vae": "vae/diffusion_pytorch_model",
+    "text": "text_encoder/model",
+}
+
+
+@pytest.mark.parametrize("part", NOT_FINITE)
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_a_check_reads_every_number_of_the_model(part: str, value: float, base: Model) -> None:
+    changed(Path(base.pretrained) / f"{NOT_FINITE[part]}.safetensors", lambda tensor: tensor.half().fill_(value))
+    recipe = from_dict({"reward": [{"name": "brightness"}], "model": {"pretrained": base.pretrained}}, source="test")
+    with pytest.raises(UsageError, match=rf"{NOT_FINITE[part]}.*: the weights of .* are not finite"):
+        examine(recipe, Inputs(None, None))
+
+
+def test_large_weights_of_half_precision_are_finite(base: Model) -> None:
+    changed(
+        Path(base.pretrained) / "unet/diffusion_pytorch_model.safetensors", lambda t: torch.full_like(t, 6e4).half()
+    )
+    recipe = from_dict({"reward": [{"name": "brightness"}], "model": {"pretrained": base.pretrained}}, source="test")
+    assert examine(recipe, Inputs(None, None)) == []
+
+
+BEGINNINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "another rank": (
+        {"parameterization": "lora", "lora": {"rank": 3}},
+        "Set model.lora.rank = 4 and model.lora.alpha = 2",
+    ),
+    "other layers": (
+        {"parameterization": "lora", "lora": {"rank": 4, "alpha": 2, "targets": ["to_q"]}},
+        "lora.targets",
+    ),
+    "an offset": ({"parameterization": "offset"}, "a checkpoint of an offset"),
+}
+"""What a recipe says of its parameterization, and words of the refusal to begin from a LoRA of rank 4 and alpha 2."""
+
+
+@pytest.mark.parametrize("name", BEGINNINGS)
+def test_a_check_compares_a_start_with_the_parameterization(name: str, base: Model, tmp_path: Path) -> None:
+    keys, words = BEGINNINGS[name]
+    model = {"pretrained": base.pretrained, "start": str(made(tmp_path / "lora")), **keys}
+    with pytest.raises(UsageError, match=words):
+        examine(from_dict({"reward": [{"name": "brightness"}], "model": model}, source="test"), Inputs(None, None))
+
+
+def test_a_check_looks_into_the_checkpoint_that_training_begins_from(base: Model, tmp_path: Path) -> None:
+    def begun(start: Path, **keys: Any) -> list[str]:
+        model = {"pretrained": base.pretrained, "start": str(start), **keys}
+        recipe = from_dict({"reward": [{"name": "brightness"}], "model": model}, source="test")
+        return examine(recipe, Inputs(None, None))
+
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000001"
+    build_policy(family_for(pipelines.stable_diffusion()), base).as_it_is()(checkpoint)
+    (checkpoint / "manifest.json").write_text("{}")
+    assert begun(checkpoint) == []
+    with pytest.raises(UsageError, match="can begin from"):
+        begun(checkpoint, parameterization="lora")
+    changed(checkpoint / "unet" / "diffusion_pytorch_model.safetensors", lambda tensor: tensor * torch.nan)
+    with pytest.raises(UsageError, match="are not finite"):
+        begun(checkpoint)
+
+
 @pytest.mark.parametrize(("asked", "words"), [
     ({"guidance_scale": 0.5}, "ignore scales below 1"), ({"eta": 2.0}, "takes eta up to 1"),
     ({"num_inference_steps": 2000}, "has 1000 timesteps"),

@@ -57,6 +57,13 @@ def test_the_networks_are_those_of_the_original_pipeline(family: str, tmp_path: 
     assert torch.equal(loaded.vae.encode(image).latent_dist.mean, original.vae.encode(image).latent_dist.mean)
 
 
+def test_a_suffix_in_capitals(tmp_path: Path) -> None:
+    model = written(tmp_path)
+    file = Path(model.pretrained).rename(tmp_path / "MODEL.SAFETENSORS")
+    loaded = load_family(model.model_copy(update={"pretrained": str(file)}))
+    assert torch.equal(loaded.denoiser.conv_in.weight, FAMILIES["sd1"](1).unet.conv_in.weight)
+
+
 def test_half_precision_files_are_loaded_in_float32(tmp_path: Path) -> None:
     model = written(tmp_path)
     halves = {key: value.half() for key, value in load_file(model.pretrained).items()}

@@ -170,6 +170,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "csv quote": ("p.csv", b'text\n"a cat\n', "is not valid CSV"),
     "csv header only": ("p.csv", b"text\n", "holds no prompt"),
     "parquet": ("p.parquet", b"PAR1 but not really", "is not a Parquet file"),
+    "packed": ("p.CSV.gz", b"\x1f\x8b", "unknown format '.gz'; prompt files are .txt, .json"),
     "unknown format": ("p.yaml", b"- a cat\n", "unknown format '.yaml'; prompt files are .txt, .json"),
 }
 
@@ -221,6 +222,7 @@ TABLES = {
     "parti.tsv": 'Prompt\tCategory\na red circle\tAbstract\na "blue" square\tAbstract\n',
     "quotes.tsv": 'Prompt\tCategory\na red circle\tAbstract\n"blue" is a word\tAbstract\n',
     "drawbench.csv": 'Prompts,Category\r\n"a red circle",Colors\r\na cat,Counting\r\n',
+    "captions.NDJSON": '{"caption": "a red circle", "id": 1}\n{"caption": "a cat", "id": 2}\n',
     "captions.jsonl": '{"caption": "a red circle", "id": 1}\n{"caption": "a cat", "id": 2}\n',
     "upper.json": '[{"PROMPT": "a red circle"}, {"Caption": "a cat"}]',
 }

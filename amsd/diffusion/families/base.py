@@ -111,6 +111,10 @@ class Family(Drawing):
         # `components` of a pipeline and its attributes are one: nothing else has to be told.
         setattr(self.pipeline, self.denoiser_name, module)
 
+    def other_layer_names(self) -> Mapping[str, str]:
+        """Names that other tools give to the denoiser's layers, or to what contains them, by those of diffusers."""
+        return {}
+
     @abstractmethod
     def network(self, module: nn.Module) -> Network:
         """A denoising module of this family as a function of (x, timesteps, condition)."""

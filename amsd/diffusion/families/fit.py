@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from amsd.errors import UsageError
@@ -11,6 +12,10 @@ PADDED_VOCABULARY = 128
 """Text networks may have that many embeddings more than their tokenizer has tokens."""
 _UNLIMITED = 10**9
 """What a tokenizer without a length says is more."""
+_FEWEST = 3
+"""Tokens that a tokenizer must give for a prompt to have one."""
+_MOST_TIMESTEPS = 100_000
+"""Nobody trains with so many; a table of them is made when a scheduler is."""
 _DIFFERENT = "The parts are of different models."
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -60,6 +65,11 @@ def require_lengths(configs: Configs, lengths: Mapping[str, int], what: str) -> 
     """
     for name, tokens in lengths.items():
         encoder = name.replace("tokenizer", "text_encoder")
+        if tokens < _FEWEST:
+            raise UsageError(
+                f"{what}: {name} gives {tokens} tokens at most (model_max_length in {name}/tokenizer_config.json), of "
+                "which two are its marks of begin and end: no prompt would be read. Correct its model_max_length."
+            )
         positions = text_config(configs.get(encoder, {})).get("max_position_embeddings")
         if positions is not None and tokens > positions:
             given = f"gives up to {tokens} tokens" if tokens < _UNLIMITED else "does not say how many tokens it gives"
@@ -78,6 +88,22 @@ def require_scaling(configs: Configs, what: str) -> None:
     scale = configs["vae"].get("scaling_factor", 1.0)
     if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 < scale < float("inf"):
         raise UsageError(f"{what}: its vae/config.json says scaling_factor = {scale!r}; it must be above 0.")
+
+
+def require_scheduler(config: Mapping[str, Any], file: Path, what: str) -> None:
+    """Check the numbers of a scheduler's configuration before a table is made of them.
+
+    Raises:
+        UsageError: one is none, or out of its range; the file is named.
+    """
+    count, shift = config.get("num_train_timesteps", 1000), config.get("shift", 1.0)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= _MOST_TIMESTEPS:
+        raise UsageError(
+            f"{what}: {file} says num_train_timesteps = {str(count)[:30]!r}; it must be a whole number from 1 to "
+            f"{_MOST_TIMESTEPS:,}. Correct it, or download it again."
+        )
+    if not isinstance(shift, int | float) or isinstance(shift, bool) or not 0 < shift < float("inf"):
+        raise UsageError(f"{what}: {file} says shift = {str(shift)[:30]!r}; it must be a number above 0. Correct it.")
 
 
 def require_channels(takes: int, makes: int, what: str) -> None:

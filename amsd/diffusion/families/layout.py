@@ -12,7 +12,7 @@ from pathlib import Path
 
 from amsd.diffusion.families.fit import require_channels
 from amsd.errors import UsageError
-from amsd.reading import wrapper_hint
+from amsd.reading import is_safetensors, wrapper_hint
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of each tensor of a file by its name."""
@@ -124,7 +124,7 @@ def declared_prediction(file: Path, shapes: Shapes) -> str | None:
 
     if "v_pred" in shapes:
         return "v_prediction"
-    if file.suffix != ".safetensors":
+    if not is_safetensors(file):
         return None
     with safe_open(file, framework="pt") as stream:
         said = (stream.metadata() or {}).get("modelspec.prediction_type", "")

@@ -11,10 +11,13 @@ import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from amsd.diffusion.families.fit import require_scheduler
 from amsd.diffusion.families.layout import (
     TEXT,
     UNET,
@@ -26,7 +29,7 @@ from amsd.diffusion.families.layout import (
 )
 from amsd.diffusion.finite import require_finite_file
 from amsd.errors import UsageError
-from amsd.reading import read_json, reason_of, require_whole
+from amsd.reading import is_safetensors, read_json, reason_of, require_whole
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,20 +50,22 @@ def stored_shapes(file: Path, what: str | None = None) -> Shapes:
 
     require_whole(file, what or f"model.pretrained = {str(file)!r} cannot be read as a checkpoint")
     try:
-        if file.suffix == ".safetensors":
+        if is_safetensors(file):
             with safe_open(file, framework="pt") as stream:
                 slices = {key: stream.get_slice(key) for key in stream.keys()}  # noqa: SIM118
                 shapes = {key: tuple(each.get_shape()) for key, each in slices.items()}
                 integers = [key for key, each in slices.items() if each.get_dtype() in ("I8", "U8")]
         else:
-            tensors = _tensors(file)
+            tensors = tensors_of(file)
             shapes = {key: tuple(value.shape) for key, value in tensors.items()}
             integers = [key for key, value in tensors.items() if str(value.dtype) in ("torch.int8", "torch.uint8")]
         _require_plain([key for key in integers if len(shapes[key]) > 1])
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         if what is None:
             raise UsageError(unreadable(file, error)) from error
-        pickled = " It is a pickle; use the .safetensors file of the same model." if file.suffix == ".bin" else ""
+        pickled = (
+            " It is a pickle; use the .safetensors file of the same model." if file.suffix.lower() == ".bin" else ""
+        )
         raise UsageError(f"{what}: {file} cannot be read: {reason_of(error)}{pickled}") from error
     if what is None:
         require_layout(file, shapes)
@@ -86,7 +91,7 @@ def unreadable(file: Path, error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, pickle.UnpicklingError):
         cause = cause.__cause__ or cause.__context__
-    if cause is None or file.suffix != ".ckpt":
+    if cause is None or file.suffix.lower() != ".ckpt":
         return f"{text}: {error}"
     return (
         f"{text}: a .ckpt is a pickle, of which amsd reads tensors only (weights_only=True), because anything else in "
@@ -127,12 +132,15 @@ def load_single_file(file: Path, configuration: Path) -> Any:
     family = read_json(configuration / "model_index.json", what).get("_class_name")
     if family not in families:
         raise UsageError(f"{what} is of a {family}; known are {', '.join(families)}.")
+    scheduler = configuration / "scheduler" / "scheduler_config.json"
+    require_scheduler(read_json(scheduler, what), scheduler, what)
     absent = {"safety_checker": None, "requires_safety_checker": False} if family == families[0] else {}
     try:
-        pipeline = getattr(diffusers, family).from_single_file(
-            str(file), config=str(configuration), dtype=torch.float32, local_files_only=True,
-            feature_extractor=None, image_encoder=None, **absent,
-        )  # fmt: skip
+        with _plain_suffix(file) as readable:
+            pipeline = getattr(diffusers, family).from_single_file(
+                str(readable), config=str(configuration), dtype=torch.float32, local_files_only=True,
+                feature_extractor=None, image_encoder=None, **absent,
+            )  # fmt: skip
     except (OSError, pickle.UnpicklingError) as error:
         raise UsageError(unreadable(file, error)) from error
     except (
@@ -147,6 +155,18 @@ def load_single_file(file: Path, configuration: Path) -> Any:
     _require_everything(pipeline, shapes, file, configuration)
     declare(pipeline, file, shapes)
     return pipeline
+
+
+@contextmanager
+def _plain_suffix(file: Path) -> Iterator[Path]:
+    """The file, or inside, a link to it with a suffix that diffusers knows: it knows none in capitals."""
+    if file.suffix == file.suffix.lower():
+        yield file
+        return
+    with TemporaryDirectory() as folder:
+        link = Path(folder) / f"{file.stem}{file.suffix.lower()}"
+        link.symlink_to(file.resolve())
+        yield link
 
 
 def _require_everything(pipeline: Any, shapes: Shapes, file: Path, configuration: Path) -> None:
@@ -218,7 +238,7 @@ def _misfit(file: Path, configuration: Path, reason: str) -> str:
     )
 
 
-def _tensors(file: Path) -> Mapping[str, Any]:
+def tensors_of(file: Path) -> Mapping[str, Any]:
     """The tensors of a `.ckpt`, mapped from disk where its format allows.
 
     Raises:

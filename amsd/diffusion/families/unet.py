@@ -17,6 +17,7 @@ from amsd.diffusion.families.ddim_scheduler import SOCDDIMScheduler
 from amsd.diffusion.families.decoding import decode_in_slices
 from amsd.diffusion.families.fit import Configs, require_channels, require_width, text_config
 from amsd.diffusion.families.kohya import base_version
+from amsd.diffusion.families.ldm_names import ldm_names
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.steps import AffineSteps
 from amsd.diffusion.windows import encode_windows, tokens_read
@@ -97,6 +98,10 @@ class UNetFamily(Family):
         height, width = (side, side) if isinstance(side, int) else side
         scale = int(self.pipeline.vae_scale_factor)
         return height * scale, width * scale
+
+    def other_layer_names(self) -> Mapping[str, str]:
+        """Those of the original layout."""
+        return ldm_names(self.denoiser)
 
     def network(self, module: nn.Module) -> Network:
         """The UNet as a function."""
