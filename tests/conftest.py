@@ -22,6 +22,7 @@ settings.load_profile("amsd")
 
 _SCRATCH = Path(tempfile.mkdtemp(prefix="amsd-tests-"))
 _USER_SETTINGS = ("AMSD_", "WANDB_", "HF_", "HUGGINGFACE_", "ACCELERATE_", "OPTUNA_", "PG")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")  # servers of tests are on this machine
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _TERMINAL = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "CLICOLOR_FORCE", "TTY_COMPATIBLE")
 
@@ -33,7 +34,8 @@ def _isolate() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # At import, before any library reads its settings; processes that tests start inherit them.
-    for key in [key for key in os.environ if key.startswith(_USER_SETTINGS) or key in _LAUNCHER + _TERMINAL]:
+    unset = _LAUNCHER + _TERMINAL
+    for key in [key for key in os.environ if key.startswith(_USER_SETTINGS) or key in unset or key.upper() in _PROXIES]:
         del os.environ[key]
     os.environ |= {
         "AMSD_CACHE": str(_SCRATCH / "amsd"),
@@ -50,6 +52,7 @@ def _isolate() -> None:
         "MKL_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "COLUMNS": "120",
+        "TERM": "xterm-256color",
         "NO_COLOR": "1",
     }
 

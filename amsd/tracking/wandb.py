@@ -16,8 +16,10 @@ import platform
 import re
 import secrets
 import shlex
+import tempfile
 from collections import deque
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 from amsd.files import write_text
@@ -55,6 +57,10 @@ class WandbBackend(Backend):
         mode = info.recipe.tracking.mode
         if mode == "disabled":
             return
+        refused = _refused_folder()
+        if refused:
+            place = info.run.path / "wandb"
+            self._announce(Notice("wandb-folder", f"{refused}: W&B's files lie in {place}.", info.resumed_from or 0))
         connection = connect(mode)
         reason = connection.reason
         if connection.mode == "online":
@@ -227,7 +233,7 @@ def _open(info: RunInfo, mode: Literal["online", "offline"], again: bool = False
         notes=names.notes and in_text(names.notes, places_of(info.recipe)),
         job_type=names.job_type,
         mode=mode,
-        dir=os.environ.get("WANDB_DIR") or info.run.path,
+        dir=info.run.path if _refused_folder() else os.environ.get("WANDB_DIR") or info.run.path,
         id=_run_id(info, again),
         resume="allow",
         reinit="finish_previous",
@@ -243,6 +249,19 @@ def _open(info: RunInfo, mode: Literal["online", "offline"], again: bool = False
             **{name: "" for name in ("host", "username") if f"WANDB_{name.upper()}" not in os.environ},
         ),
     )
+
+
+def _refused_folder() -> str:
+    """Why WANDB_DIR cannot hold the files of a run, which W&B would then put into the system's temporary folder."""
+    named = os.environ.get("WANDB_DIR", "")
+    if not named:
+        return ""
+    try:
+        Path(named).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=named):
+            return ""
+    except OSError as error:
+        return f"WANDB_DIR = {named!r} cannot be written to ({error.strerror or error})"
 
 
 def _environment() -> dict[str, str]:

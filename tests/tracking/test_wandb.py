@@ -91,11 +91,11 @@ def test_images_tables_checkpoints_notices(offline: Offline) -> None:
     picture = summary[f"samples/{story.SETTING}"]
     assert (picture["_type"], picture["width"], picture["height"]) == ("image-file", 8, 8)
     assert (offline.folder / "files" / picture["path"]).read_bytes().startswith(b"\x89PNG")
-    prompts = json.loads((offline.folder / "files" / summary[f"prompts/{story.SETTING}"]["path"]).read_text())
+    prompts = json.loads((offline.folder / "files" / summary[f"prompts/{story.SETTING}"]["path"]).read_text("utf-8"))
     assert prompts["columns"] == ["step", "prompt", "shapes:right", "diversity/shapes"]
     assert [row[1] for row in prompts["data"]] == list(story.PROMPTS)
     assert [row[2] for row in prompts["data"]] == pytest.approx([1.1, 1.2, 1.3])
-    notices = json.loads((offline.folder / "files" / summary["notices"]["path"]).read_text())
+    notices = json.loads((offline.folder / "files" / summary["notices"]["path"]).read_text("utf-8"))
     assert notices["data"] == [[3, "reward-hacking", "the reward [rose] while 50% fell"]]
     assert offline.of("alert")[0]["alert"]["title"] == "reward-hacking"
     assert (summary["checkpoint/step"], summary["checkpoint/weights_sha256"]) == (6, f"{6:064x}")
@@ -137,6 +137,20 @@ def test_names_and_place_from_the_environment(tmp_path: Path, monkeypatch: pytes
     assert (run.summary["project"], run.summary["name"], run.summary["tags"]) == ("mine", "n", ["own"])
     (record,) = (record["run"] for record in run.of("run"))
     assert (record["run_group"], record["notes"], record["job_type"]) == ("group", "why", "probe")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_a_place_that_cannot_be_written_to_is_said(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B itself would take the system's temporary folder and say nothing."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / place))
+    said: list[Notice] = []
+    tracker = BackgroundTracker("wandb", said.append)
+    tracker.on_start(story.info(tmp_path / "run"))
+    tracker.on_end("finished", None)
+    (notice,) = (each for each in said if each.kind == "wandb-folder")
+    assert notice.text.startswith(f"WANDB_DIR = '{tmp_path / place}' cannot be written to (")
+    assert len(offline_runs(tmp_path / "run")) == 1
 
 
 @pytest.mark.slow
