@@ -233,3 +233,22 @@ def test_a_picture_can_be_enlarged_beside_its_twin(browser: Any, files: dict[str
     visit.page.keyboard.press("Escape")
     assert not dialog.is_visible()
     visit.close()
+
+
+def test_a_comparison_hides_a_run_with_its_band_and_enlarges_all_models_together(
+    browser: Any, files: dict[str, Path]
+) -> None:
+    visit = Visit(browser, files["compared"])
+    bands = visit.page.locator("#curves .band")
+    assert bands.first.is_visible()
+    visit.page.locator(".chip[data-mode=m0]").click()
+    assert not visit.page.locator("#curves .band.m0").first.is_visible()
+    assert visit.page.locator("#curves .band.m1").first.is_visible()
+    visit.page.locator(".wall .shots img").first.click()
+    shown = visit.page.locator("#zoom img")
+    assert shown.count() == 3  # base and two runs
+    assert len({shown.nth(n).get_attribute("alt") for n in range(3)}) == 3
+    visit.page.keyboard.press("Escape")
+    visit.page.locator(".sort").first.click()  # its tables can be sorted, but for the table of settings
+    assert visit.page.locator(".settings .sort").count() == 0
+    visit.close()
