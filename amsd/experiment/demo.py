@@ -58,8 +58,8 @@ def build_page(comparison: Comparison, title: str, prompt: str) -> Any:
     gradio = _gradio()
     recipe = comparison.recipe
 
-    def draw(text: str, count: float, seed: float, steps: float, scale: float, eta: float) -> tuple[Any, Any]:
-        request = SampleRequest((text,), int(count), int(seed), float(eta), float(scale), int(steps))
+    def draw(text: str, count: float, seed: float | None, steps: float, scale: float, eta: float) -> tuple[Any, Any]:
+        request = SampleRequest((text,), int(count), int(seed or 0), float(eta), float(scale), int(steps))
         try:
             for remark in comparison.remarks(text):
                 gradio.Warning(remark)

@@ -51,6 +51,20 @@ def test_the_pairs_are_those_of_amsd_sample(comparison: Comparison, run: Path, t
     assert not np.array_equal(pixels(base[0]), pixels(tuned[0]))
 
 
+def test_size_and_negative_prompt_are_the_recipe_s(run: Path, tmp_path: Path) -> None:
+    guided = ["model.size=[16,24]", "guidance.guidance_scale=3"]
+    request = SampleRequest(("a cat",), count=1, seed=5, eta=0.0, num_inference_steps=3)
+    drawn = []
+    for negative in ("", "a red circle"):
+        recipe = load_recipe(run / "recipe.toml", [*guided, f"guidance.negative_prompt={negative}"])
+        base, _ = Comparison(recipe, RunDirectory(run).checkpoint(2)).draw(request)
+        (file,) = sample(recipe, None, request, tmp_path / (negative or "none"))
+        assert base[0].size == (24, 16)
+        assert np.array_equal(pixels(base[0]), pixels(Image.open(file)))
+        drawn.append(pixels(base[0]))
+    assert not np.array_equal(*drawn)
+
+
 def test_an_empty_prompt_and_the_base_are_refused(comparison: Comparison) -> None:
     with pytest.raises(UsageError, match="Write a prompt"):
         comparison.draw(SampleRequest((" ",)))
