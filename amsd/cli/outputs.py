@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from amsd.errors import UsageError
+
+
+def as_argument(path: Path) -> str:
+    """A path as it is typed after a command: quoted, and no option where its name begins with a dash."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def require_folder(path: Path, option: str) -> None:

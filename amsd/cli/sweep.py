@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from amsd.cli.outputs import as_argument
 from amsd.ends import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -122,14 +123,17 @@ def _run(name: str, request: Launch, console: Console) -> None:
 
     done = SEAM.load(name)().launch(replace(request, view=view))
     if done.jobs:
-        console.print(f"Submitted {', '.join(done.jobs)}. Watch with: amsd sweep show {folder}")
+        console.print(
+            f"Submitted {', '.join(done.jobs)}. Watch with: amsd sweep show {as_argument(folder)}", soft_wrap=True
+        )
         return
     results = results_of(done.handle)
     console.print(overview(results))
     if before and before == [(trial.number, trial.state) for trial in results.trials] and not done.interrupted:
         typer.echo("Nothing is left to do: the budget is used up. To go on, raise it, for example with --trials N.")
     if results.best is not None:
-        next_steps = f"Page: amsd report {folder}\nWinning recipe: amsd sweep best {folder} -o best.toml"
+        named = as_argument(folder)
+        next_steps = f"Page: amsd report {named}\nWinning recipe: amsd sweep best {named} -o best.toml"
         console.print(next_steps, highlight=False, soft_wrap=True)
     if done.interrupted:
         typer.secho("Interrupted; unfinished trials are queued again. The same command goes on.", err=True)
@@ -258,7 +262,7 @@ def best(
         typer.echo(text, nl=False)
     else:
         write_text(output, text)
-        typer.echo(f"{output}: run it with: amsd train {output}")
+        typer.echo(f"{output}: run it with: amsd train {as_argument(output)}")
 
 
 @app.command("export")

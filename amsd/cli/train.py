@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from amsd.cli.options import AllowCodeOption, RecipeArgument, SetOption
-from amsd.cli.outputs import require_folder
+from amsd.cli.outputs import as_argument, require_folder
 from amsd.ends import INTERRUPTED, REQUEUE, AnnouncedEnd, Ends
 from amsd.errors import AmsdError
 
@@ -117,6 +117,6 @@ def _summarize(finished: Finished) -> None:
             lines.append(f"{name.capitalize()}: {checkpoint}")
     if (path / "comparison.png").is_file():
         lines.append(f"Pictures: {path / 'comparison.png'} (base above fine-tuned)")
-    lines.append(f"Report: amsd report {shlex.quote(str(path))}")
+    lines.append(f"Report: amsd report {as_argument(path)}")
     for line in lines:  # a path may hold what rich reads as markup
         console.print(line, highlight=False, soft_wrap=True)

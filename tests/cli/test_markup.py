@@ -11,11 +11,19 @@ from typer.testing import CliRunner
 
 import amsd
 from amsd.cli.app import app, main
+from amsd.cli.outputs import as_argument
 from amsd.tracking.progress import progress
 from tests import pipelines
 from tests.cli.commands import RECIPE
 
 ODD = "100% [/] [bold]x[/bold]"
+
+
+@pytest.mark.parametrize(("path", "typed"), [
+    ("runs/x", "runs/x"), ("a b", "'a b'"), ("-x", "./-x"), ("- $x", "'./- $x'"), ("/-x", "/-x"),
+])  # fmt: skip
+def test_a_path_in_a_command_that_is_shown_can_be_typed(path: str, typed: str) -> None:
+    assert as_argument(Path(path)) == typed
 
 
 def test_no_console_reads_markup() -> None:
