@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -51,11 +52,11 @@ def run(
     """Start a sweep. The same command continues a sweep that was interrupted."""
     from rich.console import Console
 
-    from amsd.errors import UsageError
     from amsd.sweep.checks import require_inputs
-    from amsd.sweep.launchers import Launch
+    from amsd.sweep.launchers import PREVIEWS, Launch
     from amsd.sweep.load import load_plan
 
+    _require_backend(backend, launcher)
     budget = [] if trials is None else [f"budget.trials={trials}"]
     plan = load_plan(sweep, [*(assignments or []), *budget])
     folder = output or Path("runs") / f"sweep-{plan.sweep.name}"
@@ -67,22 +68,27 @@ def run(
         _say(require_inputs(plan, download=False))
         for line in (*outline(plan), *memory_lines(plan)):
             typer.echo(line)
-        if launcher == "slurm":
-            from amsd.sweep.launchers.slurm import script
-
-            typer.echo(script(plan, folder, workers))
+        if launcher in PREVIEWS:
+            typer.echo(resolve_name(PREVIEWS[launcher])(plan, folder, workers))
         return
     _say(require_inputs(plan))
     _say_memory(plan, launcher)
-    if backend == "wandb" and launcher == "local":
+    if backend == "wandb":
         from amsd.sweep.wandb_backend import run_wandb
 
         if run_wandb(plan, folder, workers):
             typer.secho("Interrupted; unfinished runs keep their checkpoints.", err=True)
             raise typer.Exit(INTERRUPTED)
-    elif backend == "optuna":
-        _run(launcher, Launch(plan, folder, storage, workers, _unseen, ray_address), console)
     else:
+        _run(launcher, Launch(plan, folder, storage, workers, _unseen, ray_address), console)
+
+
+def _require_backend(backend: str, launcher: str) -> None:
+    from amsd.errors import UsageError
+    from amsd.sweep.launchers import SEAM
+
+    SEAM.require([launcher], "--launcher: ")
+    if backend not in ("optuna", "wandb") or (backend == "wandb" and launcher != "local"):
         raise UsageError(f"--backend {backend} --launcher {launcher}: backends are optuna and wandb (wandb on this "
                          "machine only)")  # fmt: skip
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.families.decoding import decode_in_slices
 from amsd.diffusion.families.flow_scheduler import SOCFlowMatchScheduler
+from amsd.diffusion.families.texts import embedded
 from amsd.diffusion.guidance import TextCondition
 from amsd.diffusion.steps import AffineSteps
 from amsd.errors import UsageError
@@ -97,11 +98,7 @@ class FlowFamily(Family):
 
     def prompt_arguments(self, prompt: TextCondition, negative: TextCondition) -> dict[str, Any]:
         """Embeddings, and pooled ones where there are any, with those of the negative prompt."""
-        arguments = {"prompt_embeds": prompt.hidden_states, "negative_prompt_embeds": negative.hidden_states}
-        if "pooled_projections" in prompt.added:
-            arguments["pooled_prompt_embeds"] = prompt.added["pooled_projections"]
-            arguments["negative_pooled_prompt_embeds"] = negative.added["pooled_projections"]
-        return arguments
+        return embedded(prompt, negative, "pooled_projections")
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) as images."""

@@ -23,6 +23,15 @@ class TextLimit:
     """At most so many, special ones included."""
 
 
+def embedded(prompt: TextCondition, negative: TextCondition, pooled: str) -> dict[str, Any]:
+    """What a pipeline is called with instead of prompts; `pooled` names the pooled embedding, where there is one."""
+    arguments = {"prompt_embeds": prompt.hidden_states, "negative_prompt_embeds": negative.hidden_states}
+    if pooled in prompt.added:
+        arguments["pooled_prompt_embeds"] = prompt.added[pooled]
+        arguments["negative_pooled_prompt_embeds"] = negative.added[pooled]
+    return arguments
+
+
 class Texts(ABC):
     """Prompts of a pipeline."""
 

@@ -18,6 +18,7 @@ from amsd.diffusion.families.decoding import decode_in_slices
 from amsd.diffusion.families.fit import Configs, require_channels, require_width, text_config
 from amsd.diffusion.families.kohya import base_version
 from amsd.diffusion.families.ldm_names import ldm_names
+from amsd.diffusion.families.texts import embedded
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.steps import AffineSteps
 from amsd.diffusion.windows import encode_windows, tokens_read
@@ -182,11 +183,7 @@ class UNetFamily(Family):
 
     def prompt_arguments(self, prompt: TextCondition, negative: TextCondition) -> dict[str, Any]:
         """Embeddings, and pooled ones where there are any."""
-        arguments = {"prompt_embeds": prompt.hidden_states, "negative_prompt_embeds": negative.hidden_states}
-        if "text_embeds" in prompt.added:
-            arguments["pooled_prompt_embeds"] = prompt.added["text_embeds"]
-            arguments["negative_pooled_prompt_embeds"] = negative.added["text_embeds"]
-        return arguments
+        return embedded(prompt, negative, "text_embeds")
 
     def kohya_base(self) -> str:
         """From the width of the text that the UNet attends to."""

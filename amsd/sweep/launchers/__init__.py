@@ -23,6 +23,8 @@ LAUNCHERS: Final = {
     "slurm": "amsd.sweep.launchers.slurm:SlurmLauncher",
     "ray": "amsd.sweep.launchers.ray:RayLauncher",
 }
+#: Name -> module and function of the plan, the folder and the number of workers: what a dry run shows of a launcher.
+PREVIEWS: Final = {"slurm": "amsd.sweep.launchers.slurm:script"}
 SEAM = Seam("a launcher", "amsd.launchers", LAUNCHERS)
 #: Shows a sweep inside a block; what it yields is called whenever there may be something new to show.
 View = Callable[["StudyHandle"], AbstractContextManager[Callable[[], None]]]
