@@ -57,9 +57,11 @@ def logged(run: Path) -> dict[tuple[int, str], float]:
 
 
 def main(
-    commit: str,
-    recipe: str,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Keys for both.")] = None,
+    commit: Annotated[str, typer.Argument(help="The older commit.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe that both know by name.")],
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Keys for both; training.steps=2 is the shortest run.")
+    ] = None,
     now: Annotated[list[str] | None, typer.Option(help="Keys for the newer one only.")] = None,
     unmerged: Annotated[bool, typer.Option(help="Whether the newer one's rollouts keep LoRA adapters apart.")] = False,
 ) -> None:
