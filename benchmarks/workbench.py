@@ -34,8 +34,8 @@ from amsd.diffusion.families import family_for
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.families.stable_diffusion_xl import StableDiffusionXL
 from amsd.diffusion.parameterizations import build_policy
+from amsd.experiment.fsdp import divided
 from amsd.experiment.setup import build_accelerator, build_problem
-from amsd.experiment.sharing import divided
 from amsd.files import write_text
 from amsd.recipe import Recipe, dump_toml, from_dict
 from amsd.recipe.cost import forwards_per_step as forwards_per_step

@@ -28,7 +28,7 @@ def show_plan(recipe: Recipe, processes: int, output: Path) -> None:
     from amsd.diffusion.blueprint import blueprint
     from amsd.experiment.examine import examine
     from amsd.experiment.plan import make_plan
-    from amsd.experiment.trial import can_try, trial
+    from amsd.experiment.rehearsal import can_try, rehearse
 
     found = blueprint(recipe.model)
     remarks = examine(recipe, inputs, found)
@@ -37,7 +37,7 @@ def show_plan(recipe: Recipe, processes: int, output: Path) -> None:
     for notice in (*map(str, warnings(recipe)), *inputs.remarks(recipe), *remarks):
         typer.echo(f"Warning: {notice}", err=True)
     if can_try(recipe, processes):
-        plan = replace(plan, trial=trial(recipe))
+        plan = replace(plan, rehearsal=rehearse(recipe))
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()

@@ -10,7 +10,7 @@ from amsd.diffusion.blueprint import Blueprint, blueprint
 from amsd.diffusion.families.decoding import DECODED_PIXELS
 from amsd.diffusion.policy import DTYPES
 from amsd.diffusion.quantization import BITS
-from amsd.experiment.trial import Trial, duration
+from amsd.experiment.rehearsal import Rehearsal, duration
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity
 from amsd.recipe.cost import forwards_per_step
@@ -60,7 +60,7 @@ class Plan:
     """None: the evaluation prompts are not on this machine yet."""
     download: str
     blueprint: Blueprint
-    trial: Trial | None = None
+    rehearsal: Rehearsal | None = None
     """What was measured on this machine, where that takes seconds only."""
 
     @property
@@ -176,8 +176,8 @@ class Plan:
 
     def _time(self) -> str:
         steps = self.recipe.training.steps
-        if self.trial is not None:
-            return self.trial.time(self.recipe, self.evaluation_images or 0)
+        if self.rehearsal is not None:
+            return self.rehearsal.time(self.recipe, self.evaluation_images or 0)
         if self._small:
             return f"no estimate for {steps} steps: the model is too small, overheads decide its time"
         seconds = self._seconds(self.forwards_per_step)
@@ -191,8 +191,8 @@ class Plan:
         return forwards * self.flops_per_forward / (ASSUMED_TFLOPS * 1e12) / self.processes
 
     def _memory(self) -> str:
-        if self.trial is not None:
-            return self.trial.most(self.memory_bytes)
+        if self.rehearsal is not None:
+            return self.rehearsal.most(self.memory_bytes)
         text = f"{self.memory_bytes / 2**30:.2f} GiB per device for weights, gradients and optimizer; "
         if self.recipe.training.offload_text_encoders:
             text += f"the text encoders ({self.text_bytes / 2**30:.2f} GiB) join them while they read prompts; "
@@ -239,7 +239,9 @@ class Plan:
         )
 
 
-def make_plan(recipe: Recipe, processes: int, found: Blueprint | None = None, trial: Trial | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, processes: int, found: Blueprint | None = None, rehearsal: Rehearsal | None = None
+) -> Plan:
     """The plan of a recipe; needs the model's configuration, not its weights.
 
     Raises:
@@ -256,7 +258,7 @@ def make_plan(recipe: Recipe, processes: int, found: Blueprint | None = None, tr
         recipe, processes, total, found.quantizable_parameters, found.buffers, adapted,
         found.vae_parameters, found.text_parameters, trained,
         found.forward_flops(), forwards_per_step(recipe, processes), found.pixels, _evaluation_prompts(recipe),
-        found.download, found, trial,
+        found.download, found, rehearsal,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from amsd.diffusion.texts import ReadPrompts, send_away
 from amsd.errors import UsageError
 from amsd.evaluation.identity import pipeline_identity
 from amsd.evaluation.protocol import sampler_for
-from amsd.experiment.sharing import USES_FSDP, forget_launch_setting, plugin
+from amsd.experiment.fsdp import USES_FSDP, forget_launch_setting, plugin
 from amsd.recipe import Recipe
 from amsd.rewards.calling import call
 from amsd.rewards.combination import WeightedReward

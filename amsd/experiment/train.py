@@ -21,9 +21,9 @@ from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.result import EvaluationResult
 from amsd.experiment.budget import Budgets
 from amsd.experiment.evaluate import CheckpointEvaluation, PolicyEvaluation
+from amsd.experiment.fsdp import divided, shares
 from amsd.experiment.inputs import Inputs, check_inputs, require_space
 from amsd.experiment.setup import Identified, build_accelerator, build_problem, load_identified, require_samplers
-from amsd.experiment.sharing import divided, shares
 from amsd.experiment.start import require_same, write_start
 from amsd.files import clear_unfinished
 from amsd.lock import locked
@@ -44,7 +44,7 @@ from amsd.training.methods import trainer_of
 from amsd.training.persistence import checkpoint_bytes
 from amsd.training.problem import ControlProblem
 from amsd.training.processes import gather, obeying
-from amsd.training.shared import require_shared
+from amsd.training.shared_folder import require_shared
 
 _LOG = logging.getLogger(__name__)
 

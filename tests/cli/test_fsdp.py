@@ -135,7 +135,7 @@ from accelerate.utils import fsdp2_prepare_model
 
 from amsd.diffusion.held import compute_in
 from amsd.diffusion.sharding import block_classes, sum_and_let_go
-from amsd.experiment.sharing import plugin
+from amsd.experiment.fsdp import plugin
 from amsd.recipe import load_recipe
 from tests import pipelines
 

@@ -160,7 +160,9 @@ def runnable() -> Iterator[Any]:
 @pytest.mark.parametrize("arguments", list(runnable()))
 def test_every_command_starts(arguments: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr("amsd.experiment.trial.can_try", lambda recipe, processes: False)  # seconds for each command
+    monkeypatch.setattr(
+        "amsd.experiment.rehearsal.can_try", lambda recipe, processes: False
+    )  # seconds for each command
     AcceleratorState._reset_state(True)  # the pages' recipes differ in precision, and commands here share a process
     if arguments[0] == "train" or arguments[:2] == ["sweep", "run"]:
         arguments = [*arguments, *(["--dry-run"] if "--dry-run" not in arguments else [])]

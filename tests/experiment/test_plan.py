@@ -15,7 +15,7 @@ from amsd.diffusion.loading import load_family
 from amsd.diffusion.parameterizations import build_policy
 from amsd.errors import UsageError
 from amsd.experiment.plan import make_plan
-from amsd.experiment.trial import Trial, can_try
+from amsd.experiment.rehearsal import Rehearsal, can_try
 from amsd.recipe import load_recipe
 from tests import pipelines
 
@@ -145,11 +145,11 @@ def test_evaluation_images_are_counted() -> None:
     assert plan.download.startswith("nothing")
 
 
-def test_a_trial_is_added_up_over_steps_collections_and_evaluations() -> None:
+def test_a_rehearsal_is_added_up_over_steps_collections_and_evaluations() -> None:
     """`shapes-buffer`: 64 steps, a collection for every eight of them, two checkpoints and the base model."""
     recipe = load_recipe("shapes-buffer")
-    tried = Trial(collection=2.0, update=0.5, picture=0.01, memory=2**30)
-    plan = make_plan(recipe, 1, trial=tried)
+    tried = Rehearsal(collection=2.0, update=0.5, picture=0.01, memory=2**30)
+    plan = make_plan(recipe, 1, rehearsal=tried)
     assert tried.training(recipe) == 8 * 2.0 + 64 * 0.5
     assert tried.evaluation(recipe, 100) == pytest.approx(3 * 100 * 0.01)
     text = dict(plan.lines())
@@ -174,7 +174,7 @@ def test_a_dry_run_of_an_embedded_model_measures_it(tmp_path: Path, monkeypatch:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_trial_runs_nothing_of_the_users() -> None:
+def test_a_rehearsal_runs_nothing_of_the_users() -> None:
     own = load_recipe("shapes", ['reward=[{name="python:mine.py:reward"}]'])
     assert not can_try(own, 1)
     assert not can_try(load_recipe("shapes", ['reward=[{name="https://example.com/score"}]']), 1)

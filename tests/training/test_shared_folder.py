@@ -11,7 +11,7 @@ import pytest
 
 from amsd.errors import UsageError
 from amsd.run_directory import RunDirectory
-from amsd.training import shared
+from amsd.training import shared_folder
 from tests.training.threads import as_processes
 
 Run = Callable[[Path, Path], list[str]]
@@ -28,9 +28,9 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Run:
         meeting.wait()
         return list(slots)
 
-    monkeypatch.setattr(shared, "world_size", lambda: 2)
-    monkeypatch.setattr(shared, "rank", lambda: own.rank)
-    monkeypatch.setattr(shared, "gather", gather)
+    monkeypatch.setattr(shared_folder, "world_size", lambda: 2)
+    monkeypatch.setattr(shared_folder, "rank", lambda: own.rank)
+    monkeypatch.setattr(shared_folder, "gather", gather)
 
     def run(*paths: Path) -> list[str]:
         said = ["", ""]
@@ -38,7 +38,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Run:
         def process(rank: int) -> None:
             own.rank = rank
             try:
-                shared.require_shared(RunDirectory(paths[rank]), patience=0.3)
+                shared_folder.require_shared(RunDirectory(paths[rank]), patience=0.3)
             except UsageError as error:
                 said[rank] = str(error)
 

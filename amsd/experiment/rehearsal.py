@@ -26,7 +26,7 @@ from amsd.training.problem import ControlProblem
 
 
 @dataclass(frozen=True)
-class Trial:
+class Rehearsal:
     """Seconds and bytes on this machine."""
 
     collection: float
@@ -69,12 +69,12 @@ class Trial:
 
 
 def can_try(recipe: Recipe, processes: int) -> bool:
-    """Whether a trial takes seconds and runs nothing of the user's: an embedded model and shipped rewards."""
+    """Whether a rehearsal takes seconds and runs nothing of the user's: an embedded model and shipped rewards."""
     own = bool(targets(recipe)) or bool(servers(recipe))
     return recipe.model.pretrained.startswith(EMBEDDED) and processes == 1 and not own
 
 
-def trial(recipe: Recipe) -> Trial:
+def rehearse(recipe: Recipe) -> Rehearsal:
     """Make the first steps of a run and part of an evaluation; nothing of them is kept.
 
     The first step warms up and is not counted.
@@ -93,7 +93,7 @@ def trial(recipe: Recipe) -> Trial:
         picture = _picture(problem, Path(folder)) if recipe.evaluation.every else 0.0
     collection = min(_seconds(record, COLLECTING) for record in counted)
     update = min(_seconds(record, ("loss", "optimizer")) for record in counted)
-    return Trial(collection, update, picture, _peak(accelerator.device))
+    return Rehearsal(collection, update, picture, _peak(accelerator.device))
 
 
 def _seconds(record: StepRecord, phases: Sequence[str]) -> float:
@@ -112,7 +112,7 @@ def _picture(problem: ControlProblem, cache: Path) -> float:
     evaluator = Evaluator.for_recipe(short, prompts, trained, cache=cache, notify=lambda notice: None)
     with problem.policy.sampling() as pipeline:
         start = time.perf_counter()
-        results = evaluator.evaluate(pipeline, "trial")
+        results = evaluator.evaluate(pipeline, "rehearsal")
         seconds = time.perf_counter() - start
     return seconds / (len(results) * count * recipe.evaluation.samples_per_prompt)
 
