@@ -130,7 +130,7 @@ def in_shell(command: str, folder: Path) -> str:
 
 
 def _until_it_serves(line: list[str], folder: Path, environment: dict[str, str]) -> str:
-    """Start a server, and interrupt it when it says its address."""
+    """Start a server, and end it when it says its address."""
     with subprocess.Popen(
         line, cwd=folder, env={**environment, "PYTHONUNBUFFERED": "1"}, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -142,7 +142,7 @@ def _until_it_serves(line: list[str], folder: Path, environment: dict[str, str])
         for text in server.stdout:
             said.append(text)
             if "URL:" in text:
-                os.killpg(server.pid, signal.SIGINT)
+                os.killpg(server.pid, signal.SIGTERM)  # SIGINT is ignored by what a shell started with `&`
                 break
         said.append(server.stdout.read())
         late.cancel()
