@@ -105,7 +105,15 @@ def test_steps_are_those_of_the_posterior() -> None:
         assert float(steps.A[k]) * x + float(steps.B[k]) * (noise - data) == pytest.approx(mean)
 
 
-@pytest.mark.parametrize("config", [{"shift": 3.0}, {"shift": 1.0}, DYNAMIC], ids=["shift 3", "shift 1", "dynamic"])
+GRIDS: dict[str, dict[str, Any]] = {
+    "shift 3": {"shift": 3.0}, "shift 1": {"shift": 1.0}, "dynamic": DYNAMIC,
+    "linear": {**DYNAMIC, "time_shift_type": "linear"}, "terminal": {"shift": 3.0, "shift_terminal": 0.1},
+    "karras": {"shift": 3.0, "use_karras_sigmas": True}, "beta": {"shift": 3.0, "use_beta_sigmas": True},
+    "exponential": {**DYNAMIC, "use_exponential_sigmas": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", GRIDS.values(), ids=GRIDS)
 def test_without_noise_the_steps_are_eulers(config: dict[str, Any]) -> None:
     own = FlowMatchEulerDiscreteScheduler(**config)
     ours = SOCFlowMatchScheduler.of(own)
@@ -176,6 +184,17 @@ def test_a_step_that_dominates_the_loss_is_announced() -> None:
         assert [notice.kind for notice in AMTrainer.remarks(trainer)] == kinds
 
 
+@pytest.mark.parametrize(("eta", "kinds"), [(0.5, ["not-memoryless"]), (1.0, []), (1.3, ["clamped-noise"])])
+def test_what_an_eta_does_is_announced(eta: float, kinds: list[str]) -> None:
+    schedule = Schedule(num_inference_steps=10, eta=eta, shift_terminal=0.2)
+    problem = SimpleNamespace(steps=family_for(pipelines.stable_diffusion_3(t5=False)).steps(schedule))
+    recipe = load_recipe("flow", [f"schedule.eta={eta}"])
+    trainer: Any = SimpleNamespace(problem=problem, recipe=recipe)
+    notices = list(AMTrainer.remarks(trainer))
+    assert [notice.kind for notice in notices] == kinds
+    assert all(f"eta = {eta:g}" in notice.text for notice in notices if notice.kind == "clamped-noise")
+
+
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_the_adjoint_through_a_transformer(guidance: float) -> None:
     """Against central differences of a reward along the mean chain of a tiny MMDiT, guided and not."""
@@ -233,6 +252,7 @@ def test_what_means_nothing_is_refused(tmp_path: Path) -> None:
     for own, words in (
         (EulerDiscreteScheduler(), "EulerDiscreteScheduler"),
         (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
+        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
     ):
         family.pipeline.scheduler = own
         with pytest.raises(UsageError, match=words):
