@@ -6,6 +6,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from amsd.errors import UsageError
 from amsd.recipe import RecipeError
@@ -149,3 +151,13 @@ def test_a_sweep_looks_at_the_models_own_files(tmp_path: Path) -> None:
     (tmp_path / "vae" / "config.json").unlink()
     with pytest.raises(UsageError, match=r"sweep s: .*vae.config\.json does not exist"):
         require_inputs(plan, False)
+
+
+def test_a_sweep_looks_at_what_its_trainings_begin_from(tmp_path: Path) -> None:
+    """Of the embedded models too, whose own files need no look."""
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    down, up = torch.full((1, 8), torch.nan), torch.zeros(8, 1)
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, tmp_path / "lora.safetensors")
+    base = {**BASE, "model": {"pretrained": "embedded:shapes", "start": str(tmp_path / "lora.safetensors")}}
+    with pytest.raises(UsageError, match=r"sweep s: model\.start = .*lora_A\.weight are not finite"):
+        require_inputs(plan_of(OBJECTIVE + ETA, base), False)
