@@ -30,7 +30,7 @@ SHORT = {
 
 
 def test_it_covers_every_method_that_ships() -> None:
-    points = list(grid(load_plan("methods").sweep))
+    points = list(grid(load_plan("methods").sweep.search))
     assert {point["method.name"] for point in points} == set(METHODS)
     assert len(points) == 3 * len(METHODS)
 

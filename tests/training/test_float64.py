@@ -15,7 +15,8 @@ from amsd.evaluation import metrics
 from amsd.experiment import diagnose
 from amsd.experiment.train import train
 from amsd.rewards.simple import Brightness
-from amsd.training.methods import lean_adjoint, regression
+from amsd.training import sampling
+from amsd.training.methods import regression
 from tests import pipelines
 from tests.experiment.test_train import recipe
 
@@ -52,7 +53,7 @@ def test_the_stand_in_notices_float64() -> None:
 
 @pytest.mark.parametrize("method", ["am", "buffer-am", "ram", "eam"])
 def test_training_has_no_float64_on_the_device(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (lean_adjoint, regression):
+    for module in (sampling, regression):
         normal: Callable[..., Tensor] = module.normal
         monkeypatch.setattr(module, "normal", lambda *given, normal=normal: on_device(normal(*given)))
     pipelines.stable_diffusion(scheduler=pipelines.ddim()).save_pretrained(tmp_path / "model")

@@ -188,7 +188,7 @@ def test_a_reward_that_does_not_fit_gets_fewer_pictures_and_no_trajectory_is_los
             return by_hand.left_over_right(images, prompts)
 
         built.problem = replace(built.problem, reward=reward)
-        rollouts = count_calls(monkeypatch, f"amsd.training.methods.{'ddpo' if name == 'ddpo' else 'lean_adjoint'}")
+        rollouts = count_calls(monkeypatch, "amsd.training.sampling")
         with caplog.at_level(logging.WARNING, logger="amsd"):
             found.append(built.compute_experience(by_hand.SAMPLES, 1, 1))
         drawn.append(len(rollouts))
