@@ -137,7 +137,7 @@ def _fault(path: Path) -> str | None:
         with path.open("rb") as stream:
             start = stream.read(256)
     except OSError as error:
-        return f"cannot be read: {error.strerror or error}. Let this user read it, or name another one."
+        return f"cannot be read: {error.strerror or error}. Make it readable for this user, or name another one."
     if not start:
         return "is empty. Download the file again."
     if (stand_in := _stand_in(start)) is not None:
@@ -173,7 +173,7 @@ def _cut_off(path: Path, start: bytes, size: int) -> str | None:
         return "cannot be read as a checkpoint: it is too short for one. Download it again."
     (length,) = struct.unpack("<Q", start[:8])
     if length > size - 8:
-        return "is cut off, or no safetensors file (its header does not fit into it). Download it again."
+        return "is cut off, or is not a safetensors file (its header does not fit into it). Download it again."
     with path.open("rb") as stream:
         stream.seek(8)
         try:

@@ -142,7 +142,7 @@ def _run(name: str, request: Launch, console: Console) -> None:
         next_steps = f"Page: amsd report {named}\nWinning recipe: amsd sweep best {named} -o best.toml"
         console.print(next_steps, highlight=False, soft_wrap=True)
     if done.interrupted:
-        typer.secho("Interrupted; unfinished trials are queued again. The same command goes on.", err=True)
+        typer.secho("Interrupted; unfinished trials are queued again. Run the same command to continue.", err=True)
         raise typer.Exit(INTERRUPTED)
     if results.trials and all(trial.state == "failed" for trial in results.trials):
         raise RunError(f"All {len(results.trials)} trials failed. Each one's log.txt in {folder / 'trials'} says why.")

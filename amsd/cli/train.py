@@ -96,7 +96,7 @@ def _interruption(run: Path, again: str) -> str:
     from amsd.run_directory import RunDirectory
 
     newest = RunDirectory(run).pointer("latest")
-    kept = "before its first checkpoint" if newest is None else f"its newest checkpoint is {newest.name}"
+    kept = "there is no checkpoint yet" if newest is None else f"its newest checkpoint is {newest.name}"
     return f"Interrupted; {kept}. Continue with: {again}"
 
 

@@ -129,7 +129,7 @@ def locate(model: Model) -> str:
         path = Path(name).expanduser()
         if path.is_dir():
             raise UsageError(
-                f"model.pretrained = {name!r} is a folder; what ends with {path.suffix} is read as a file: rename it."
+                f"model.pretrained = {name!r} is a folder, but amsd reads {path.suffix} as a file: rename the folder."
             )
         if not path.is_file():
             raise UsageError(f"model.pretrained = {name!r}: no such file.")
@@ -138,7 +138,7 @@ def locate(model: Model) -> str:
     if folder is not None:
         return str(folder)
     how = (
-        f"Download it once with network (`hf download {name}`), or set model.pretrained to a local diffusers folder "
+        f"Download it once while online (`hf download {name}`), or set model.pretrained to a local diffusers folder "
         "or single-file checkpoint. `embedded:shapes` always works."
     )
     _require_on_hub(f"model.pretrained = {name!r}", Repository(name, model.revision), how)
@@ -159,7 +159,7 @@ def locate_configuration(model: Model) -> Path:
     patterns = " ".join(f"--include '{pattern}'" for pattern in _CONFIGURATION_FILES)
     how = (
         f"{model.pretrained} holds weights only: set model.config to a local diffusers folder of the same "
-        f"architecture (its weights are not read), or download configuration and tokenizer once with network: "
+        f"architecture (its weights are not read), or download configuration and tokenizer once while online: "
         f"`hf download {name} {patterns}`."
     )
     what = f"{'model.config' if named else 'model.config (by default for this file)'} = {name!r}"

@@ -65,9 +65,9 @@ class LockStep:
         due = min((number for number in numbers if number != _NOTHING), default=_NOTHING)
         if due > len(self._networks) + self._first_trained and set(numbers) != {due}:
             raise RunError(
-                "The processes make different numbers of passes with gradients through the trained network, which "
-                f"training.fsdp cannot share (they want passes {numbers}). Make optimizer.prompts_per_step a multiple "
-                "of the number of processes, or set training.fsdp = false."
+                "The processes make different numbers of passes with gradients through the trained network (they "
+                f"are at passes {numbers}), and training.fsdp needs equal numbers. Make "
+                "optimizer.prompts_per_step a multiple of the number of processes, or set training.fsdp = false."
             )
         return due
 

@@ -87,7 +87,7 @@ class LoraFile:
         network.add_adapter(config, adapter_name=name)
         missed = set_peft_model_state_dict(network, self.state(component), adapter_name=name).unexpected_keys
         if missed:
-            raise ValueError(f"{len(missed)} matrices were not taken, such as {missed[0]}")
+            raise ValueError(f"{len(missed)} matrices do not fit the network, such as {missed[0]}")
 
 
 def read_lora(family: Family, file: Path, what: str) -> LoraFile:

@@ -39,7 +39,7 @@ _ADAPTERS = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")
 """How tools of kohya's kind begin the names of an adapter's tensors."""
 _NAME = "file"
 _SUFFIX = ".safetensors"
-_DOWNLOAD = "Download it once with network (`hf download OWNER/NAME`), or name a local file."
+_DOWNLOAD = "Download it once while online (`hf download OWNER/NAME`), or name a local file."
 
 
 def lora_file(path: Path, what: str | None = None) -> Path | None:
@@ -70,8 +70,8 @@ def _refuse_others(file: Path | str, names: Sequence[str]) -> None:
     way_out = "Merge it into its base model with the tool that made it, or use a LoRA."
     if any(name.endswith("dora_scale") for name in names):
         raise UsageError(
-            f"{file} is a DoRA in the words of kohya's tools, of which diffusers leaves out the magnitudes "
-            f"(dora_scale), so it would be another model. {way_out}"
+            f"{file} is a DoRA in the format of kohya's tools. diffusers ignores its magnitudes (dora_scale), so the "
+            f"result would be another model. {way_out}"
         )
     other = any(name.endswith(".diff") or any(part in name for part in _OTHER_KINDS) for name in names)
     unknown = any(name.startswith(_ADAPTERS) for name in names) and not any(map(_is_factor, names))
@@ -91,7 +91,7 @@ def find_lora(target: str, what: str) -> Path | None:
     """
     if target.startswith(hub.PREFIX):
         repository, name = hub.parse_file(target)
-        return repository.file([name], what, f"Download it once with network: `hf download {repository.name} {name}`.")
+        return repository.file([name], what, f"Download it once while online: `hf download {repository.name} {name}`.")
     path = Path(target).expanduser()
     if path.exists() or only_path(target) or target.count("/") != 1 or ":" in target:
         return lora_file(path, what)

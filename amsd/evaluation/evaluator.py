@@ -236,6 +236,7 @@ def _reference(base: EvaluationResult | None, name: str, version: str) -> tuple[
     metric = base.metrics.get(name)
     if metric is None or metric.version != version:
         raise UsageError(
-            f"{base.name}: the base model has no result of {name!r} in version {version!r}; evaluate it again"
+            f"{base.name}: the base model has no result of {name!r} in version {version!r}; "
+            "evaluate the base model again"
         )
     return metric.per_prompt

@@ -212,7 +212,7 @@ def _list(data: Mapping[str, Any], name: str) -> list[Any]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or value.encode("utf-8", "replace").decode() != value:
-        raise ValueError(f"expected a text but got {value!r:.100}")
+        raise ValueError(f"expected a string but got {value!r:.100}")
     return value
 
 

@@ -111,7 +111,7 @@ class Scorers:
             return None
         return (
             f"{FID}{name} is left out: {images} images do not exceed the {dimensions} dimensions of the embedding, so "
-            f"their covariance is singular. {KID}{name} needs no such number; for FID raise evaluation.prompts or "
+            f"their covariance is singular. {KID}{name} has no such limit; for FID raise evaluation.prompts or "
             "evaluation.samples_per_prompt."
         )
 

@@ -42,7 +42,8 @@ def wanted_of(
     settings = _settings(recipe, family, sampler, weights)
     if base is not None and not pairable(base, settings, prompts):
         raise UsageError(
-            f"{sampler.setting.name}: the base model's result was made under other conditions; evaluate it again"
+            f"{sampler.setting.name}: the base model's result was made under other conditions; "
+            "evaluate the base model again"
         )
     images = identity({"settings": settings, "prompts": prompts})
     versions = scorers.versions(base)

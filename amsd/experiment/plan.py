@@ -179,7 +179,7 @@ class Plan:
         if self.rehearsal is not None:
             return self.rehearsal.time(self.recipe, self.evaluation_images or 0)
         if self._small:
-            return f"no estimate for {steps} steps: the model is too small, overheads decide its time"
+            return f"no estimate for {steps} steps: in so small a model, overheads take most of the time"
         seconds = self._seconds(self.forwards_per_step)
         return (
             f"{duration(seconds)} per step ({self.recipe.optimizer.prompts_per_step / seconds:.2g} images/s), "
@@ -217,7 +217,7 @@ class Plan:
         rewards = 1e9 * sum(gigabytes for name, gigabytes in _downloaded(self.recipe) if name in trained)
         needed = ROOM * (self.memory_bytes + max(self.decoding_bytes, self.back_bytes) + rewards)
         card = next((size for size in CARDS if needed <= size * 1e9), None)
-        text = f"no GPU of {CARDS[-1]} GB holds it" if card is None else f"at least a GPU of {card} GB"
+        text = f"too much for a GPU of {CARDS[-1]} GB" if card is None else f"at least a GPU of {card} GB"
         whole = self.recipe.model.parameterization != "lora" and not self.recipe.training.fsdp
         if whole and (card is None or card > COMMON_CARD):
             text += "; training.fsdp divides it among several"

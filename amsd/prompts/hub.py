@@ -9,7 +9,7 @@ from amsd.hub import PREFIX, Repository, silence
 from amsd.prompts.prompt_set import PromptError
 from amsd.prompts.readers import READERS, find_column, read_file
 
-_WAY_OUT = "Download it once with network, or name a local prompt file."
+_WAY_OUT = "Download it once while online, or name a local prompt file."
 
 
 def read_hub(source: str, wanted: str | None = None) -> list[str]:

@@ -52,7 +52,7 @@ def _diversity(recipe: Recipe) -> Iterator[Problem]:
 def _distance(recipe: Recipe) -> Iterator[Problem]:
     count = recipe.evaluation.prompts
     if recipe.evaluation.distance and count is not None and count < 3:
-        yield Problem("evaluation.prompts", "a distance to the base model has its error from the spread over prompts",
+        yield Problem("evaluation.prompts", "a distance to the base model takes its error from the spread over prompts",
                       count, "Use 3 or more, or remove evaluation.distance.")  # fmt: skip
 
 
@@ -135,8 +135,8 @@ def _warm_up(recipe: Recipe) -> Iterator[Problem]:
     if warm_up > steps:
         yield Problem(
             "optimizer.warmup_steps",
-            f"the warm-up outlasts the run of {steps} steps: the learning rate ends at {steps / warm_up:.2g} of what "
-            "is asked", warm_up, "Lower it, or set 0.",
+            f"is longer than the run of {steps} steps: the learning rate ends at {steps / warm_up:.2g} of its value",
+            warm_up, "Lower it, or set 0.",
         )  # fmt: skip
 
 
@@ -144,20 +144,20 @@ def _fsdp(recipe: Recipe) -> Iterator[Problem]:
     if not recipe.training.fsdp:
         return
     if recipe.model.parameterization == "lora":
-        yield Problem("training.fsdp", "divides networks that are trained; low-rank adapters are small", True,
+        yield Problem("training.fsdp", "divides trained networks, and a LoRA is too small to divide", True,
                       "Remove it: a LoRA of Stable Diffusion 3.5 medium needs one GPU of 24 GB.")  # fmt: skip
     if recipe.model.precision == "fp16":
-        yield Problem("training.fsdp", "does not go with fp16, whose loss scale each process would choose alone", True,
+        yield Problem("training.fsdp", "does not work with fp16: each process would choose its own loss scale", True,
                       'Set model.precision = "bf16".')  # fmt: skip
     if recipe.optimizer.name == "adamw-8bit":
-        yield Problem("training.fsdp", "does not divide the moments of an 8-bit optimizer", True,
+        yield Problem("training.fsdp", "cannot divide the moments of an 8-bit optimizer", True,
                       'Set optimizer.name = "adamw".')  # fmt: skip
 
 
 def _quantization(recipe: Recipe) -> Iterator[Problem]:
     model = recipe.model
     if model.quantization is not None and model.parameterization != "lora":
-        yield Problem("model.quantization", "is for the frozen network under a LoRA; this one is trained",
+        yield Problem("model.quantization", "is for the frozen network under a LoRA; this recipe trains the network",
                       model.quantization, 'Set model.parameterization = "lora", or remove it.')  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def comparison_story(sources: Sequence[Path | str], report: Report = silent) -> 
     if len(set(groups)) > len(MARKS):
         raise UsageError(
             f"These runs have {len(set(groups))} different settings, and a comparison shows at most {len(MARKS)}. "
-            "Runs that differ in their training seed only count once. Name fewer runs, or report on a sweep."
+            "Runs that differ only in their training seed count once. Name fewer runs, or report on a sweep."
         )
     labels = _labels(runs)
     differing = _differing(flat, groups)

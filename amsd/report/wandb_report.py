@@ -44,7 +44,7 @@ def require_key() -> None:
     if not wandb.login(prompt=False, verify=False):
         raise UsageError(
             "A report on W&B needs a key and none is set. Run `wandb login`, or set WANDB_API_KEY (and WANDB_BASE_URL "
-            "for a server of your own). Without one, the same report can be a page (HTML)."
+            "for a server of your own). Without a key, leave --wandb out: the report is then an HTML page."
         )
 
 
@@ -137,7 +137,7 @@ def _reports() -> Any:
     try:
         import wandb_workspaces.reports.v2 as wr
     except ImportError as error:
-        raise UsageError(f"a report on W&B needs wandb-workspaces ({error}): install amsd[reports]") from error
+        raise UsageError(f"a report on W&B needs wandb-workspaces ({error}): pip install 'amsd[reports]'") from error
     return wr
 
 

@@ -78,7 +78,7 @@ def standfirst(story: Story) -> str:
         step = points(story, story.runs[0])[-1].step
         text = f"After {step} updates the mean {story.reward} is {with_error(best.reward)}"
     else:
-        among = " among trials that keep the constraints" if story.constraints else ""
+        among = " among trials that meet the constraints" if story.constraints else ""
         text = f"The highest mean {story.reward}{among} is {with_error(best.reward)}, by {best.name}"
         text += f" ({_settings(best.entry)})" if _settings(best.entry) else ""
         text += f" over {best.runs} training seeds" if best.runs > 1 else ""

@@ -179,7 +179,7 @@ def as_scores(found: object, count: int, who: str) -> Tensor:
         scores = scores.reshape(1)
     if scores is None or scores.shape != (count,) or scores.is_complex():
         alone = scores is not None and scores.shape == () and not scores.is_complex()
-        hint = "; one number of its own for each image is needed"
+        hint = "; each image needs a score of its own"
         if alone:
             hint += ": images come in batches (B, 3, H, W), or one by one with options = { images_per_call = 1 }"
         raise WrongScores(f"{who} returned {_described(found)} for {count} images{hint}")

@@ -120,6 +120,6 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
 def _way_out(repository: Repository, names: Sequence[str]) -> str:
     """What to do without network; `names` are all files that are to be downloaded by hand."""
     return (
-        f"Download it once with network (`hf download {repository.name} {' '.join(names)}`), "
+        f"Download it once while online (`hf download {repository.name} {' '.join(names)}`), "
         "or give a local path in the options of the recipe."
     )

@@ -42,7 +42,10 @@ class Term:
         if not self.normalize:
             return self.weight
         if self.scale is None:
-            raise RunError(f"reward {self.reward.name!r} is normalized, but its base s.d. was not measured yet")
+            raise RunError(
+                f"reward {self.reward.name!r} is normalized, but its standard deviation over the base model's samples "
+                "was not measured"
+            )
         return self.weight / self.scale
 
 
@@ -184,5 +187,8 @@ def _with_scale(term: Term, scales: Mapping[str, float]) -> Term:
         return term
     scale = float(scales[name])
     if not 0 < scale < float("inf"):
-        raise RunError(f"reward {name!r} has s.d. {scale} over the base model's samples; it cannot be normalized by it")
+        raise RunError(
+            f"reward {name!r}: its standard deviation over the base model's samples is {scale}, so it cannot be "
+            "normalized. Remove normalize = true from this reward."
+        )
     return replace(term, scale=scale)

@@ -108,7 +108,7 @@ def _load_dreamsim(folder: Path, variant: str) -> Any:
         from dreamsim import dreamsim
         from dreamsim.config import dreamsim_args
     except ModuleNotFoundError as error:
-        raise UsageError("embedder 'dreamsim' needs the package dreamsim: install amsd[rewards]") from error
+        raise UsageError("embedder 'dreamsim' needs the package dreamsim: pip install 'amsd[rewards]'") from error
     variants = dreamsim_args["model_config"]
     if variant not in variants:
         raise UsageError(f"embedder 'dreamsim', option type = {variant!r}; expected one of {', '.join(variants)}")
@@ -120,7 +120,7 @@ def _load_dreamsim(folder: Path, variant: str) -> Any:
     except OSError as error:
         raise UsageError(
             f"embedder 'dreamsim': its weights are not in {folder} and cannot be downloaded ({error}). "
-            "Run once with network, or use 'clip' or 'pixels' in evaluation.diversity."
+            "Run once while online, or use 'clip' or 'pixels' in evaluation.diversity."
         ) from error
     finally:
         torch.hub.set_dir(hub_folder)  # the package moves it

@@ -145,7 +145,7 @@ def _build(name: str, metric: str, as_loss: bool, trust_pickle: bool, options: d
     except OSError as error:
         raise UsageError(
             f"reward {name!r}: its weights are not on this machine and cannot be downloaded ({error}). "
-            "Run once with network; pyiqa keeps them in torch's hub folder ($TORCH_HOME/hub/pyiqa)."
+            "Run once while online; pyiqa keeps them in torch's hub folder ($TORCH_HOME/hub/pyiqa)."
         ) from error
 
 

@@ -125,7 +125,7 @@ def resolve_reward(
     family, separator, rest = name.partition(":")
     if separator and family in FAMILIES:
         if not rest:
-            raise UsageError(f"reward {name!r}: nothing follows {family}:, as in {FAMILIES[family].example}")
+            raise UsageError(f"reward {name!r}: a name is missing after {family}:, as in {FAMILIES[family].example}")
         arguments = (rest, code) if family == "python" else (rest,)
         return cast("Reward", _build("reward", name, resolve_name(FAMILIES[family].target), arguments, options or {}))
     return cast("Reward", _build("reward", name, _rewards().load(name), (), options or {}))

@@ -97,10 +97,10 @@ def _machinery(sweep: Sweep) -> Iterator[Problem]:
     budget = sweep.budget
     endless = budget.trials is None and budget.seconds is None and budget.network_calls is None
     if endless and sweep.sampler.name != "grid":
-        yield Problem("budget", "is required: trials, seconds or network_calls (only a grid has an end of its own)")
+        yield Problem("budget", "is required: trials, seconds or network_calls (only a grid ends by itself)")
     if sweep.sampler.name == "grid" and budget.trials is None and _is_larger(sweep, LARGEST_GRID):
         yield Problem("sampler.name", f"this grid has more than {LARGEST_GRID:,} points", "grid",
-                      "Give larger steps or fewer points, or say how many are tried: budget.trials.")  # fmt: skip
+                      "Use larger steps or fewer points, or limit the trials with budget.trials.")  # fmt: skip
     if sweep.execution.lost_after_seconds < 2 * sweep.execution.heartbeat_seconds:
         yield Problem("execution.lost_after_seconds", "must be at least twice execution.heartbeat_seconds",
                       sweep.execution.lost_after_seconds)  # fmt: skip

@@ -190,8 +190,8 @@ def _reason(metric: str) -> str:
     distance = KID + metric.removeprefix(FID)
     return (
         ": FID is left out where evaluation.prompts x evaluation.samples_per_prompt images do not exceed the "
-        f"dimensions of the embedding (log.txt names both numbers). Raise one of the two, or use {distance}, which "
-        "needs no such number"
+        f"dimensions of the embedding (log.txt has both numbers). Raise prompts or samples, or use {distance}, which "
+        "has no such limit"
     )
 
 

@@ -72,7 +72,7 @@ class SearchSampler(Section):
 
     name: Literal["tpe", "gp", "qmc", "grid", "nsga2", "random"] = "tpe"
     seed: int | None = Field(default=None, ge=0)
-    """With one worker, two sweeps of one seed propose the same points (`random` and `qmc`: with any workers)."""
+    """With one worker, two sweeps of one seed propose the same points (`random`: with any number of workers)."""
     startup_trials: int = Field(default=10, ge=1)
     """Trials drawn at random before TPE or GP use a model."""
 
@@ -193,7 +193,9 @@ class Sweep(Section):
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
         if name.startswith(".") or not name.isprintable() or set(name) & set('/\\:*?"<>|'):
-            raise ValueError('names a folder too: it must not begin with a dot nor have any of / \\ : * ? " < > |')
+            raise ValueError(
+                'is also the name of a folder: it must not begin with a dot or contain any of / \\ : * ? " < > |'
+            )
         return name
 
     @field_validator("seeds")

@@ -105,7 +105,7 @@ def _database(target: str, url: str, engine: dict[str, Any]) -> BaseStorage:
     try:
         return cached(RDBStorage(target, engine_kwargs=engine))
     except ModuleNotFoundError as error:
-        raise UsageError(f"{shown}: needs the package {error.name}: install amsd[postgresql]") from None
+        raise UsageError(f"{shown}: needs the package {error.name}: pip install 'amsd[postgresql]'") from None
     except (ArgumentError, NoSuchModuleError, ValueError, TypeError) as error:
         hint = "In a user's name or a password, write @ as %40, / as %2F, : as %3A and ? as %3F."
         reason = scrubbed(str(error).splitlines()[0], url)
@@ -119,7 +119,7 @@ def _proxy(url: str) -> BaseStorage:
     try:
         import grpc  # type: ignore[import-untyped, unused-ignore]  # noqa: F401
     except ModuleNotFoundError:
-        raise UsageError(f"{printable(url)}: needs the package grpcio: install amsd[grpc]") from None
+        raise UsageError(f"{printable(url)}: needs the package grpcio: pip install 'amsd[grpc]'") from None
     from optuna.storages import GrpcStorageProxy
 
     host, _, port = url.removeprefix("grpc://").rstrip("/").partition(":")

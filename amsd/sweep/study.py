@@ -209,8 +209,8 @@ def _check_folder(plan: SweepPlan, directory: Path) -> None:
         return
     if held not in (None, plan.sweep.name):
         raise UsageError(
-            f"{directory} holds the sweep {held!r}, and this one is called {plan.sweep.name!r} (a sweep file without a "
-            f"name is called as the file). Choose another --output, or go on with that one: --set name={held}."
+            f"{directory} holds the sweep {held!r}, and this one is called {plan.sweep.name!r} (without a name of its "
+            f"own, a sweep has the name of its file). Choose another --output, or continue that one: --set name={held}."
         )
 
 

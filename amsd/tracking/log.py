@@ -113,9 +113,9 @@ def lost_steps(path: Path, step: int) -> str:
     missing = step - len(told)
     if not missing:
         return ""
-    count = "1 step is" if missing == 1 else f"{missing} steps are"
+    count = f"{missing} of the first {step} steps {'is' if missing == 1 else 'are'}"
     return (
-        f"{path.name} is damaged: {count} missing of the first {step}. The checkpoint is whole, so training continues. "
+        f"{path.name} is damaged: {count} missing. The checkpoint is whole, so training continues. "
         "Curves and reports have a gap."
     )
 

@@ -60,7 +60,7 @@ class WandbBackend(Backend):
         refused = _refused_folder()
         if refused:
             place = info.run.path / "wandb"
-            self._announce(Notice("wandb-folder", f"{refused}: W&B's files lie in {place}.", info.resumed_from or 0))
+            self._announce(Notice("wandb-folder", f"{refused}: W&B's files go to {place}.", info.resumed_from or 0))
         connection = connect(mode)
         reason = connection.reason
         if connection.mode == "online":

@@ -98,7 +98,7 @@ def exchanging() -> Iterator[None]:
             raise
         gone = heartbeat.missing() or "Another process of this run"
         raise RunError(
-            f"{gone} ended while this one waited for its numbers ({reason_of(error)}). Its last message says why. "
+            f"{gone} ended while this process waited for it ({reason_of(error)}). Its last message says why. "
             f"Continue with {option('resume', 'resume=True')}."
         ) from error
 

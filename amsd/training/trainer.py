@@ -187,7 +187,8 @@ class SOCTrainer(Method[E]):
         self._said_masked = True
         text = (
             f"All {self.recipe.optimizer.prompts_per_step} samples of a step were masked as outliers, so nothing was "
-            f"learned from them{self.masked_hint}. This is said once; masked_share in the metrics shows which steps."
+            f"learned from them{self.masked_hint}. This notice appears once; masked_share in the metrics shows "
+            "which steps."
         )
         for listener in self.listeners:
             listener.on_notice(Notice("all-masked", text))

@@ -114,7 +114,7 @@ def test_advice_is_given_by_the_check_and_the_plan(tmp_path: Path, monkeypatch: 
             app, [*way, "--set", "optimizer.warmup_steps=200", "--set", "evaluation.prompts=99"]
         )
         assert outcome.exit_code == 0, outcome.exception
-        assert "the warm-up outlasts the run of 40 steps" in outcome.stderr
+        assert "is longer than the run of 40 steps" in outcome.stderr
         assert "evaluation.prompts = 99, but there are 16 evaluation prompts" in outcome.stderr
 
 

@@ -32,7 +32,7 @@ FILES: dict[str, tuple[str, Any, str]] = {
     "a dora": (
         "x.safetensors",
         {f"{LAYER}.lora_down.weight": torch.zeros(4, 8), f"{LAYER}.dora_scale": torch.ones(8, 1)},
-        "is a DoRA in the words of kohya",
+        "is a DoRA in the format of kohya",
     ),
     "an embedding": ("x.safetensors", {"emb_params": torch.zeros(2, 16)}, "is a textual inversion"),
     "no numbers": ("x.safetensors", None, "weights of .*lora_.* are not finite"),

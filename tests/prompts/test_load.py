@@ -128,7 +128,7 @@ def test_a_silent_hub_is_noticed_without_retries(source: str, monkeypatch: pytes
         port = server.getsockname()[1]  # nobody listens here once it is closed
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    with pytest.raises(PromptError, match=r"the hub cannot be reached .*refused.*Download it once with network"):
+    with pytest.raises(PromptError, match=r"the hub cannot be reached .*refused.*Download it once while online"):
         load_prompts(source)
 
 

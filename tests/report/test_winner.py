@@ -87,7 +87,7 @@ def test_a_trial_that_breaks_a_constraint_does_not_win(results: SweepResults) ->
     trials = tuple(replace(trial, feasible=trial.number != best) for trial in results.trials)
     story = story_of(replace(results, sweep=sweep, trials=trials))
     assert standings(story)[0].entry.trial != best
-    assert "among trials that keep the constraints" in standfirst(story)
+    assert "among trials that meet the constraints" in standfirst(story)
     assert ("Constraints", "train/kl at most 10") in facts(story)
     badges = {row.cells[0].text: row.cells[0].badge for row in trial_table(story).rows}
     assert badges[f"trial {best}"] == "breaks a constraint"

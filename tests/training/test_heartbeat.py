@@ -193,7 +193,7 @@ def processes_that_exchange(count: int) -> list[subprocess.Popen[str]]:
     [
         (signal.SIGSTOP, 1, "Process 1 of 2 ({pid} on {host}) has been silent for 8 s"),
         (signal.SIGSTOP, 0, "has been silent for 8 s"),
-        (signal.SIGKILL, 1, "Process 1 of 2 ({pid} on {host}) ended while this one waited for its numbers"),
+        (signal.SIGKILL, 1, "Process 1 of 2 ({pid} on {host}) ended while this process waited for it"),
     ],
 )
 def test_the_others_end_in_a_bounded_time_and_name_the_one_that_is_gone(

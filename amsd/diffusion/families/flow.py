@@ -75,7 +75,7 @@ class FlowFamily(Family):
         own = self.pipeline.scheduler
         if eta == 0:
             return type(own).from_config(own.config), None
-        reason = f"the model's own {type(own).__name__} has no eta: it is sampled by the steps of fine-tuning"
+        reason = f"the model's own {type(own).__name__} has no eta: the steps of fine-tuning replace it"
         return SOCFlowMatchScheduler.of(own), reason
 
     @contextmanager

@@ -74,7 +74,10 @@ class SOCFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[mi
         """
         if self.step_index is None:
             if not bool((self.timesteps == torch.as_tensor(timestep).to(self.timesteps.device)).any()):
-                raise ValueError(f"timestep {float(timestep):g} is not on the grid of {len(self.timesteps)} steps")
+                raise ValueError(
+                    f"timestep {float(timestep):g} is not on the grid of {len(self.timesteps)} steps: "
+                    "use scheduler.timesteps"
+                )
             self._init_step_index(timestep)
         k, steps = self.step_index, self.affine(self.eta)
         x = steps.mean(k, sample.float(), model_output.float())

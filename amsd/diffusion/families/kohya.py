@@ -23,7 +23,7 @@ def write_kohya(source: Path, target: Path, base_version: str = "") -> None:
     """
     tensors, prefix, settings = read_adapter(source)
     if prefix != "unet":
-        raise ValueError(f"{source}: adapters of {prefix!r}; kohya's names are known for a UNet only")
+        raise ValueError(f"{source}: its adapters are for {prefix!r}; kohya's format has names for UNets only")
     converted: dict[str, Tensor] = {}
     for name, value in tensors.items():
         part = DOWN if name.endswith(DOWN) else UP

@@ -131,7 +131,7 @@ def load_single_file(file: Path, configuration: Path) -> Any:
     what = f"model.config = {str(configuration)!r}"
     family = read_json(configuration / "model_index.json", what).get("_class_name")
     if family not in families:
-        raise UsageError(f"{what} is of a {family}; known are {', '.join(families)}.")
+        raise UsageError(f"{what} is of a {family}; a single file is read as one of {', '.join(families)}.")
     scheduler = configuration / "scheduler" / "scheduler_config.json"
     require_scheduler(read_json(scheduler, what), scheduler, what)
     absent = {"safety_checker": None, "requires_safety_checker": False} if family == families[0] else {}
@@ -250,14 +250,12 @@ def tensors_of(file: Path) -> Mapping[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except _NO_PICKLE as error:
-        reason = (
-            f"PyTorch's file format is not in it ({type(error).__name__}: {error}); it is damaged or something else"
-        )
+        reason = f"it is damaged, or not in PyTorch's file format ({type(error).__name__}: {error})"
         raise ValueError(reason) from error
     while isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
     if not isinstance(content, Mapping):
-        raise ValueError(f"it holds a {type(content).__name__} where a dictionary of tensors by name should be")
+        raise ValueError(f"it holds a {type(content).__name__}, not a dictionary of tensors by name")
     found = {key: each for key, each in content.items() if isinstance(key, str) and isinstance(each, torch.Tensor)}
     if not found:
         raise ValueError("its dictionary holds no tensors by name")

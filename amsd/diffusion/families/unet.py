@@ -56,7 +56,7 @@ class UNetFamily(Family):
         if predicted not in _PREDICTIONS:
             raise UsageError(
                 f"{what}: its scheduler's configuration says prediction_type = {predicted!r}; "
-                f"known are {', '.join(_PREDICTIONS)}."
+                f"amsd supports {', '.join(_PREDICTIONS)}."
             )
         require_channels(unet.get("in_channels", 4), makes, what)
         if unet.get("out_channels", 4) != makes:
@@ -168,7 +168,7 @@ class UNetFamily(Family):
         from diffusers import DDIMScheduler
 
         return DDIMScheduler.from_config(own.config, clip_sample=False), (
-            f"the model's own {type(own).__name__} has no eta: it is sampled by DDIM on the model's own noise"
+            f"the model's own {type(own).__name__} has no eta: DDIM with the model's own noise levels replaces it"
         )
 
     def blank_condition(self, device: str) -> TextCondition:
@@ -205,7 +205,7 @@ def _require_noise_table(scheduler: Any) -> None:
     ):
         raise UsageError(
             f"The model's scheduler is a {name} without a table of betas: its network was trained for another path "
-            "(flow matching or EDM) than Stable Diffusion's UNets, and would be read wrongly."
+            "(flow matching or EDM) than Stable Diffusion's UNets, so amsd would misread its predictions."
         )
     betas = scheduler.betas
     if not bool(((betas >= 0) & (betas <= 1)).all()):

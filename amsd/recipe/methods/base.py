@@ -237,8 +237,8 @@ def unguided_roles(recipe: Tables, reason: str) -> Iterator[Problem]:
 def without_dropout(method: MethodSection, recipe: Tables) -> Iterator[Problem]:
     """Prompt dropout, for a method whose loss belongs to the sampler's own prompts."""
     if recipe.prompts.dropout:
-        yield Problem("prompts.dropout", f"has no effect with method.name = {method.name!r}, whose gradient is that of "
-                      "the samples as they were drawn", recipe.prompts.dropout)  # fmt: skip
+        yield Problem("prompts.dropout", f"has no effect with method.name = {method.name!r}, which "
+                      "differentiates the samples as they were drawn", recipe.prompts.dropout)  # fmt: skip
 
 
 def sampled_rows(recipe: Tables) -> int:

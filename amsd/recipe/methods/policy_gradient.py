@@ -64,8 +64,8 @@ class DDPO(StratifiedSection, BufferedSection, GroupedSection):
                 f"(final_step = {recipe.schedule.final_step!r})", self.timesteps_per_trajectory,
             )  # fmt: skip
         if self.buffer.importance_weighting:
-            yield Problem("method.buffer.importance_weighting", "the clipped ratio of ddpo is its importance weight",
-                          True, "Remove it.")  # fmt: skip
+            yield Problem("method.buffer.importance_weighting", "has no effect with ddpo: its clipped ratio "
+                          "is an importance weight already", True, "Remove it.")  # fmt: skip
         if self.clip_range >= 1:
             yield Problem("method.clip_range", "must be below 1: a ratio is never negative", self.clip_range)
         yield from unguided_roles(
