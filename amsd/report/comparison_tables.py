@@ -91,7 +91,7 @@ def _against(story: Story, group: Group, first: Group, ended: Mapping[Group, Fin
             continue
         paired, by_prompt = between(mine, theirs, alike)
         test = p_value(paired.p_value) if paired.p_value is not None else ""
-        how = "" if by_prompt else "not paired"
+        how = "" if by_prompt else "over seeds" if paired.p_value is not None else "not paired"
         below = tuple(words for words in (test, how) if words)
         cells.append(Cell(difference(paired), below, paired.difference))
     return TableRow(key, (name, *cells))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from amsd.evaluation.result import Metric, Paired
 from amsd.evaluation.statistics import mean, standard_error, tested
@@ -40,7 +41,8 @@ def between(mine: Sequence[Metric], theirs: Sequence[Metric], alike: bool) -> tu
     """How far the runs of one setting lie above those of another, and whether they were compared prompt by prompt.
 
     Two single runs that were evaluated alike (same prompts and noise) are compared prompt by prompt, with a t-test.
-    Several seeds, and runs without values of prompts, are compared by their means and standard errors.
+    Two settings of several seeds each, evaluated alike, are compared by Welch's t-test over seeds. All others are
+    compared by their means and standard errors, without a test.
     """
     if alike and len(mine) == len(theirs) == 1:
         values = mine[0].per_prompt, theirs[0].per_prompt
@@ -51,4 +53,18 @@ def between(mine: Sequence[Metric], theirs: Sequence[Metric], alike: bool) -> tu
     assert other is not None
     errors = own.standard_error, other.standard_error
     error = None if None in errors else math.hypot(*(value or 0.0 for value in errors))
-    return Paired(own.mean - other.mean, error, None), False
+    found = Paired(own.mean - other.mean, error, None)
+    return (replace(found, p_value=_welch(own, len(mine), other, len(theirs))) if alike else found), False
+
+
+def _welch(own: Metric, count: int, other: Metric, others: int) -> float | None:
+    """Two-sided p-value of Welch's t-test between the means of two sets of runs; None where one has a single run."""
+    if min(count, others) < 2 or own.standard_error is None or other.standard_error is None:
+        return None
+    if own.standard_error == other.standard_error == 0:
+        return 1.0 if own.mean == other.mean else 0.0
+    from scipy.stats import ttest_ind_from_stats
+
+    spreads = own.standard_error * math.sqrt(count), other.standard_error * math.sqrt(others)
+    test = ttest_ind_from_stats(own.mean, spreads[0], count, other.mean, spreads[1], others, equal_var=False)
+    return float(test.pvalue)

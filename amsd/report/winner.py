@@ -20,10 +20,21 @@ class Standing:
 
     entry: ShownRun
     """Of the first seed."""
-    reward: Metric
+    rewards: tuple[Metric, ...]
+    """One of each training seed, never none."""
     diversity: Metric | None
-    runs: int
-    """Training seeds."""
+
+    @property
+    def reward(self) -> Metric:
+        """Over the seeds."""
+        found = over_seeds(self.rewards)
+        assert found is not None
+        return found
+
+    @property
+    def runs(self) -> int:
+        """Training seeds."""
+        return len(self.rewards)
 
     @property
     def name(self) -> str:
@@ -94,13 +105,12 @@ def standings(story: Story) -> list[Standing]:
     """The run; or the trials that keep every constraint, highest mean reward first."""
     if story.kind == "run":
         found = points(story, story.runs[0])
-        return [Standing(story.entries[0], found[-1].reward, found[-1].diversity, 1)] if found else []
+        return [Standing(story.entries[0], (found[-1].reward,), found[-1].diversity)] if found else []
     ranked = []
     for group in by_trial(story).values():
-        reward = over_seeds([point.reward for _, point in group])
-        if reward is not None and group[0][0].feasible:
+        if group[0][0].feasible:
             diversity = over_seeds([point.diversity for _, point in group])
-            ranked.append(Standing(group[0][0], reward, diversity, len(group)))
+            ranked.append(Standing(group[0][0], tuple(point.reward for _, point in group), diversity))
     return sorted(ranked, key=lambda standing: -standing.reward.mean)
 
 
@@ -108,11 +118,11 @@ def ahead(story: Story, best: Standing, other: Standing) -> Paired:
     """How far one trial lies above another.
 
     Runs of one seed are compared prompt by prompt, where both have the same prompts and noise; trials of several
-    seeds by the means and their standard errors over seeds.
+    seeds by their means over seeds, with Welch's t-test.
     """
     runs = (best.entry.run, other.entry.run)
     alike = runs[0] is not None and runs[1] is not None and len({setting_of(story, run) for run in runs if run}) == 1
-    return between([best.reward], [other.reward], alike)[0]
+    return between(best.rewards, other.rewards, alike)[0]
 
 
 def _against_base(story: Story, best: Standing) -> str:

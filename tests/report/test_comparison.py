@@ -10,13 +10,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_ind, ttest_rel
 from typer.testing import CliRunner
 
 from amsd.cli.app import app
 from amsd.errors import UsageError
 from amsd.report.comparison import comparison_story, differences
 from amsd.report.comparison_tables import final_tables
+from amsd.report.numbers import p_value
 from amsd.report.page import render
 from amsd.report.source import write_report
 from amsd.report.story import Story
@@ -88,6 +89,21 @@ def test_seeds_are_averaged_and_compared_by_their_means(story: Story, folders: l
     found = cell(against, "strong-0 (2 seeds)", REWARD)
     assert found.sort == pytest.approx(fmean(means) - fmean(rewards(folders[0])))
     assert found.below == ("not paired",)
+
+
+def test_two_settings_of_several_seeds_are_compared_by_welchs_test(folders: list[Path], tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        write_run(
+            tmp_path / f"weak-{seed}", recipe(training={"seed": seed}), 0.5 + 0.1 * seed, pictures=False, seed=seed
+        )
+    weak = [tmp_path / f"weak-{seed}" for seed in (0, 1, 2)]
+    story = comparison_story([*weak, *folders[2:]])
+    found = cell(final_tables(story)[1], "strong-0 (2 seeds)", REWARD)
+    means = [[fmean(rewards(folder)) for folder in group] for group in (folders[2:], weak)]
+    p = ttest_ind(*means, equal_var=False).pvalue
+    assert found.below == (p_value(p), "over seeds")
+    assert found.sort == pytest.approx(fmean(means[0]) - fmean(means[1]))
+    assert f"({p_value(p)}) below it" in standfirst(story)
 
 
 def test_the_page_opens_with_the_winner_and_its_lead(story: Story) -> None:
