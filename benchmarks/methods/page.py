@@ -111,7 +111,7 @@ def _ends(model: str, found: Found, times: Mapping[str, Timing]) -> str:
 
 def _efficiencies(found: Found) -> str:
     reference = found["am"][1] if "am" in found else None
-    rows = [["method", "gain/√KL", "less that of am", "KL: gain at the checkpoints"], ["---"] * 4]
+    rows = [["method", "gain/√KL", "minus that of am", "KL: gain at the checkpoints"], ["---"] * 4]
     for name, (_, runs) in found.items():
         steps = range(min(len(run.points) for run in runs))
         kls = [over_seeds([run.points[step].kl for run in runs]).value for step in steps]
@@ -146,7 +146,7 @@ def _curve(results: Path, length: Length) -> list[list[str]]:
             difference = against(second, first, lambda point: point.efficiencies)
             rows.append([f"{tilt:g}", str(len(second)), *cells, efficiency(second).shown(), difference.shown("+")])
     heads = ["λ", "seeds", *(f"{name}: {what}" for name in CURVE for what in ("KL", "gain"))]
-    heads += [f"{CURVE[1]}: gain/√KL", f"less that of {CURVE[0]}"]
+    heads += [f"{CURVE[1]}: gain/√KL", f"minus that of {CURVE[0]}"]
     return [heads, ["---"] * len(heads), *rows] if len(rows) > 1 else []
 
 

@@ -14,7 +14,7 @@ not measure fixed points. [Method](method.md#what-fine-tuning-reaches) says what
 | claim | here |
 |---|---|
 | more λ: more reward, less diversity (reference's table) | agrees in pixel diversity; the classifier's features do not fall |
-| CFG trajectories best, no guidance moderate, full CFG poor (reference) | does **not** agree: no guidance gains half as much again as the two guided modes |
+| CFG trajectories best, no guidance moderate, full CFG poor (reference) | does **not** agree: no guidance gains about 1.5 times as much as the two guided modes |
 | η = 1 is the noise to fine-tune with (theory) | agrees at equal updates: η = 0.5 gains less in every mode, 0.7 and 1.2 gain less or the same |
 | a_k misses a part of the shift (closed form) | too small to see after 16 updates; the closed form proves it |
 | outliers of the loss should be masked (reference's default) | does not agree: with the gradient clipped, masking them costs a fifth of the gain |
@@ -25,7 +25,7 @@ TITLES = {
     "cfg-modes": "The three modes of guidance, equal updates",
     "eta": "Noise level of the sampler",
     "adjoint": "Which adjoint the loss matches, by number of steps",
-    "outliers": "What becomes of outliers in the loss",
+    "outliers": "What to do with outliers in the loss",
     "buffer": "Buffer against on-policy, 50 guided steps",
     "flow": "The flow model",
 }
@@ -46,7 +46,7 @@ READING = {
     "cfg-modes": (
         "The sweep [`cfg-modes`](../sweeps/cfg-modes.toml) at η = 1, 24 updates each. The reference calls CFG "
         "trajectories great in practice, no guidance moderate and full CFG poor. The order here is **different**. "
-        "Fine-tuning without guidance gains half as much again as CFG trajectories, at both noise levels of "
+        "Fine-tuning without guidance gains about 1.5 times as much as CFG trajectories, at both noise levels of "
         "evaluation. Full CFG does not differ from CFG trajectories. A model of this size need not rank the modes as "
         "Stable Diffusion 1.5 does."
     ),
@@ -58,7 +58,7 @@ READING = {
         "are clamped, gains less without a guided adjoint. No setting beats η = 1 by more than a standard error."
     ),
     "adjoint": (
-        "The two do not differ here. The bias of a_k is in the fixed point, and 16 updates end far from it. Besides, "
+        "The two do not differ here. The bias of a_k is in the fixed point, and 16 updates end far from it. Also, "
         "a_k differs from a_{k+1} mostly by a factor, and Adam ignores the scale of its gradients, so the first steps "
         "are nearly the same with both. The evidence for a_{k+1} is the closed form, and networks trained on a "
         "Gaussian base (`tests/training/test_gaussian.py`)."
@@ -74,8 +74,8 @@ READING = {
         "the same reward, within two standard errors of the paired difference, although the effective sample size "
         "within a collection falls far below one. Importance weights change nothing that can be seen here. At equal "
         "wall time the buffer is far ahead. The seconds in the table come from a machine that did other work too. "
-        "`python benchmarks/buffer_speed.py` (one thread, the other core busy) takes turns in one process: an update "
-        "took 4.87 s on-policy and 0.80 s from the buffer, 6.1 times less. This is more than the count says, because "
+        "`python benchmarks/buffer_speed.py` (one thread, the other core busy) runs both in turn in one process: an "
+        "update took 4.87 s on-policy and 0.80 s from the buffer, 6.1 times less. This is more than the count says, because "
         "the buffer collects larger batches at once."
     ),
 }
