@@ -32,7 +32,7 @@ def run(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the sweep file.")
     ] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Budget of trials.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Number of trials.")] = None,
     workers: Annotated[
         int, typer.Option(min=1, max=10_000, help="Worker processes on this machine (Slurm: jobs).")
     ] = 1,

@@ -45,7 +45,7 @@ class Model(Section):
     """Hub id, local diffusers folder, single-file checkpoint, or `embedded:shapes`."""
     start: str | None = None
     """Weights that training starts from, while the base stays `pretrained`: a run, a checkpoint, a LoRA file, or a
-    fine-tuned pipeline (folder or single file). A hub id or hub:OWNER/NAME/FILE does as well; unset: the base."""
+    fine-tuned pipeline (folder or single file). A hub id or hub:OWNER/NAME/FILE works too; unset: the base."""
     config: str | None = None
     """For a single-file checkpoint: diffusers folder or hub id that holds the configuration and tokenizer (its weights
     are not read); unset: the hub repository of the file's family."""
@@ -64,11 +64,11 @@ class Model(Section):
     vae_tiling: bool = False
     """Decode in overlapping tiles: less memory for images of 1024 pixels and more, at the price of faint seams."""
     t5: bool = True
-    """Whether the T5 text encoder of Stable Diffusion 3 is loaded; false saves 9 to 19 GB and reads prompts by CLIP."""
+    """Load the T5 text encoder of Stable Diffusion 3; false saves 9 to 19 GB, and CLIP alone reads prompts."""
     max_sequence_length: int | None = Field(default=None, ge=0, le=512)
     """Tokens that a T5 encoder reads (or, where it is absent, zero vectors in its place); unset: diffusers' default."""
     prompt_windows: int = Field(default=1, ge=1, le=16)
-    """Windows of 75 tokens in which CLIP of Stable Diffusion reads prompts; what is longer is cut, with a notice."""
+    """Windows of 75 tokens that CLIP of Stable Diffusion reads of a prompt; amsd cuts longer ones, with a notice."""
     embedded_guidance: float | None = Field(default=None, ge=0, le=100)
     """Guidance that FLUX.1-dev takes as an input of its network; unset: diffusers' default, 3.5."""
     lora: Lora = Lora()
@@ -196,7 +196,7 @@ class Training(Section):
     """Divide parameters, gradients and optimizer state among the processes (FSDP2), which otherwise hold whole copies;
     for `full` and `offset`."""
     offload_text_encoders: bool = False
-    """Text encoders lie in main memory, and on the device only while they read prompts that are new to the run."""
+    """Keep text encoders in main memory, and on the device only while they read prompts that are new to the run."""
     compile: bool = False
     """Compile the repeated blocks of the network with `torch.compile`."""
     collection_batch: CountOrAuto = "auto"
@@ -205,7 +205,7 @@ class Training(Section):
     tf32: bool = True
     """TF32 matrix products on CUDA."""
     deterministic: bool = False
-    """Only operations that give the same bits in every run on a GPU, where there is a choice (slower). Set numbers for
+    """On a GPU, use operations that give the same bits in every run, where PyTorch has them (slower). Set numbers for
     `collection_batch` and `micro_batch` with it: `auto` tries sizes, and their rounding differs."""
     checkpoint_every: int = Field(default=20, ge=1)
     """Optimizer steps between checkpoints; the last step always has one."""

@@ -123,9 +123,9 @@ class Execution(Section):
     terminate_seconds: Positive = 30.0
     """Time between SIGTERM and SIGKILL for a trial that must end."""
     attempts: int = Field(default=3, ge=1)
-    """How often a trial whose worker was lost is started in total."""
+    """How many times a trial is started in total, if its workers are lost."""
     stop_after_failures: int = Field(default=3, ge=1)
-    """The sweep stops if its first n finished trials all fail alike."""
+    """The sweep stops if its first n finished trials all fail with the same error."""
 
     @field_validator("gpus")
     @classmethod

@@ -53,9 +53,9 @@ class AdjointMatching(StratifiedSection, TiltedSection):
     """Batches that the moving threshold averages: those before this one (`previous`), or this one too (`current`, the
     reference; with several micro-batches in a batch every loss is then computed twice)."""
     step_weights: Literal["control", "balanced", "prediction"] = "control"
-    """What the loss of a step is weighted by: `control` is the paper's loss of controls, with which steps of high noise
-    learn slowest; `prediction` divides it by c_k^2, so that all steps pull alike at the prediction; `balanced` by
-    |c_k|. The fixed point is the same."""
+    """Weight of each step in the loss. `control` is the paper's loss of controls; with it, steps of high noise learn
+    slowest. `prediction` divides it by c_k^2, so that all steps have the same influence on the prediction. `balanced`
+    divides it by |c_k|. The fixed point is the same."""
     smoothing: Smoothing = Smoothing()
 
     @property

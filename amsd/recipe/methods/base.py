@@ -153,7 +153,7 @@ class Buffer(Section):
     passes: int = Field(default=10, ge=1)
     """Passes of loss steps over one buffer."""
     device: Literal["cpu", "accelerator"] = "cpu"
-    """Where the stored states lie: pinned host memory or the training device."""
+    """Where states are stored: pinned host memory or the training device."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the stored tensors."""
     min_ess: Fraction = 0.0
@@ -199,7 +199,7 @@ class GroupedSection(MethodSection):
     """A method that compares samples of one prompt with each other."""
 
     group_size: int | None = Field(default=None, ge=2)
-    """Samples of one prompt that are compared; divides `optimizer.prompts_per_step`. Unset: its divisor next to 8."""
+    """Samples of one prompt that are compared; divides `optimizer.prompts_per_step`. Unset: the divisor nearest 8."""
 
     @property
     def samples_per_prompt(self) -> int:

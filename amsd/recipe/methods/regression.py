@@ -24,7 +24,7 @@ class RegressionSection(StratifiedSection, TiltedSection):
 
     reward_multiplier: float = Field(default=100.0, ge=0)
     """Lambda: the target is the base distribution tilted by exp(lambda * reward). At 0 the policy stays at the base, up
-    to the noise of its targets: that is how to see what a gain owes to the reward."""
+    to the noise of its targets, so a run at 0 shows how much of a gain is due to the reward."""
     timesteps_per_trajectory: int = Field(default=4, ge=1)
     """Number K of noise levels to which each endpoint is noised again, stratified over the schedule."""
     sampler_decay: float = Field(default=0.9, ge=0, lt=1)
@@ -78,16 +78,16 @@ class EAM(RegressionSection):
 
     name: Literal["eam"] = "eam"
     endpoint_level: float = Field(default=0.7, gt=0, lt=1)
-    """Noise level s_e at which the endpoint is taken. Data lie on a thin set, so near 0 the target is stiff; above it
-    the way to the clean image is one long step of the adjoint."""
+    """Noise level s_e at which the endpoint is taken. Near 0 the target is stiff, because data lie on a thin set. The
+    higher the level, the longer the one step of the adjoint from the clean image to the endpoint."""
     reward_at: Literal["clean", "endpoint"] = "clean"
-    """Where the reward is taken: at the clean image that the sampler makes of the endpoint, from which the base's
-    prediction carries the gradient back, or at the noisy endpoint itself, which costs less and aims at another tilt:
-    then levels below the endpoint's get no training."""
+    """Where the reward is taken. `clean`: at the clean image that the sampler makes of the endpoint; the base's
+    prediction carries the gradient back. `endpoint`: at the noisy endpoint itself; this costs less, has another tilt
+    as its target, and does not train levels below the endpoint's."""
 
     law: Literal["sampler", "model"] = "sampler"
-    """Whose law is tilted: that of what the sampler draws in its steps, which Adjoint Matching tilts too, or that of
-    the model, which only infinitely many steps would draw. Without noise (eta = 0) there is only the model's."""
+    """Which distribution is tilted. `sampler`: that of the images that the sampler draws in its steps, as in Adjoint
+    Matching. `model`: that of infinitely many steps. Without noise (eta = 0) there is only the model's."""
 
     def adjoint_rows(self, recipe: Tables) -> int:
         """Where the gradient of a clean image is carried to noisy states."""
