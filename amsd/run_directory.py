@@ -35,6 +35,13 @@ class RunDirectory:
     path: Path
 
     def __init__(self, path: Path | str) -> None:
+        """`path` is the folder; an empty text would be the current one.
+
+        Raises:
+            UsageError: it is an empty text.
+        """
+        if path == "":
+            raise UsageError(f"{option('output')} '' names no folder; '.' is the current one.")
         object.__setattr__(self, "path", Path(path))
 
     @property

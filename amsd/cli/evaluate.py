@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from amsd.cli.options import AllowCodeOption, ModelArgument, RecipeOption, SetOption
-from amsd.cli.outputs import require_folder
+from amsd.cli.outputs import path_option, place, require_folder
 from amsd.cli.source import Source, require_consent, resolve_model, with_base
 from amsd.errors import UsageError
 
@@ -28,20 +28,23 @@ def evaluate(
     base: Annotated[
         str | None,
         typer.Option(
-            "--base", metavar="MODEL|none", help="Model to compare with [default: the recipe's, or the run's own base]."
+            "--base",
+            parser=place,
+            metavar="MODEL|none",
+            help="Model to compare with [default: the recipe's, or the run's own base].",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for a model's results [default: evaluations/NAME-WEIGHTS]."),
+        path_option("--output", "-o", help="Folder for a model's results [default: evaluations/NAME-WEIGHTS]."),
     ] = None,
     watch: Annotated[
-        Path | None, typer.Option("--watch", metavar="RUN_DIR", help="Evaluate checkpoints of this run as they appear.")
+        Path | None, path_option("--watch", metavar="RUN_DIR", help="Evaluate checkpoints of this run as they appear.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     table: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
             "--table", metavar="DIR", help="Evaluate by the reference's protocol; write the table to this folder."
         ),
     ] = None,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from amsd.cli.options import CheckpointArgument, CheckpointRecipeOption
-from amsd.cli.outputs import require_folder
+from amsd.cli.outputs import path_option, require_folder
 from amsd.cli.source import resolve
 from amsd.errors import UsageError
 from amsd.files import require_vacant
@@ -24,7 +24,7 @@ class Style(StrEnum):
 
 def export(
     checkpoint: CheckpointArgument,
-    to: Annotated[Path, typer.Option("--output", "--to", "-o", help="New folder for the pipeline.")],
+    to: Annotated[Path, path_option("--output", "--to", "-o", help="New folder for the pipeline.")],
     style: Annotated[
         Style,
         typer.Option("--format", help="kohya: a LoRA file for ComfyUI, A1111 and InvokeAI instead of a pipeline."),

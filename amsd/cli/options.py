@@ -6,7 +6,11 @@ from typing import Annotated
 
 import typer
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Path or name of a recipe (`amsd recipe list`).")]
+from amsd.cli.outputs import place
+
+RecipeArgument = Annotated[
+    str, typer.Argument(parser=place, metavar="RECIPE", help="Path or name of a recipe (`amsd recipe list`).")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set schedule.eta=0.7; repeatable."),
@@ -19,20 +23,27 @@ AllowCodeOption = Annotated[
     ),
 ]
 CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run (its best checkpoint).")
+    str, typer.Argument(parser=place, metavar="CHECKPOINT", help="A checkpoint, or a run (its best checkpoint).")
 ]
 ModelArgument = Annotated[
     str,
     typer.Argument(
+        parser=place,
         metavar="MODEL|base",
         help="A run (its best checkpoint), a checkpoint, `base`, or any model: a diffusers folder, a single file, a "
         "LoRA file, a hub id, or hub:OWNER/NAME/FILE.",
     ),
 ]
 CheckpointRecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="Recipe [default: that of the checkpoint].")
+    str | None,
+    typer.Option("--recipe", parser=place, metavar="RECIPE", help="Recipe [default: that of the checkpoint]."),
 ]
 RecipeOption = Annotated[
     str | None,
-    typer.Option("--recipe", help="Recipe [default: that of the checkpoint or export; for `base`: shapes]."),
+    typer.Option(
+        "--recipe",
+        parser=place,
+        metavar="RECIPE",
+        help="Recipe [default: that of the checkpoint or export; for `base`: shapes].",
+    ),
 ]

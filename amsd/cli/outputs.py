@@ -4,9 +4,40 @@ from __future__ import annotations
 
 import os
 import shlex
+import unicodedata
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from amsd.errors import UsageError
+
+
+def place(value: str) -> str:
+    """What names a file, a folder, a recipe or a model on the command line; the parser of all such options.
+
+    Raises:
+        BadParameter: it is empty, as an unset shell variable is.
+    """
+    if not value.strip():
+        raise typer.BadParameter(f"{value!r} names nothing. Is a shell variable unset? `.` is the current folder.")
+    return value
+
+
+def _path(value: str) -> Path:
+    """A path that may be created.
+
+    Raises:
+        BadParameter: it is empty, or no terminal shows it as it is.
+    """
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in place(value)):
+        raise typer.BadParameter(f"{value!r} holds a line break, a tab or another control character. Use another name.")
+    return Path(value)
+
+
+def path_option(*names: str, help: str, metavar: str = "PATH") -> Any:  # noqa: A002  # as Typer calls it
+    """An option of a command that names a file or a folder."""
+    return typer.Option(*names, parser=_path, metavar=metavar, help=help)
 
 
 def as_argument(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from amsd.cli.outputs import require_folder
+from amsd.cli.outputs import path_option, place, require_folder
 from amsd.errors import UsageError
 
 
@@ -15,13 +15,14 @@ def report(
     sources: Annotated[
         list[str],
         typer.Argument(
+            parser=place,
             metavar="RUN_OR_SWEEP",
             help="A run directory, a sweep directory or a storage URL. Several run directories are compared.",
         ),
     ],
     html: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
             "--output",
             "--html",
             "-o",
@@ -60,8 +61,8 @@ def report(
 
             report("sending the report to W&B", 0, 0)
             written.append(publish(story))
-    for place in written:
-        typer.echo(place)
+    for target in written:
+        typer.echo(target)
 
 
 def _shown(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from amsd.cli.options import ModelArgument, RecipeOption, SetOption
-from amsd.cli.outputs import require_folder
+from amsd.cli.outputs import path_option, place, require_folder
 from amsd.cli.source import resolve_model, with_base
 from amsd.errors import UsageError
 
@@ -16,7 +16,7 @@ from amsd.errors import UsageError
 def sample(
     checkpoint: ModelArgument,
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="Prompt; repeatable.")],
-    out: Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder for the pictures.")],
+    out: Annotated[Path, path_option("--output", "--out", "-o", help="Folder for the pictures.")],
     count: Annotated[int, typer.Option(min=1, max=100_000, help="Images per prompt.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Image j starts from seed + j.")] = 0,
     eta: Annotated[float, typer.Option(min=0.0, help="Noise of the sampler; 0 is none.")] = 0.0,
@@ -27,7 +27,9 @@ def sample(
         str | None, typer.Option("--negative-prompt", "-n", help="Negative prompt [default: the recipe's].")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Inference steps [default: the recipe's].")] = None,
-    base: Annotated[str | None, typer.Option("--base", help="Model that a LoRA file is added to.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", parser=place, metavar="MODEL", help="Model that a LoRA file is added to.")
+    ] = None,
     recipe: RecipeOption = None,
     assignments: SetOption = None,
 ) -> None:

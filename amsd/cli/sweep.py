@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amsd.cli.outputs import as_argument
+from amsd.cli.outputs import as_argument, path_option, place
 from amsd.ends import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 app = typer.Typer(name="sweep", help="Search over recipes with Optuna or W&B.", no_args_is_help=True)
 
 _Study = Annotated[str | None, typer.Option("--study", help="Name of the study, if the storage has several.")]
-_Where = Annotated[str, typer.Argument(metavar="SWEEP", help="The sweep's folder, or its storage URL.")]
+_Where = Annotated[str, typer.Argument(parser=place, metavar="SWEEP", help="The sweep's folder, or its storage URL.")]
 
 
 @app.command("run")
 def run(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of a shipped sweep.")],
+    sweep: Annotated[
+        str, typer.Argument(parser=place, metavar="SWEEP", help="A sweep file, or the name of a shipped sweep.")
+    ],
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the sweep file.")
     ] = None,
@@ -40,7 +42,7 @@ def run(
         str | None, typer.Option(envvar="AMSD_SWEEP_STORAGE", help="Storage URL [default: SQLite in the folder].")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The sweep's folder [default: runs/sweep-NAME].")
+        Path | None, path_option("--output", "-o", help="The sweep's folder [default: runs/sweep-NAME].")
     ] = None,
     backend: Annotated[str, typer.Option(help="optuna or wandb.")] = "optuna",
     launcher: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
@@ -162,13 +164,21 @@ def list_sweeps() -> None:
 
 @app.command("worker")
 def worker(
-    storage: Annotated[str, typer.Option(envvar="AMSD_SWEEP_STORAGE", help="Storage URL, or the sweep's folder.")],
+    storage: Annotated[
+        str,
+        typer.Option(
+            envvar="AMSD_SWEEP_STORAGE", parser=place, metavar="SWEEP", help="Storage URL, or the sweep's folder."
+        ),
+    ],
     study: _Study = None,
     directory: Annotated[
-        Path | None, typer.Option(help="The sweep's folder as this machine sees it [default: as in the study].")
+        Path | None, path_option(help="The sweep's folder as this machine sees it [default: as in the study].")
     ] = None,
     sweep: Annotated[
-        str | None, typer.Option("--sweep", help="Your own sweep file, whose command and code may run.")
+        str | None,
+        typer.Option(
+            "--sweep", parser=place, metavar="SWEEP", help="Your own sweep file, whose command and code may run."
+        ),
     ] = None,
     command: Annotated[
         str | None, typer.Option(help="Command that runs a trial; RECIPE --output DIR [--resume] is appended.")
@@ -204,7 +214,7 @@ def worker(
 def point(
     values: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="The point.")] = None,
     plan: Annotated[str, typer.Option(help="The sweep as `amsd sweep export` writes it into a W&B file (JSON).")] = "",
-    output: Annotated[Path | None, typer.Option(help="The sweep's folder [default: runs/sweep-NAME].")] = None,
+    output: Annotated[Path | None, path_option(help="The sweep's folder [default: runs/sweep-NAME].")] = None,
 ) -> None:
     """Run one point of a sweep: what `wandb agent` calls for a file of `amsd sweep export`."""
     from amsd.sweep.wandb_backend import run_point
@@ -255,7 +265,7 @@ def show(
 def best(
     source: _Where,
     study: _Study = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the recipe there.")] = None,
+    output: Annotated[Path | None, path_option("--output", "-o", help="Write the recipe there.")] = None,
     trial: Annotated[int | None, typer.Option(help="Number of another trial, such as one of the Pareto front.")] = None,
 ) -> None:
     """Print the winning recipe, ready for `amsd train`."""
@@ -274,9 +284,12 @@ def best(
 @app.command("export")
 def export(
     sweep: Annotated[
-        str, typer.Argument(metavar="SWEEP", help="A sweep file or shipped name (YAML), or a sweep's folder (CSV).")
+        str,
+        typer.Argument(
+            parser=place, metavar="SWEEP", help="A sweep file or shipped name (YAML), or a sweep's folder (CSV)."
+        ),
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File [default: standard output].")] = None,
+    output: Annotated[Path | None, path_option("--output", "-o", help="File [default: standard output].")] = None,
 ) -> None:
     """Write a sweep file as a W&B sweep configuration (YAML), or the trials of a sweep as a table (CSV)."""
     from amsd.files import write_text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from amsd.cli.options import AllowCodeOption, RecipeArgument, SetOption
-from amsd.cli.outputs import as_argument, require_folder
+from amsd.cli.outputs import as_argument, path_option, require_folder
 from amsd.ends import INTERRUPTED, REQUEUE, AnnouncedEnd, Ends
 from amsd.errors import AmsdError
 
@@ -30,7 +30,7 @@ def train(
     recipe: RecipeArgument,
     assignments: SetOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run directory [default: runs/NAME-SETTINGS-IDENTITY].")
+        Path | None, path_option("--output", "-o", help="Run directory [default: runs/NAME-SETTINGS-IDENTITY].")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a run from its newest complete checkpoint.")

@@ -69,18 +69,18 @@ def train(recipe: Recipe, output: Path | str, resume: bool = False, ends: Ends |
     """Fit `recipe` in the run directory `output`; `ends` listens to signals already (unset: it begins here).
 
     Raises:
-        UsageError: `output` holds a run and `resume` is false, or a run of another recipe or of other prompts.
+        UsageError: `output` is an empty text, holds a run and `resume` is false, or holds a run of another recipe or of
+            other prompts.
         RunError: the run failed.
         AnnouncedEnd: a signal ended it; `resume` goes on.
     """
     if ends is None:
         with Ends() as ends:
-            return _train(recipe, Path(output), resume, ends)
-    return _train(recipe, Path(output), resume, ends)
+            return _train(recipe, RunDirectory(output), resume, ends)
+    return _train(recipe, RunDirectory(output), resume, ends)
 
 
-def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
-    run = RunDirectory(output)
+def _train(recipe: Recipe, run: RunDirectory, resume: bool, ends: Ends) -> Finished:
     if not resume:
         run.require_unused()
     elif run.used and run.recipe.is_file():
@@ -106,7 +106,7 @@ def _train(recipe: Recipe, output: Path, resume: bool, ends: Ends) -> Finished:
         if newest is None:
             start_from(identified.policy, recipe.model)
         stack.enter_context(divided(identified.policy, recipe, accelerator))
-        require_space(output, checkpoint_bytes(recipe, identified.policy.trained_parameters), recipe)
+        require_space(run.path, checkpoint_bytes(recipe, identified.policy.trained_parameters), recipe)
         require_samplers(identified.policy.family, recipe, recipe.evaluation.every > 0)
         problem = build_problem(recipe, accelerator, identified.policy, inputs.training.texts)
         evaluator = _evaluator(problem, inputs.held_out, tracker) if recipe.evaluation.every else None

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from amsd.cli.app import app
 from amsd.cli.launch import require_one_task
 from amsd.errors import UsageError
+from amsd.run_directory import RunDirectory
 from tests.cli.commands import AMSD
 
 HEAVY = (
@@ -173,6 +174,48 @@ def test_a_usage_error_is_one_message_on_stderr_with_code_2(case: str, tmp_path:
     assert named in ended.stderr
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
+
+
+UNSET = (
+    "train @ -o new", "train shapes -o @", "train shapes --dry-run -o @", "eval @", "eval base --recipe @",
+    "eval base -o @", "eval base --watch @", "eval base --table @", "eval base --base @", "sample @ -p a -o new",
+    "sample base -p a -o @", "export @ -o new", "export new -o @", "demo @", "diagnose @", "report @",
+    "report new @", "report new -o @",
+    "recipe check @", "recipe show @", "sweep run @", "sweep run shapes-smoke -o @", "sweep show @", "sweep best @",
+    "sweep best new -o @", "sweep export @", "sweep export shapes-smoke -o @", "sweep worker --storage @",
+    "sweep worker --storage new --directory @", "sweep worker --storage new --sweep @", "sweep point -o @",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", UNSET)
+def test_a_shell_variable_that_is_unset_names_no_place(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--output" if word == "-o" else word for word in line.split(" ")]
+    for nothing in ("", " "):
+        outcome = CliRunner().invoke(app, [nothing if word == "@" else word for word in arguments])
+        assert outcome.exit_code == 2, outcome.output
+        assert f"{nothing!r} names nothing" in outcome.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", [line for line in UNSET if line.endswith("-o @")])
+@pytest.mark.parametrize("character", ["\n", "\t", "\x1b", "\x7f", "\u2028"])
+def test_nothing_is_created_whose_name_a_terminal_does_not_show(
+    line: str, character: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [word.replace("@", f"a{character}b").replace("-o", "--output") for word in line.split(" ")]
+    outcome = CliRunner().invoke(app, arguments)
+    assert outcome.exit_code == 2, outcome.output
+    assert f"{character!r}"[1:-1] in outcome.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_from_python_an_empty_text_is_no_run_directory() -> None:
+    with pytest.raises(UsageError, match=r"output '' names no folder; '\.' is the current one"):
+        RunDirectory("")
 
 
 def test_debug_shows_the_traceback() -> None:
