@@ -21,6 +21,7 @@ from amsd.experiment.setup import require_samplers
 from amsd.prompts.cut import cut_prompts
 from amsd.reading import require_same
 from amsd.recipe import Model, Recipe
+from amsd.training.methods import trainer_of
 
 
 def _require_start(model: Model, found: Blueprint) -> None:
@@ -93,7 +94,7 @@ def examine(recipe: Recipe, inputs: Inputs, found: Blueprint | None = None) -> l
         found = blueprint(recipe.model)
     if not found.has_files:
         found.family.check_recipe(recipe)
-        return []
+        return _of_the_sampler(recipe, found)
     require_samplers(found.family, recipe, recipe.evaluation.every > 0)
     require_finite_weights(found.weights, f"model.pretrained = {recipe.model.pretrained!r}")
     _require_start(recipe.model, found)
@@ -102,4 +103,9 @@ def examine(recipe: Recipe, inputs: Inputs, found: Blueprint | None = None) -> l
         named["training"] = inputs.training.texts
     if inputs.held_out is not None and recipe.evaluation.every:
         named["evaluation"] = inputs.held_out.texts[: recipe.evaluation.prompts]
-    return list(cut_prompts(found.family, recipe, named))
+    return [*_of_the_sampler(recipe, found), *cut_prompts(found.family, recipe, named)]
+
+
+def _of_the_sampler(recipe: Recipe, found: Blueprint) -> list[str]:
+    """What the method says of its sampler before a run begins."""
+    return [notice.text for notice in trainer_of(recipe.method).warnings(recipe, found.family.steps(recipe.schedule))]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic
 import torch
 from torch import Tensor, nn
 
+from amsd.diffusion.steps import AffineSteps
 from amsd.recipe import Recipe
 from amsd.training.clock import PhaseClock
 from amsd.training.events import Notice
@@ -77,9 +78,14 @@ class Method(ABC, Generic[E]):
     def after_step(self, items: ItemLosses) -> None:
         """Told after each update and its logged values: the items of the global batch, all of them finite."""
 
+    @staticmethod
+    def warnings(recipe: Recipe, steps: AffineSteps) -> Iterator[Notice]:
+        """What a user should know of the recipe's sampler; a check says it too, without a weight."""
+        yield from ()
+
     def remarks(self) -> Iterator[Notice]:
         """What a user should know of the problem before the first step."""
-        yield from ()
+        yield from self.warnings(self.problem.recipe, self.problem.steps)
 
     def state(self) -> dict[str, Any]:
         """What the method must not forget, as JSON; the names are its own (`threshold`)."""

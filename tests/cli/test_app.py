@@ -119,6 +119,24 @@ def test_advice_is_given_by_the_check_and_the_plan(tmp_path: Path, monkeypatch: 
         assert "evaluation.prompts = 99, but there are 16 evaluation prompts" in outcome.stderr
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["schedule.eta=1.5"], "eta = 1.5 is too large for"),
+        (["schedule.eta=0.1"], "The sampler remembers its initial noise (correlation"),
+        (["schedule.eta=1.5", "method={name = 'ddpo'}"], ""),
+    ],
+)
+def test_what_the_run_says_of_its_sampler_is_said_before(
+    settings: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for way in WAYS[: 2 if "eta" in said else 1]:
+        outcome = CliRunner().invoke(app, [*way, *(word for each in settings for word in ("--set", each))])
+        assert outcome.exit_code == 0, outcome.exception
+        assert (f"Warning: {said}" in outcome.stderr) if said else ("noise" not in outcome.stderr)
+
+
 def test_a_malformed_prompt_file_is_an_error_of_the_check(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.json"
     prompts.write_text("{", encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,18 +178,14 @@ def test_a_step_that_dominates_the_loss_is_announced() -> None:
     for last, kinds in ((None, ["stiff-step"]), (0.2, [])):
         recipe = load_recipe("flow", [] if last else ["schedule.shift_terminal=1e-4"])
         schedule = Schedule(num_inference_steps=10, shift_terminal=last)
-        problem = SimpleNamespace(steps=family.steps(schedule))
-        trainer: Any = SimpleNamespace(problem=problem, recipe=recipe)
-        assert [notice.kind for notice in AMTrainer.remarks(trainer)] == kinds
+        assert [notice.kind for notice in AMTrainer.warnings(recipe, family.steps(schedule))] == kinds
 
 
 @pytest.mark.parametrize(("eta", "kinds"), [(0.5, ["not-memoryless"]), (1.0, []), (1.3, ["clamped-noise"])])
 def test_what_an_eta_does_is_announced(eta: float, kinds: list[str]) -> None:
     schedule = Schedule(num_inference_steps=10, eta=eta, shift_terminal=0.2)
-    problem = SimpleNamespace(steps=family_for(pipelines.stable_diffusion_3(t5=False)).steps(schedule))
-    recipe = load_recipe("flow", [f"schedule.eta={eta}"])
-    trainer: Any = SimpleNamespace(problem=problem, recipe=recipe)
-    notices = list(AMTrainer.remarks(trainer))
+    steps = family_for(pipelines.stable_diffusion_3(t5=False)).steps(schedule)
+    notices = list(AMTrainer.warnings(load_recipe("flow", [f"schedule.eta={eta}"]), steps))
     assert [notice.kind for notice in notices] == kinds
     assert all(f"eta = {eta:g}" in notice.text for notice in notices if notice.kind == "clamped-noise")
 

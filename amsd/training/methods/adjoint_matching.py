@@ -26,7 +26,7 @@ from amsd.matching import (
     step_weights,
     stepwise_log_weights,
 )
-from amsd.recipe import AdjointMatching
+from amsd.recipe import AdjointMatching, Recipe
 from amsd.rows import on_device
 from amsd.training.events import Notice
 from amsd.training.experience import ItemLosses, Sample
@@ -64,11 +64,11 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
         """As the section says."""
         return self.method.weighs_whole_batch
 
-    def remarks(self) -> Iterator[Notice]:
+    @staticmethod
+    def warnings(recipe: Recipe, steps: AffineSteps) -> Iterator[Notice]:
         """Steps whose noise is clamped, and a sampler that remembers its initial noise."""
-        steps = self.problem.steps
         if steps.clamped:
-            eta = self.recipe.schedule.eta
+            eta = recipe.schedule.eta
             yield Notice(
                 "clamped-noise",
                 f"eta = {eta:g} is too large for {len(steps.clamped)} of the {len(steps)} steps. There amsd limits the "

@@ -70,6 +70,7 @@ class EAMTrainer(RegressionTrainer):
 
     def remarks(self) -> Iterator[Notice]:
         """The endpoint's level, which is that of a step."""
+        yield from super().remarks()
         level = float(self.problem.steps.s[self.end])
         yield Notice("endpoint", f"Endpoints are taken at noise level {level:.3g}.", values={"level": level})
 
