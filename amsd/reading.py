@@ -56,11 +56,20 @@ def is_shortage(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """A library's exception in one line, ending with a stop."""
-    text = " ".join(str(error).split()) or "no reason given"
+    """A library's exception in one line, ending with a stop; the line of code that raised it where it has no text."""
+    text = " ".join(str(error).split()) or _raised_at(error)
     text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON].rstrip()} ..."
     named = text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
     return named if named.endswith((".", "!", "?", "...")) else f"{named}."
+
+
+def _raised_at(error: BaseException) -> str:
+    """Such as `at "assert sum(dims) == width"`: a bare assertion says no more."""
+    from traceback import extract_tb
+
+    places = extract_tb(error.__traceback__)
+    line = places[-1].line if places else None
+    return f'at "{line}"' if line else "no reason given"
 
 
 def parsed(text: str | bytes) -> Any:

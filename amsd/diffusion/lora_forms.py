@@ -19,7 +19,7 @@ from amsd.diffusion.families.lora_names import PEFT_PREFIX, LayerNames, Place, r
 from amsd.diffusion.finite import require_finite_file
 from amsd.diffusion.lora_file import METADATA_KEY
 from amsd.errors import UsageError
-from amsd.reading import parsed_object, read_json, reading
+from amsd.reading import parsed_object, read_json, reading, reason_of
 
 NO_PLACE = "The LoRA belongs to another architecture than the base model, or to a tool whose format is unknown."
 _FACTORS = ("down", "up", "magnitude")
@@ -109,7 +109,7 @@ def read_lora(family: Family, file: Path, what: str) -> LoraFile:
         try:
             found, still = _sorted(_in_words_of_diffusers(family, file, what), names)
         except UsageError as error:
-            raise UsageError(refusal) from error
+            raise UsageError(f"{refusal}{_why_not(error)}") from error
         if still or not found:
             raise UsageError(refusal)
     peft = _peft_settings(file, what) if all(name.startswith(PEFT_PREFIX) for name in tensors) else None
@@ -121,6 +121,16 @@ def read_lora(family: Family, file: Path, what: str) -> LoraFile:
             layer = _layer(place, roles, own if peft is None else peft)
         layers.setdefault(place.component, {})[place.module] = layer
     return LoraFile(layers)
+
+
+def _why_not(error: UsageError) -> str:
+    """What stopped diffusers' converter: it knows the formats of other tools, some of them at one size alone."""
+    cause = error.__cause__
+    if cause is None:
+        return ""
+    said = f" diffusers, which knows the formats of other tools, cannot convert it: {reason_of(cause)}"
+    sizes = " It splits joined layers (linear1, qkv) at the widths of the published model alone."
+    return said + (sizes if isinstance(cause, AssertionError) else "")
 
 
 def no_place(what: str, file: Path, stored: int, astray: int, first: str) -> str:

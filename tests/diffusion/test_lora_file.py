@@ -18,6 +18,7 @@ from amsd.diffusion.loading import load_family
 from amsd.diffusion.lora_file import write_diffusers, write_safetensors
 from amsd.diffusion.lora_input import lora_file, merge
 from amsd.diffusion.parameterizations import ADAPTER_FILE, build_policy
+from amsd.errors import UsageError
 from amsd.recipe import Model
 from tests import pipelines
 
@@ -146,3 +147,20 @@ def test_flux_gets_what_the_files_of_other_tools_say(tool: Callable[..., Any], t
     layers = [attention.to_q, attention.to_k, attention.to_v]
     for old, layer, part in zip(before, layers, up.chunk(3), strict=True):
         torch.testing.assert_close(layer.weight, old + part @ down, rtol=1e-4, atol=1e-4)
+
+
+def test_joined_layers_that_diffusers_cannot_split_are_refused_with_the_reason(tmp_path: Path) -> None:
+    """Its converter knows queries, keys, values and MLP of a single block at the widths of FLUX.1 alone."""
+    name, (down, up) = "lora_unet_single_blocks_0_linear1", _matrices((4, WIDTH), (7 * WIDTH, 4))
+    file = tmp_path / "lora.safetensors"
+    save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}, file, metadata={"format": "pt"})
+    family = family_for(pipelines.flux(), Model(max_sequence_length=6, size=(16, 16)))
+    with pytest.raises(UsageError) as refusal:
+        merge(family, file, "the LoRA")
+    for part in (
+        f"the LoRA: {file} holds 2 tensors",
+        name,
+        'AssertionError: at "assert sum(dims)',
+        "widths of the publ",
+    ):
+        assert part in str(refusal.value)
