@@ -94,7 +94,7 @@ def examine(recipe: Recipe, inputs: Inputs, found: Blueprint | None = None) -> l
         found = blueprint(recipe.model)
     if not found.has_files:
         found.family.check_recipe(recipe)
-        return _of_the_sampler(recipe, found)
+        return []  # its scheduler is not known either
     require_samplers(found.family, recipe, recipe.evaluation.every > 0)
     require_finite_weights(found.weights, f"model.pretrained = {recipe.model.pretrained!r}")
     _require_start(recipe.model, found)
