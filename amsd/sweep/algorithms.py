@@ -39,8 +39,9 @@ class SeededByTrial(BaseSampler):
     """A sampler of Optuna that is built anew for each trial, seeded by the sweep's seed and the trial's number.
 
     Optuna's own samplers take one seed per process. Then workers with one seed all draw the same points, and a sweep
-    that goes on draws its first points again. Here two sweeps with one seed propose the same points, whoever draws
-    them and however often the sweep was interrupted, as far as the sampler has seen the same results.
+    that goes on draws its first points again. Here two sweeps with one seed propose the same points, however
+    often they were interrupted, if the sampler saw the same results. `random` looks at no results, so any number of
+    workers gives the same points. QMC takes the next point of one sequence, so there the order of the trials counts.
     """
 
     def __init__(self, chosen: SearchSampler, seed: int) -> None:

@@ -56,7 +56,7 @@ def lines(results: Mapping[str, Any], points: Mapping[tuple[str, int], Sequence[
     if points:
         yield from _race(points)
     for name, title in (
-        ("step", "A training step of `shapes` against its own network calls made bare"),
+        ("step", "A training step of `shapes` against its network calls alone"),
         ("evaluation", "An evaluation against the plain diffusers pipeline and the reward"),
     ):
         if found := results.get(name):

@@ -69,6 +69,17 @@ def test_a_seed_repeats_the_search_whoever_draws_and_however_often_it_was_interr
     assert [trial.params for trial in parts.trials] == [trial.params for trial in whole.trials]
 
 
+def test_random_search_repeats_with_any_number_of_workers(make_plan: MakePlan, tmp_path: Path) -> None:
+    sampler = {"name": "random", "seed": 7}
+    alone = run(make_plan(sampler=sampler, budget={"trials": 4}), tmp_path / "alone").trials
+    folder = tmp_path / "together"
+    create(make_plan(sampler=sampler), folder, f"journal:{folder}/journal.log")
+    workers = [join(str(folder)) for _ in range(4)]
+    asked = [(each, each.trials.ask()) for each in workers]  # all at once: nobody knows a result
+    drawn = {trial.number: suggest(each.plan.sweep.search, trial) for each, trial in reversed(asked)}
+    assert [drawn[trial.number] for trial in alone] == [trial.settings for trial in alone]
+
+
 def test_workers_with_one_seed_draw_different_points(make_plan: MakePlan, tmp_path: Path) -> None:
     create(make_plan(), tmp_path, f"journal:{tmp_path}/journal.log")
     workers = [join(str(tmp_path)) for _ in range(3)]
