@@ -206,6 +206,17 @@ def test_without_weights_a_plan_says_what_is_downloaded_and_a_run_names_the_mode
     assert f"model.pretrained = '{model}'" in str(run.exception)
 
 
+def test_messages_of_the_troubleshooting_page_are_those_of_amsd() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]*`[^|]*) \|[^|]*\|[^|]*\|$", page, flags=re.MULTILINE)
+    parts = [part.strip() for row in rows for quoted in re.findall(r"`([^`]+)`", row) for part in quoted.split("...")]
+    assert len(parts) > 12
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "amsd").rglob("*.py"))
+    sources = re.sub(r'"\n\s*f?"', "", sources)  # sentences that go over several lines
+    others = {"operator torchvision::nms does not exist", "No such option: --config"}  # of torchvision and of typer
+    assert [part for part in parts if part not in others and part not in sources] == []
+
+
 @pytest.mark.parametrize("name", names("recipes"))
 def test_changing_only_the_method_of_a_shipped_recipe_starts(name: str) -> None:
     for method in METHODS:
