@@ -108,7 +108,6 @@ def test_no_toml(
         ("missing/shapes.toml", "Did you mean 'shapes'?"),
         ("nothing-like-it.toml", "Shipped recipes: "),
         (".", "no such file"),
-        ("", "no such file"),
     ],
 )
 def test_no_file(
@@ -124,6 +123,15 @@ def test_no_file(
     assert str(caught.value) in said
     assert reason in said
     assert source in said
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_an_empty_name_is_no_recipe(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        load_recipe("")
+    assert "'' names nothing. Is a shell variable unset?" in failure([*command, ""], capsys, monkeypatch)
 
 
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
