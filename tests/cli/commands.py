@@ -52,6 +52,15 @@ TIMES = ("seconds/", "share/", "collection/", "performance/", "time")
 AMSD = (sys.executable, "-m", "amsd")
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0
+#: What starts two processes on the CPU (`accelerate launch` with ACCELERATE_USE_CPU); amsd itself: --processes 2.
+LAUNCHERS = {
+    "amsd": (),
+    "torchrun": (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "amsd"),
+    "accelerate": (
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
+        "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "amsd",
+    ),
+}  # fmt: skip
 
 
 def write_recipe(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import os
 import random
 import shlex
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from amsd.cli.app import app
 from amsd.run_directory import RunDirectory, damage
-from tests.cli.commands import amsd, finish, lines, start, steps, wait_until
+from tests.cli.commands import LAUNCHERS, amsd, finish, lines, start, steps, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +113,31 @@ def test_a_dead_or_frozen_rank_is_named_and_the_other_ends(
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not [child for child in ranks if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_a_frozen_rank_is_named_by_the_other_under_the_users_own_launcher(
+    recipe: Path, tmp_path: Path, launcher: str
+) -> None:
+    run = tmp_path / "run"
+    process = start(
+        "train", recipe, "--output", run, "--set", "training.steps=400", "--set", "evaluation.every=0",
+        launcher=LAUNCHERS[launcher], AMSD_PATIENCE="10", ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    wait_until(lambda: RunDirectory(run).pointer("latest") is not None, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    ranks = {child.environ()["RANK"]: child for child in children if "RANK" in child.environ()}
+    ranks["1"].suspend()
+    begin = time.monotonic()
+    ranks["0"].wait(60)
+    assert 8 < time.monotonic() - begin < 45
+    ranks["1"].kill()  # the launcher itself waits 30 s more before it does that
+    ended = finish(process)
+    assert ended.returncode == 1
+    who = f"Process 1 of 2 ({ranks['1'].pid} on {socket.gethostname()}) has been silent for 10 s"
+    assert f"[process 0] Error: {who}" in ended.stderr
+    assert "Continue with --resume" in ended.stderr
+    assert damage(RunDirectory(run).checkpoint(RunDirectory(run).steps()[-1])) is None
 
 
 def test_a_signal_to_one_of_two_processes_while_they_evaluate_ends_both(recipe: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from typer.testing import CliRunner
 from amsd.cli.app import app
 from amsd.recipe.methods import METHODS
 from tests.cli import every_method
-from tests.cli.commands import amsd, finish, lines, start
+from tests.cli.commands import LAUNCHERS, amsd, finish, lines, start
 
 pytestmark = pytest.mark.slow
 
@@ -27,14 +26,6 @@ GROUPS = (
     "--set", 'reward=[{name = "python:tests.cli.rewards:ranks", options = { groupwise = true }}]',
     "--set", "training.steps=2", "--set", "evaluation.batch_size=3", "--set", "training.validate_every=1",
 )  # fmt: skip
-LAUNCHERS = {
-    "amsd": (),
-    "torchrun": (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "amsd"),
-    "accelerate": (
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
-        "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "amsd",
-    ),
-}  # fmt: skip
 
 
 def in_one(recipe: Path, run: Path, *settings: str) -> None:
