@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from amsd.cli.options import AllowCodeOption, ModelArgument, RecipeOption, SetOption
-from amsd.cli.outputs import path_option, place, require_folder
+from amsd.cli.outputs import path_option, place_option, require_folder
 from amsd.cli.source import Source, require_consent, resolve_model, with_base
 from amsd.errors import UsageError
 
@@ -27,9 +27,8 @@ def evaluate(
     assignments: SetOption = None,
     base: Annotated[
         str | None,
-        typer.Option(
+        place_option(
             "--base",
-            parser=place,
             metavar="MODEL|none",
             help="Model to compare with [default: the recipe's, or the run's own base].",
         ),

@@ -6,11 +6,9 @@ from typing import Annotated
 
 import typer
 
-from amsd.cli.outputs import place
+from amsd.cli.outputs import place_argument, place_option
 
-RecipeArgument = Annotated[
-    str, typer.Argument(parser=place, metavar="RECIPE", help="Path or name of a recipe (`amsd recipe list`).")
-]
+RecipeArgument = Annotated[str, place_argument("RECIPE", "Path or name of a recipe (`amsd recipe list`).")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set schedule.eta=0.7; repeatable."),
@@ -22,27 +20,23 @@ AllowCodeOption = Annotated[
         help="Allow the code, pickles and reward servers that a received run or recipe names.",
     ),
 ]
-CheckpointArgument = Annotated[
-    str, typer.Argument(parser=place, metavar="CHECKPOINT", help="A checkpoint, or a run (its best checkpoint).")
-]
+CheckpointArgument = Annotated[str, place_argument("CHECKPOINT", "A checkpoint, or a run (its best checkpoint).")]
 ModelArgument = Annotated[
     str,
-    typer.Argument(
-        parser=place,
-        metavar="MODEL|base",
-        help="A run (its best checkpoint), a checkpoint, `base`, or any model: a diffusers folder, a single file, a "
+    place_argument(
+        "MODEL|base",
+        "A run (its best checkpoint), a checkpoint, `base`, or any model: a diffusers folder, a single file, a "
         "LoRA file, a hub id, or hub:OWNER/NAME/FILE.",
     ),
 ]
 CheckpointRecipeOption = Annotated[
     str | None,
-    typer.Option("--recipe", parser=place, metavar="RECIPE", help="Recipe [default: that of the checkpoint]."),
+    place_option("--recipe", metavar="RECIPE", help="Recipe [default: that of the checkpoint]."),
 ]
 RecipeOption = Annotated[
     str | None,
-    typer.Option(
+    place_option(
         "--recipe",
-        parser=place,
         metavar="RECIPE",
         help="Recipe [default: that of the checkpoint or export; for `base`: shapes].",
     ),

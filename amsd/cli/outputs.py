@@ -13,8 +13,8 @@ import typer
 from amsd.errors import UsageError
 
 
-def place(value: str) -> str:
-    """What names a file, a folder, a recipe or a model on the command line; the parser of all such options.
+def _place(value: str) -> str:
+    """What names a file, a folder, a recipe or a model on the command line; parser of all such arguments.
 
     Raises:
         BadParameter: it is empty, as an unset shell variable is.
@@ -30,7 +30,7 @@ def _path(value: str) -> Path:
     Raises:
         BadParameter: it is empty, or no terminal shows it as it is.
     """
-    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in place(value)):
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in _place(value)):
         raise typer.BadParameter(f"{value!r} holds a line break, a tab or another control character. Use another name.")
     return Path(value)
 
@@ -38,6 +38,16 @@ def _path(value: str) -> Path:
 def path_option(*names: str, help: str, metavar: str = "PATH") -> Any:  # noqa: A002  # as Typer calls it
     """An option of a command that names a file or a folder."""
     return typer.Option(*names, parser=_path, metavar=metavar, help=help)
+
+
+def place_option(*names: str, help: str, metavar: str, **given: Any) -> Any:  # noqa: A002  # as Typer calls it
+    """An option that names something by a path, a name or a URL."""
+    return typer.Option(*names, parser=_place, metavar=metavar, help=help, **given)
+
+
+def place_argument(metavar: str, help: str) -> Any:  # noqa: A002  # as Typer calls it
+    """An argument that names something by a path, a name or a URL."""
+    return typer.Argument(parser=_place, metavar=metavar, help=help)
 
 
 def as_argument(path: Path) -> str:

@@ -7,17 +7,16 @@ from typing import Annotated
 
 import typer
 
-from amsd.cli.outputs import path_option, place, require_folder
+from amsd.cli.outputs import path_option, place_argument, require_folder
 from amsd.errors import UsageError
 
 
 def report(
     sources: Annotated[
         list[str],
-        typer.Argument(
-            parser=place,
-            metavar="RUN_OR_SWEEP",
-            help="A run directory, a sweep directory or a storage URL. Several run directories are compared.",
+        place_argument(
+            "RUN_OR_SWEEP",
+            "A run directory, a sweep directory or a storage URL. Several run directories are compared.",
         ),
     ],
     html: Annotated[

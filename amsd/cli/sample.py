@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from amsd.cli.options import ModelArgument, RecipeOption, SetOption
-from amsd.cli.outputs import path_option, place, require_folder
+from amsd.cli.outputs import path_option, place_option, require_folder
 from amsd.cli.source import resolve_model, with_base
 from amsd.errors import UsageError
 
@@ -28,7 +28,7 @@ def sample(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Inference steps [default: the recipe's].")] = None,
     base: Annotated[
-        str | None, typer.Option("--base", parser=place, metavar="MODEL", help="Model that a LoRA file is added to.")
+        str | None, place_option("--base", metavar="MODEL", help="Model that a LoRA file is added to.")
     ] = None,
     recipe: RecipeOption = None,
     assignments: SetOption = None,

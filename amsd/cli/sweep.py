@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amsd.cli.outputs import as_argument, path_option, place
+from amsd.cli.outputs import as_argument, path_option, place_argument, place_option
 from amsd.ends import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -23,14 +23,12 @@ if TYPE_CHECKING:
 app = typer.Typer(name="sweep", help="Search over recipes with Optuna or W&B.", no_args_is_help=True)
 
 _Study = Annotated[str | None, typer.Option("--study", help="Name of the study, if the storage has several.")]
-_Where = Annotated[str, typer.Argument(parser=place, metavar="SWEEP", help="The sweep's folder, or its storage URL.")]
+_Where = Annotated[str, place_argument("SWEEP", "The sweep's folder, or its storage URL.")]
 
 
 @app.command("run")
 def run(
-    sweep: Annotated[
-        str, typer.Argument(parser=place, metavar="SWEEP", help="A sweep file, or the name of a shipped sweep.")
-    ],
+    sweep: Annotated[str, place_argument("SWEEP", "A sweep file, or the name of a shipped sweep.")],
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the sweep file.")
     ] = None,
@@ -165,10 +163,7 @@ def list_sweeps() -> None:
 @app.command("worker")
 def worker(
     storage: Annotated[
-        str,
-        typer.Option(
-            envvar="AMSD_SWEEP_STORAGE", parser=place, metavar="SWEEP", help="Storage URL, or the sweep's folder."
-        ),
+        str, place_option(metavar="SWEEP", envvar="AMSD_SWEEP_STORAGE", help="Storage URL, or the sweep's folder.")
     ],
     study: _Study = None,
     directory: Annotated[
@@ -176,9 +171,7 @@ def worker(
     ] = None,
     sweep: Annotated[
         str | None,
-        typer.Option(
-            "--sweep", parser=place, metavar="SWEEP", help="Your own sweep file, whose command and code may run."
-        ),
+        place_option("--sweep", metavar="SWEEP", help="Your own sweep file, whose command and code may run."),
     ] = None,
     command: Annotated[
         str | None, typer.Option(help="Command that runs a trial; RECIPE --output DIR [--resume] is appended.")
@@ -283,12 +276,7 @@ def best(
 
 @app.command("export")
 def export(
-    sweep: Annotated[
-        str,
-        typer.Argument(
-            parser=place, metavar="SWEEP", help="A sweep file or shipped name (YAML), or a sweep's folder (CSV)."
-        ),
-    ],
+    sweep: Annotated[str, place_argument("SWEEP", "A sweep file or shipped name (YAML), or a sweep's folder (CSV).")],
     output: Annotated[Path | None, path_option("--output", "-o", help="File [default: standard output].")] = None,
 ) -> None:
     """Write a sweep file as a W&B sweep configuration (YAML), or the trials of a sweep as a table (CSV)."""
