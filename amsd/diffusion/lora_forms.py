@@ -70,7 +70,7 @@ class LoraFile:
 
     def put_on(self, component: str, network: Any, name: str) -> None:
         """Give a network the adapter `name` with this file's layers; nothing where it has none for this network."""
-        from peft import LoraConfig, set_peft_model_state_dict
+        from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
         layers = self.layers.get(component)
         if not layers:
@@ -84,7 +84,8 @@ class LoraFile:
             alpha_pattern={_exactly(module): each for module, each in alphas.items() if each != alpha},
             use_dora=any(layer.magnitude is not None for layer in layers.values()),
         )  # fmt: skip
-        network.add_adapter(config, adapter_name=name)
+        # Not by the network's own method: that of transformers asks for a PEFT which may not be released yet.
+        inject_adapter_in_model(config, network, adapter_name=name)
         missed = set_peft_model_state_dict(network, self.state(component), adapter_name=name).unexpected_keys
         if missed:
             raise ValueError(f"{len(missed)} matrices do not fit the network, such as {missed[0]}")

@@ -182,7 +182,11 @@ def test_layers_differ_in_rank_and_alpha(tmp_path: Path) -> None:
     ("sd", {"text_encoder": "lora_te_text_model_"}),
     ("sdxl", {"text_encoder": "lora_te1_text_model_", "text_encoder_2": "lora_te2_text_model_"}),
 ])  # fmt: skip
-def test_text_encoders_in_kohya_s_words(base: str, prefixes: dict[str, str], tmp_path: Path) -> None:
+def test_text_encoders_in_kohya_s_words(
+    base: str, prefixes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # transformers 5.24 came before the PEFT that it asks for: a merge needs no more than what is installed.
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "999")
     pipeline = PIPELINES[base]()
     found = {name: factors(pipeline.components[name], ("q_proj", "v_proj", "fc1")) for name in prefixes}
     before = {name: state(pipeline.components[name]) for name in prefixes}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -53,7 +53,7 @@ def made(folder: Path, text: bool = False, rank: int = RANK, alpha: float = ALPH
                               "unet_lora_adapter_metadata": config.to_dict()}  # fmt: skip
     if text:
         own = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["q_proj"], init_lora_weights=False)
-        pipeline.text_encoder.add_adapter(own)
+        inject_adapter_in_model(own, pipeline.text_encoder)
         layers |= {"text_encoder_lora_layers": get_peft_model_state_dict(pipeline.text_encoder),
                    "text_encoder_lora_adapter_metadata": own.to_dict()}  # fmt: skip
     pipeline.save_lora_weights(folder, **layers)
