@@ -57,6 +57,8 @@ def is_shortage(error: BaseException) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """A library's exception in one line, ending with a stop; the line of code that raised it where it has no text."""
+    if type(error).__name__ == "UnpicklingError":  # torch's own text advises to run what is in the file
+        return "it holds more than tensors, which could run code, or is damaged."
     text = " ".join(str(error).split()) or _raised_at(error)
     text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON].rstrip()} ..."
     named = text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"

@@ -71,6 +71,7 @@ def quiet_libraries(debug: bool) -> None:
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Detected pickle protocol")  # amsd says what it cannot read
 
 
 def _version(show: bool) -> None:

@@ -37,7 +37,10 @@ def run(
         int, typer.Option(min=1, max=10_000, help="Worker processes on this machine (Slurm: jobs).")
     ] = 1,
     storage: Annotated[
-        str | None, typer.Option(envvar="AMSD_SWEEP_STORAGE", help="Storage URL [default: SQLite in the folder].")
+        str | None,
+        place_option(
+            "--storage", metavar="URL", envvar="AMSD_SWEEP_STORAGE", help="Storage URL [default: SQLite in the folder]."
+        ),
     ] = None,
     output: Annotated[
         Path | None, path_option("--output", "-o", help="The sweep's folder [default: runs/sweep-NAME].")

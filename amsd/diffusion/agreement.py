@@ -14,6 +14,8 @@ from amsd.diffusion.families.base import Family
 from amsd.errors import RunError
 
 _PROMPT = "a photo of a cat"
+_STEPS = 4
+"""Fewest steps that all schedulers of diffusers take: PNDM begins with four of Runge and Kutta."""
 TOLERANCE = 1e-2
 """Largest difference, relative to the largest value: precisions round differently, and mistakes are larger."""
 
@@ -41,7 +43,7 @@ def require_agreement(family: Family) -> None:
             noise = torch.randn(1, *family.latent_shape, generator=torch.Generator().manual_seed(0))
             theirs: Tensor = family.draw(
                 {"prompt": _PROMPT}, [torch.Generator().manual_seed(0)], eta=0.0, guidance_scale=1.0,
-                num_inference_steps=2, output_type="pt", latents=noise.to(family.device), callback=_keep(last),
+                num_inference_steps=_STEPS, output_type="pt", latents=noise.to(family.device), callback=_keep(last),
             )  # fmt: skip
             x, timesteps = next(iter(_tensors(asked[0]).values())), pipeline.scheduler.timesteps[:1].to(noise.device)
             family.network(family.denoiser)(x, timesteps.to(x.device), family.encode([_PROMPT]))

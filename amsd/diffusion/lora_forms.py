@@ -181,6 +181,11 @@ def _layer(place: Place, roles: Mapping[str, Tensor], settings: Mapping[str, Any
         )
     alpha = float(roles["alpha"]) if "alpha" in roles else _alpha(settings, place.module, int(down.shape[0]))
     magnitude = roles.get("magnitude")
+    if magnitude is not None and magnitude.numel() != up.shape[0]:
+        raise ValueError(
+            f"its magnitudes for {place.component}.{place.module} are {magnitude.numel()} numbers, but the layer has "
+            f"{up.shape[0]} outputs. {NO_PLACE}"
+        )
     return LoraLayer(down, up, alpha, None if magnitude is None else magnitude.float())
 
 

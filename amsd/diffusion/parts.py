@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from amsd.diffusion.families.single_file import stored_shapes
 from amsd.diffusion.finite import require_finite_file
 from amsd.diffusion.folder import Folder, Part
 from amsd.errors import UsageError
-from amsd.reading import audit, reading, wrapper_hint
+from amsd.reading import audit, is_safetensors, reading, wrapper_hint
 
 _LOG = logging.getLogger(__name__)
 _HARMLESS = (".position_ids", "logit_scale")
@@ -96,12 +97,12 @@ def load_network(part: Part, what: str) -> Any:
     place = part.weights[0] if len(part.weights) == 1 else part.folder
     # diffusers raises for other shapes, transformers reports them where it is allowed to.
     for file in part.weights:
-        if file.suffix == ".safetensors":  # of which only the header is read
-            stored_shapes(file, what)
+        stored_shapes(file, what)  # of .safetensors only the header is read; of a pickle it says what is wrong
     options: dict[str, Any] = (
         {"dtype": torch.float32, "ignore_mismatched_sizes": True}
         if part.library == "transformers"
-        else {"torch_dtype": torch.float32}  # the name that every version of diffusers has
+        # `torch_dtype` is the name that every version of diffusers has; without a choice it complains of .bin files.
+        else {"torch_dtype": torch.float32, "use_safetensors": all(is_safetensors(file) for file in part.weights)}
     )
     with reading(what, place, "The file is damaged or belongs to another configuration."):
         network, report = found.from_pretrained(
@@ -130,7 +131,8 @@ def require_sound(folder: Folder, what: str) -> None:
             shapes = {name: shape for file in part.weights for name, shape in stored_shapes(file, what).items()}
             if hint := wrapper_hint(shapes):
                 raise UsageError(f"{what}: {part.folder}: {hint}")
-            described = sum(value.numel() for value in _values(part, what))
+            network = _on_paper(part, what)
+            described = sum(value.numel() for value in _values(part, network))
             stored = sum(map(math.prod, shapes.values()))
             # Files of transformers may hold more than is read, such as the picture's half of a CLIP.
             if stored < described or (part.library == "diffusers" and stored != described):
@@ -138,21 +140,48 @@ def require_sound(folder: Folder, what: str) -> None:
                     f"{what}: {part.folder} holds {stored:,} parameters; its configuration describes {described:,}. "
                     "The file is incomplete, or belongs to another configuration."
                 )
+            if part.library == "transformers":
+                audit({"left over": _left_over(shapes, network)}, f"{what}: {part.folder}")
     configs = {part.name: part.config for part in folder.parts.values() if part.config}
     tokenizers = [part for part in folder.parts.values() if "Tokenizer" in part.class_name]
     require_fit(folder.pipeline_class, configs, {part.name: load_plain(part, what) for part in tokenizers}, what)
 
 
-def _values(part: Part, what: str) -> Iterable[Any]:
-    """What the file of a part has to hold, without storage."""
+def _on_paper(part: Part, what: str) -> Any:
+    """The network of a part without storage."""
     import torch
 
     if part.library == "diffusers":
-        return cast("Iterable[Any]", on_meta(part, what).state_dict().values())
+        return on_meta(part, what)
     network_class = _class_of(part, what)
     with reading(what, part.folder / "config.json"), torch.device("meta"):
-        config = network_class.config_class.from_pretrained(str(part.folder))
-        return cast("Iterable[Any]", network_class(config).parameters())
+        return network_class(network_class.config_class.from_pretrained(str(part.folder)))
+
+
+def _values(part: Part, network: Any) -> Iterable[Any]:
+    """What the file of a part has to hold; transformers leaves out weights that are others' too."""
+    values = network.state_dict().values() if part.library == "diffusers" else network.parameters()
+    return cast("Iterable[Any]", values)
+
+
+def _left_over(stored: Iterable[str], network: Any) -> list[str]:
+    """Names in a file that a network of transformers would not read; its files may lack or have a first `text_model.`.
+
+    Parts of a larger model that the class itself knows to leave out, such as the decoder of T5, are none.
+    """
+    known = {form for name in network.state_dict() for form in _forms(name)}
+    ignored = [re.compile(each) for each in network._keys_to_ignore_on_load_unexpected or ()]
+    return [
+        name for name in stored
+        if not _harmless(name, type(network).__name__)
+        and not known.intersection(_forms(name))
+        and not any(each.search(name) for each in ignored)
+    ]  # fmt: skip
+
+
+def _forms(name: str) -> tuple[str, str]:
+    """A name, and the name without its first part."""
+    return name, name.partition(".")[2]
 
 
 def on_meta(part: Part, what: str) -> Any:

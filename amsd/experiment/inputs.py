@@ -11,6 +11,7 @@ from amsd.errors import UsageError, option
 from amsd.hub import PREFIX as HUB
 from amsd.packages import require_bitsandbytes
 from amsd.prompts import PromptSet, load_prompts
+from amsd.prompts.hub import hub_name
 from amsd.recipe import Recipe
 from amsd.recipe.methods import methods_with
 from amsd.recipe.schema import only_path
@@ -51,19 +52,21 @@ def check_inputs(recipe: Recipe, download: bool = True) -> Inputs:
     Raises:
         UsageError: something is unknown, absent or malformed; all of it is named.
     """
-    problems: list[str] = []
+    problems: dict[str, None] = {}  # several checks may find the same
 
     def attempt(check: Callable[[], None]) -> None:
         try:
             check()
         except UsageError as error:
-            problems.append(str(error))
+            problems[str(error)] = None
 
     found: dict[str, PromptSet] = {}
 
     def read(key: str) -> None:
         source = recipe.prompts.train if key == "train" else recipe.prompts.evaluation
-        if download or not (isinstance(source, str) and source.startswith(HUB)):
+        if not download and isinstance(source, str) and source.startswith(HUB):
+            hub_name(source)
+        else:
             split = "train" if key == "train" else "evaluation"
             found[key] = load_prompts(source, split, recipe.prompts.column)  # type: ignore[arg-type]
 

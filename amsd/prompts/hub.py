@@ -20,15 +20,36 @@ def read_hub(source: str, wanted: str | None = None) -> list[str]:
     Raises:
         PromptError: the data set, split or column is absent, or the hub cannot be reached.
     """
-    name, _, rest = source.removeprefix(PREFIX).partition(":")
-    split, _, column = rest.partition(":")
-    if not name:
-        raise PromptError(f"{source}: must have the form hub:ID[:SPLIT[:COLUMN]], such as hub:owner/name:train:prompt.")
-    if Path(name).suffix.lower() in READERS and name.count("/") >= 2:
-        if rest:
-            raise PromptError(f"{source}: a single file has no split; write hub:{name}")
+    name, split, column = hub_name(source)
+    if _is_file(name):
         return read_file(_download(source, name), wanted)
     return _column(source, name, split or "train", column or wanted)
+
+
+def hub_name(source: str) -> tuple[str, str, str]:
+    """Name of the data set or file, split and column that a source names; the last two may be empty.
+
+    Raises:
+        PromptError: it cannot be one of the hub.
+    """
+    name, _, rest = source.removeprefix(PREFIX).partition(":")
+    split, _, column = rest.partition(":")
+    if not name.strip():
+        raise PromptError(f"{source!r} must have the form hub:ID[:SPLIT[:COLUMN]], such as hub:owner/name:train:prompt.")
+    if _is_file(name):
+        if rest:
+            raise PromptError(f"{source}: a single file has no split; write hub:{name}")
+        return name, "", ""
+    if not Path(name).is_dir():
+        try:
+            Repository(name, kind="dataset").cached("README.md", repr(source))
+        except UsageError as error:
+            raise PromptError(str(error)) from error
+    return name, split, column
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix.lower() in READERS and name.count("/") >= 2
 
 
 def _download(source: str, name: str) -> Path:

@@ -31,7 +31,7 @@ def load_prompts(source: str | Sequence[str], split: Split = "train", column: st
         PromptError: the source is absent, malformed or empty; file and line are named.
     """
     if not isinstance(source, str):
-        return PromptSet.from_entries("prompts given as a list", source)
+        return PromptSet.from_entries(f"prompts.{split} (a list)", source)
     if source.startswith(HUB):
         return PromptSet.from_entries(source, read_hub(source, column))
     if source.startswith(EMBEDDED):

@@ -45,7 +45,8 @@ class PromptSet:
         filled = [entry for entry in stripped if entry]
         texts = tuple(dict.fromkeys(filled))
         if not texts:
-            raise PromptError(f"{source}: holds no prompt ({len(stripped)} entries, all of them empty).")
+            count = f"{len(stripped)} entries, all of them empty" if stripped else "it is empty"
+            raise PromptError(f"{source}: holds no prompt ({count}).")
         return cls(source, texts, duplicates=len(filled) - len(texts), empty=len(stripped) - len(filled))
 
     @property

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from amsd.recipe.section import Fraction, Positive, Section
+from amsd.recipe.section import Fraction, Name, Positive, Section, named
 
 
 def only_path(name: str) -> bool:
@@ -24,6 +24,15 @@ def _count_or_auto(value: Any) -> Any:
     raise ValueError('must be "auto" or a whole number from 1 on')
 
 
+def _source(value: Any) -> Any:
+    if isinstance(value, str):
+        return named(value)
+    if isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value):
+        return tuple(value)
+    raise ValueError("must name a file or a set of prompts, or be a list of prompts")
+
+
+PromptSource = Annotated[str | tuple[str, ...], BeforeValidator(_source)]
 CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
 
 
@@ -41,17 +50,17 @@ class Lora(Section):
 class Model(Section):
     """Which network is fine-tuned, and how its change is parameterized."""
 
-    pretrained: str = "embedded:shapes"
+    pretrained: Name = "embedded:shapes"
     """Hub id, local diffusers folder, single-file checkpoint, or `embedded:shapes`."""
-    start: str | None = None
+    start: Name | None = None
     """Weights that training starts from, while the base stays `pretrained`: a run, a checkpoint, a LoRA file, or a
     fine-tuned pipeline (folder or single file). A hub id or hub:OWNER/NAME/FILE works too; unset: the base."""
-    config: str | None = None
+    config: Name | None = None
     """For a single-file checkpoint: diffusers folder or hub id that holds the configuration and tokenizer (its weights
     are not read); unset: the hub repository of the file's family."""
-    revision: str | None = None
+    revision: Name | None = None
     """Git revision on the hub."""
-    variant: str | None = None
+    variant: Name | None = None
     """Weight-file variant on the hub or in the folder, such as "fp16"."""
     size: tuple[Annotated[int, Field(ge=8, le=16_384)], Annotated[int, Field(ge=8, le=16_384)]] | None = None
     """Height and width of the pictures in pixels, for training, evaluation and sampling; unset: the model's own."""
@@ -124,7 +133,7 @@ class Guidance(Section):
 class RewardTerm(Section):
     """One term of the weighted reward."""
 
-    name: str
+    name: Name
     """Reward of docs/rewards.md, such as `imagereward`, `pyiqa:musiq`, `python:FILE.py:FUNCTION` or `http://...`."""
     weight: float = 1.0
     """Factor of this term in the sum."""
@@ -138,9 +147,9 @@ class Prompts(Section):
     """Prompt sets: a file (text, JSON, JSONL, CSV, TSV, Parquet), a list of prompts, `embedded:general` (everyday
     subjects), `embedded:shapes` (captions of the embedded model), or `hub:ID[:SPLIT[:COLUMN]]`."""
 
-    train: str | tuple[str, ...] = "embedded:shapes"
+    train: PromptSource = "embedded:shapes"
     """Prompts to train on."""
-    evaluation: str | tuple[str, ...] = "embedded:shapes"
+    evaluation: PromptSource = "embedded:shapes"
     """Prompts that every checkpoint is evaluated on."""
     column: str | None = None
     """Column (or JSON key) of both tables that holds the prompts; unset: `text`, `prompt`, `caption` and the like."""
@@ -259,16 +268,16 @@ class Evaluation(Section):
     """Scales to evaluate at; unset: `guidance.guidance_scale`."""
     num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
     """Steps of the evaluation sampler; unset: `schedule.num_inference_steps`."""
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[Name, ...] = ()
     """Held-out metrics, besides the rewards that are trained on."""
-    diversity: tuple[str, ...] = ()
+    diversity: tuple[Name, ...] = ()
     """Embeddings whose per-prompt variance is the diversity (needs two samples per prompt or more)."""
-    distance: tuple[str, ...] = ()
+    distance: tuple[Name, ...] = ()
     """Embeddings in which the distance (KID, and FID where there are enough images) to the base model's images is
     measured (needs three prompts or more)."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Keyword options of held-out metrics and embedders by name, such as a local model path."""
-    best: str | None = None
+    best: Name | None = None
     """Metric that chooses the best checkpoint; unset: the first reward."""
     images: int = Field(default=8, ge=0)
     """Prompts whose samples are kept as pictures."""

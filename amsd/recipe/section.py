@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+
+def named(value: str) -> str:
+    """A text that names something.
+
+    Raises:
+        ValueError: it is empty, as an unset shell variable is.
+    """
+    if not value.strip():
+        raise ValueError("names nothing (is a shell variable unset?); leave the key out to keep its default")
+    return value
+
+
+Name = Annotated[str, AfterValidator(named)]
+"""What names a file, a model or a scorer: an empty text would be the current folder, or nothing."""
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

@@ -16,7 +16,7 @@ from amsd.errors import UsageError
 from amsd.files import sha256 as file_hash
 from amsd.hub import PREFIX as HUB
 from amsd.hub import Repository, parse_file
-from amsd.reading import is_safetensors, require_same, require_whole
+from amsd.reading import is_safetensors, reason_of, require_same, require_whole
 
 
 def find_file(source: str, what: str, sha256: str | None = None) -> Path:
@@ -66,6 +66,8 @@ def find_folder(
         UsageError: the folder or one of its files is absent or unreachable; the text says what to do.
     """
     folder = Path(source).expanduser()
+    if not source.strip():
+        raise UsageError(f"{what} = {source!r} names nothing. Leave the option out to keep its default.")
     if folder.is_dir():
         for group in needed:
             if not any((folder / name).is_file() for name in group):
@@ -99,7 +101,7 @@ def load_tensors(path: Path, what: str) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UsageError(
-            f"{what}: {path} cannot be read as a checkpoint without running code from it: {error}"
+            f"{what}: {path} cannot be read as a checkpoint without running code from it: {reason_of(error)}"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -62,7 +62,9 @@ def test_the_list_of_recipes_fits_80_columns_uncut(monkeypatch: pytest.MonkeyPat
 MISSING = {
     "prompts": ("prompts.train=absent.txt", "absent.txt: no such prompt file"),
     "held-out prompts": ("prompts.evaluation=absent.csv", "absent.csv: no such prompt file"),
-    "an empty list": ("prompts.train=[]", "holds no prompt"),
+    "an empty list": ("prompts.train=[]", "prompts.train (a list): holds no prompt (it is empty)"),
+    "a data set of no name": ("prompts.evaluation=hub:", "'hub:' must have the form hub:ID"),
+    "no data set's name": ("prompts.train=hub:a b", "is neither a folder nor a hub id"),
     "a model's folder": ("model.pretrained=./absent", "model.pretrained = './absent': there is nothing at this path"),
     "a model's file": ("model.pretrained=absent.safetensors", "there is nothing at this path"),
     "a scorer": ('evaluation.metrics=["clip-scor"]', "Did you mean 'clip-score'?"),
@@ -199,7 +201,7 @@ UNSET = (
     "eval base -o @", "eval base --watch @", "eval base --table @", "eval base --base @", "sample @ -p a -o new",
     "sample base -p a -o @", "export @ -o new", "export new -o @", "demo @", "diagnose @", "report @",
     "report new @", "report new -o @",
-    "recipe check @", "recipe show @", "sweep run @", "sweep run shapes-smoke -o @", "sweep show @", "sweep best @",
+    "recipe check @", "recipe show @", "sweep run @", "sweep run shapes-smoke --storage @", "sweep run shapes-smoke -o @", "sweep show @", "sweep best @",
     "sweep best new -o @", "sweep export @", "sweep export shapes-smoke -o @", "sweep worker --storage @",
     "sweep worker --storage new --directory @", "sweep worker --storage new --sweep @", "sweep point -o @",
 )  # fmt: skip

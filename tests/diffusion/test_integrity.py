@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import PNDMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -81,6 +81,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str, bool]] = {
     "hole in vae": (VAE, tensors(lambda s: {k: v for k, v in s.items() if "decoder.conv_out" not in k}),
                     "vae.*conv_out", True),
     "more in unet": (UNET, tensors(lambda s: s | {"extra.weight": torch.zeros(2)}), r"left over.*extra\.weight", True),
+    "more in text": ("text_encoder/config.json", configuration(num_hidden_layers=1),
+                     r"text_encoder.*left over: .*layers\.1", True),
     "other shape in unet": (UNET, tensors(lambda s: first(s, lambda v: v[:-1].clone())), "unet", True),
     "other shape in text": (TEXT, tensors(lambda s: first(s, lambda v: v[:-1].clone())), "of another shape", False),
     "pointer unet": (UNET, lambda f: f.write_bytes(POINTER), r"unet.*git-lfs pointer.*git lfs pull", True),
@@ -108,6 +110,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str, bool]] = {
                                     "vae.*weights of .* are not finite", False),
     "a pickle cut off": (UNET, lambda f: pickled(f, half=True), r"unet.*\.bin cannot be read", True),
     "a pickle of more": (TEXT, lambda f: pickled(f, more=Path("x")), r"pytorch_model\.bin cannot be read", True),
+    "code": (UNET, lambda f: pickled(f, more=Path("x")), r"it holds more than tensors, which could run code", True),
     "an entry of nothing": ("model_index.json", configuration(unet=[]), "expected a library and a class", True),
     "an entry of numbers": ("model_index.json", configuration(unet=["diffusers", 7]), "a library and a class", True),
     "a list as pipeline": ("model_index.json", configuration(_class_name=["pipeline", "Mine"]), "amsd supports", True),
@@ -211,6 +214,25 @@ def test_the_whole_folder_is_loaded_and_planned(good: Path) -> None:
     model = Model(pretrained=str(good))
     require_agreement(load_family(model))
     blueprint(model)
+
+
+def test_a_scheduler_that_begins_with_runge_kutta_steps_agrees(good: Path) -> None:
+    family = load_family(Model(pretrained=str(good)))
+    family.pipeline.scheduler = PNDMScheduler.from_config(family.pipeline.scheduler.config, skip_prk_steps=False)
+    require_agreement(family)  # fewer than four steps are none for it
+
+
+def test_pickles_of_tensors_are_read_without_a_complaint(
+    good: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(good, tmp_path / "model")
+    for name in (UNET, VAE):
+        pickled(tmp_path / "model" / name)
+    family = load_family(Model(pretrained=str(tmp_path / "model")))
+    own = load_file(good / UNET)
+    assert all(torch.equal(own[name], value) for name, value in family.denoiser.state_dict().items())
+    said = capfd.readouterr()
+    assert said.out + said.err == ""
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])

@@ -29,6 +29,12 @@ FILES: dict[str, tuple[str, Any, str]] = {
     "lokr": ("x.safetensors", {f"{LAYER}.lokr_w1": torch.zeros(8, 8)}, "is a LyCORIS adapter"),
     "ia3": ("x.safetensors", {f"{LAYER}.on_input": torch.zeros(8)}, "is a LyCORIS adapter"),
     "whole differences": ("x.safetensors", {f"{LAYER}.diff": torch.zeros(8, 8)}, "is a LyCORIS adapter"),
+    "magnitudes of another layer": (
+        "x.safetensors",
+        {f"{LAYER}.lora_A.weight": torch.zeros(4, 8), f"{LAYER}.lora_B.weight": torch.zeros(8, 4),
+         f"{LAYER}.lora_magnitude_vector": torch.ones(5)},
+        "its magnitudes for unet.down_blocks.0.attentions.0.proj_in are 5 numbers, but the layer has 8 outputs",
+    ),
     "a dora": (
         "x.safetensors",
         {f"{LAYER}.lora_down.weight": torch.zeros(4, 8), f"{LAYER}.dora_scale": torch.ones(8, 1)},

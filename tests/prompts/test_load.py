@@ -194,6 +194,8 @@ def test_broken_files_are_named_with_the_place(name: str, tmp_path: Path) -> Non
         ("a photo of a cat", 'write a list: ["a photo of a cat"]'),
         ("embedded:cats", "there are embedded:general, embedded:shapes"),
         ("hub:", "must have the form hub:ID"),
+        ("hub: :train", "must have the form hub:ID"),
+        ("hub:a b/c", "is neither a folder nor a hub id"),
         ("hub:owner/name/prompts.csv:train", "a single file has no split; write hub:owner/name/prompts.csv"),
     ],
 )

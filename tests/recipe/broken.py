@@ -118,7 +118,21 @@ ABSENT = (
     _only("a reward without a name", "[[reward]]\nweight = 1.0", "reward[0].name", "required"),
 )
 
-BROKEN = WRONG_TYPE + UNKNOWN_KEY + NOT_A_CHOICE + OUT_OF_RANGE + TOGETHER + ABSENT
+_NOTHING = "names nothing (is a shell variable unset?)"
+NAMELESS = (
+    *(_with(f"no {key}", f'[model]\n{key} = ""', f"model.{key}", _NOTHING)
+      for key in ("pretrained", "start", "config", "revision", "variant")),
+    *(_with(f"no prompts to {key}", f'[prompts]\n{key} = " "', f"prompts.{key}", _NOTHING)
+      for key in ("train", "evaluation")),
+    *(_with(f"no name in {key}", f'[evaluation]\n{key} = [""]', f"evaluation.{key}[0]", _NOTHING)
+      for key in ("metrics", "diversity", "distance")),
+    _with("a number for prompts", "[prompts]\ntrain = 3", "prompts.train", "or be a list of prompts (got 3)"),
+    _with("a number among prompts", '[prompts]\ntrain = ["a", 3]', "prompts.train", "or be a list of prompts"),
+    _with("no best", '[evaluation]\nbest = ""', "evaluation.best", _NOTHING),
+    _only("a reward of no name", '[[reward]]\nname = ""', "reward[0].name", _NOTHING),
+)  # fmt: skip
+
+BROKEN = WRONG_TYPE + UNKNOWN_KEY + NOT_A_CHOICE + OUT_OF_RANGE + TOGETHER + ABSENT + NAMELESS
 
 #: Content of a file that is no TOML at all -> what is said about it.
 NOT_TOML: dict[str, tuple[bytes, str]] = {
