@@ -240,6 +240,23 @@ def keeping_download_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
+def require_pushable(repository: str) -> None:
+    """Check what can be known of an upload before there is anything to upload.
+
+    Raises:
+        UsageError: the name is not one of the hub, or requests are forbidden.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UsageError(f"--push {repository!r} is not OWNER/REPOSITORY: {error}") from None
+    if is_offline():
+        raise UsageError(f"--push {repository}: HF_HUB_OFFLINE is set; unset it to upload.")
+
+
 def push(folder: Path, repository: str, private: bool = False) -> str:
     """Upload a folder to a model repository, which is created if it does not exist; returns its address.
 
@@ -247,12 +264,10 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
         UsageError: the name is not one of the hub, or requests are forbidden.
         RunError: the hub refuses the upload or the card's metadata, or cannot be reached.
     """
-    if is_offline():
-        raise UsageError(f"--push {repository}: HF_HUB_OFFLINE is set; unset it to upload.")
+    require_pushable(repository)
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of the client's HTTP library
         HfHubHTTPError,
-        HFValidationError,
         HTTPError,
     )
 
@@ -260,8 +275,6 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
     try:
         address = client.create_repo(repository, private=private, exist_ok=True)
         client.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload of amsd export")
-    except HFValidationError as error:
-        raise UsageError(f"--push {repository!r} is not OWNER/REPOSITORY: {error}") from None
     except HfHubHTTPError as error:
         raise RunError(
             f"--push {repository}: the hub refuses ({error}). Run `hf auth login` with a token that may write. "

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from amsd.cli.options import CheckpointArgument, CheckpointRecipeOption
-from amsd.cli.outputs import path_option, require_folder
+from amsd.cli.outputs import path_option, place_option, require_folder
 from amsd.cli.source import resolve
 from amsd.errors import UsageError
 from amsd.files import require_vacant
@@ -31,12 +31,16 @@ def export(
     ] = Style.diffusers,
     recipe: CheckpointRecipeOption = None,
     push: Annotated[
-        str | None, typer.Option("--push", metavar="OWNER/REPOSITORY", help="Upload the folder to the hub as well.")
+        str | None, place_option("--push", metavar="OWNER/REPOSITORY", help="Upload the folder to the hub as well.")
     ] = None,
 ) -> None:
     """Write a diffusers pipeline (and the LoRA file) that plain diffusers loads without amsd, or a kohya LoRA file."""
     require_folder(to, "--output")
     require_vacant(to)
+    if push is not None:
+        from amsd import hub
+
+        hub.require_pushable(push)
     source = resolve(checkpoint, recipe, [])
     if source.checkpoint is None:
         raise UsageError("The base model needs no export; give a checkpoint or a run directory.")
@@ -47,6 +51,4 @@ def export(
         written = write(source.recipe, source.checkpoint, to, style.value, report)
     typer.echo(written)
     if push is not None:
-        from amsd import hub
-
         typer.echo(hub.push(to, push))

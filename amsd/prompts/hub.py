@@ -35,7 +35,7 @@ def hub_name(source: str) -> tuple[str, str, str]:
     name, _, rest = source.removeprefix(PREFIX).partition(":")
     split, _, column = rest.partition(":")
     if not name.strip():
-        raise PromptError(f"{source!r} must have the form hub:ID[:SPLIT[:COLUMN]], such as hub:owner/name:train:prompt.")
+        raise PromptError(f"{source!r} must have the form hub:ID[:SPLIT[:COLUMN]], such as hub:me/name:train:prompt.")
     if _is_file(name):
         if rest:
             raise PromptError(f"{source}: a single file has no split; write hub:{name}")

@@ -228,5 +228,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null", bytes: "bytes"}
+    names = {
+        dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null", bytes: "bytes",
+    }  # fmt: skip
     return names.get(type(value), f"the number {value!r:.30}")

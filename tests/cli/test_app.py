@@ -201,7 +201,8 @@ UNSET = (
     "eval base -o @", "eval base --watch @", "eval base --table @", "eval base --base @", "sample @ -p a -o new",
     "sample base -p a -o @", "export @ -o new", "export new -o @", "demo @", "diagnose @", "report @",
     "report new @", "report new -o @",
-    "recipe check @", "recipe show @", "sweep run @", "sweep run shapes-smoke --storage @", "sweep run shapes-smoke -o @", "sweep show @", "sweep best @",
+    "recipe check @", "recipe show @", "sweep run @", "sweep run shapes-smoke --storage @",
+    "export new -o old --push @", "sweep run shapes-smoke -o @", "sweep show @", "sweep best @",
     "sweep best new -o @", "sweep export @", "sweep export shapes-smoke -o @", "sweep worker --storage @",
     "sweep worker --storage new --directory @", "sweep worker --storage new --sweep @", "sweep point -o @",
 )  # fmt: skip
@@ -231,6 +232,18 @@ def test_nothing_is_created_whose_name_a_terminal_does_not_show(
     assert outcome.exit_code == 2, outcome.output
     assert f"{character!r}"[1:-1] in outcome.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "reason"), [("a b", "is not OWNER/REPOSITORY"), ("me/mine", "HF_HUB_OFFLINE is set")])
+def test_an_upload_that_cannot_be_is_said_before_the_export(
+    name: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    outcome = CliRunner().invoke(app, ["export", "run", "--output", "new", "--push", name])
+    assert isinstance(outcome.exception, UsageError)
+    assert f"--push {name!r} {reason}" in str(outcome.exception) or f"--push {name}: {reason}" in str(outcome.exception)
+    assert not list(tmp_path.iterdir())
 
 
 def test_from_python_an_empty_text_is_no_run_directory() -> None:

@@ -31,8 +31,11 @@ FILES: dict[str, tuple[str, Any, str]] = {
     "whole differences": ("x.safetensors", {f"{LAYER}.diff": torch.zeros(8, 8)}, "is a LyCORIS adapter"),
     "magnitudes of another layer": (
         "x.safetensors",
-        {f"{LAYER}.lora_A.weight": torch.zeros(4, 8), f"{LAYER}.lora_B.weight": torch.zeros(8, 4),
-         f"{LAYER}.lora_magnitude_vector": torch.ones(5)},
+        {
+            f"{LAYER}.lora_A.weight": torch.zeros(4, 8),
+            f"{LAYER}.lora_B.weight": torch.zeros(8, 4),
+            f"{LAYER}.lora_magnitude_vector": torch.ones(5),
+        },
         "its magnitudes for unet.down_blocks.0.attentions.0.proj_in are 5 numbers, but the layer has 8 outputs",
     ),
     "a dora": (
