@@ -19,8 +19,8 @@ from amsd.prompts.cut import cut_prompts
 from amsd.recipe import Recipe
 from amsd.tracking.progress import Report, silent
 from amsd.training.experience import Sample
-from amsd.training.methods.adjoint_matching import MEMORY_LIMIT, unit_variance_correlation
 from amsd.training.problem import ControlProblem
+from amsd.training.remarks import MEMORY_LIMIT, unit_variance_correlation
 
 _LOG = logging.getLogger(__name__)
 DOCS = "docs/diagnostics.md"

@@ -15,6 +15,7 @@ from amsd.training.clock import PhaseClock
 from amsd.training.events import Notice
 from amsd.training.experience import E, ItemLosses, Sample
 from amsd.training.problem import ControlProblem
+from amsd.training.remarks import clamped_noise, stiff_step
 from amsd.training.sources import Batch, ExperienceSource, OnPolicy
 
 
@@ -78,10 +79,16 @@ class Method(ABC, Generic[E]):
     def after_step(self, items: ItemLosses) -> None:
         """Told after each update and its logged values: the items of the global batch, all of them finite."""
 
-    @staticmethod
-    def warnings(recipe: Recipe, steps: AffineSteps) -> Iterator[Notice]:
+    @classmethod
+    def warnings(cls, recipe: Recipe, steps: AffineSteps) -> Iterator[Notice]:
         """What a user should know of the recipe's sampler; a check says it too, without a weight."""
-        yield from ()
+        yield from clamped_noise(steps, recipe.schedule.eta)
+        yield from stiff_step(steps, "the loss" if cls.weighs_by_control(recipe) else "the KL divergence")
+
+    @classmethod
+    def weighs_by_control(cls, recipe: Recipe) -> bool:
+        """Whether a loss grows with the control scale c_k of its step, so that one step can dominate the others."""
+        return False
 
     def remarks(self) -> Iterator[Notice]:
         """What a user should know of the problem before the first step."""

@@ -23,6 +23,7 @@ from amsd.errors import UsageError
 from amsd.experiment.diagnose import unit_variance_correlation
 from amsd.matching import lean_adjoint
 from amsd.recipe import Model, Schedule, load_recipe
+from amsd.training.methods import trainer_of
 from amsd.training.methods.adjoint_matching import AMTrainer
 from tests import pipelines
 
@@ -179,6 +180,23 @@ def test_a_step_that_dominates_the_loss_is_announced() -> None:
         recipe = load_recipe("flow", [] if last else ["schedule.shift_terminal=1e-4"])
         schedule = Schedule(num_inference_steps=10, shift_terminal=last)
         assert [notice.kind for notice in AMTrainer.warnings(recipe, family.steps(schedule))] == kinds
+
+
+@pytest.mark.parametrize(
+    ("settings", "dominated"),
+    [
+        (["method.name=buffer-am"], "the loss"), (["method.step_weights=prediction"], "the KL divergence"),
+        (["method.name=eam"], "the loss"), (["method.name=eam", "method.reward_at=endpoint"], "the KL divergence"),
+        (["method.name=ddpo"], "the loss"), (["method.name=ram"], "the KL divergence"),
+        (["method.name=draft"], "the KL divergence"), (["method.name=refl"], "the KL divergence"),
+    ],
+)  # fmt: skip
+def test_every_method_says_what_the_grid_and_eta_do(settings: list[str], dominated: str) -> None:
+    recipe = load_recipe("flow", [*settings, "schedule.eta=1.3"])
+    steps = family_for(pipelines.stable_diffusion_3(t5=False)).steps(Schedule(num_inference_steps=10, eta=1.3))
+    clamped, stiff = trainer_of(recipe.method).warnings(recipe, steps)
+    assert (clamped.kind, stiff.kind) == ("clamped-noise", "stiff-step")
+    assert f"This step dominates {dominated}." in stiff.text
 
 
 @pytest.mark.parametrize(("eta", "kinds"), [(0.5, ["not-memoryless"]), (1.0, []), (1.3, ["clamped-noise"])])

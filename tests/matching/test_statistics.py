@@ -38,6 +38,15 @@ def test_half_of_the_draws_come_from_the_first_sixty_percent() -> None:
     assert strata(50, 4) == ((range(30), 2), (range(30, 50), 2))
 
 
+def test_a_single_draw_comes_from_all_steps() -> None:
+    """Half of one, rounded down, is none: the first 60% of the steps would never be trained."""
+    drawn = [int(stratified_indices(5, 1, torch.Generator().manual_seed(seed))) for seed in range(200)]
+    planned = plan_indices(5, 1, 5, torch.Generator().manual_seed(0))
+    assert set(drawn) == set(range(5))
+    assert sorted(planned.stored[planned.columns].flatten().tolist()) == list(range(5))
+    assert inverse_probabilities(5, torch.tensor([[0], [4]])).tolist() == [[5.0], [5.0]]
+
+
 def test_inverse_probabilities_make_sums_unbiased() -> None:
     values = torch.arange(1, 8, dtype=torch.float64) ** 2
     (first, a), (second, b) = strata(7, 3)

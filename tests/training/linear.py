@@ -67,10 +67,18 @@ class Linear:
         """The exact prediction of N(0, 1)."""
         return cls(steps.unit_variance_slope, torch.zeros(len(steps), dtype=torch.float64))
 
+    def gains(self, steps: AffineSteps) -> Tensor:
+        """Factor of x_k in the mean of x_{k+1}, (N,)."""
+        return steps.A + steps.B * self.e
+
+    def rest(self, steps: AffineSteps) -> Tensor:
+        """G_k of E[x_N | x_k] = G_k x_k + constant, (N,)."""
+        return self.gains(steps).flip(0).cumprod(0).flip(0)
+
     def law(self, steps: AffineSteps, count: int | None = None) -> tuple[float, float]:
         """Mean and variance of the state after `count` steps (all), without sampling."""
         chosen = slice(len(steps) if count is None else count)
-        gain = (steps.A + steps.B * self.e)[chosen]
+        gain = self.gains(steps)[chosen]
         after = torch.cat([gain.flip(0).cumprod(0).flip(0)[1:], torch.ones(1, dtype=torch.float64)])
         mean = (after * (steps.B * self.o)[chosen]).sum()
         variance = gain.prod().square() + (after * steps.sigma[chosen]).square().sum()
@@ -167,3 +175,43 @@ def eam_fixed_point(steps: AffineSteps, end: int, strength: float, damping: floa
         if abs(policy.law(steps, end)[1] - law) < 1e-10 * damping:
             return policy
     raise AssertionError(f"no fixed point: {policy.law(steps, end)}")
+
+
+def eam_clean_fixed_point(steps: AffineSteps, end: int, strength: float, damping: float = 0.1) -> Linear:
+    """What EAM converges to for the reward -strength x^2/2 of clean images, at any number of steps with noise.
+
+    Path points before the endpoint's step are noised endpoints, those below are the trajectory's states x_k. With
+    E[x_N | x_k] = G_k x_k and the base's predicted data J_k x_k, the tilted score there is the line
+    -(1/variance of the base + strength J_k G_k) x_k. Each step takes its share of the tilt (law = "sampler").
+    """
+    base = policy = Linear.base(steps)
+    own, weight = steps.to_data
+    ratio = steps.alpha / steps.alpha[end]
+    spread = (steps.s.square() - (ratio * steps.s[end]).square()).clamp(min=0)
+    below = torch.arange(len(steps)) > end
+    share = torch.where(steps.sigma > 0, steps.noise_share, 0.0)  # no path points at a step without noise
+    for _ in range(50_000):
+        slope = -1 / (steps.alpha.square() + steps.s.square()) - strength * (own + weight * base.e) * policy.rest(steps)
+        total = ratio.square() * policy.law(steps, end)[1] + spread  # variance of x_k as a noised endpoint
+        noised = (slope[end] * (total - spread) - spread) / (ratio.square() + spread) / total
+        score = torch.where(below, slope, noised)
+        e = -steps.s * score
+        if steps.prediction_type == "flow":
+            e = torch.where(steps.alpha > 0, -(1 + steps.s * score) / steps.alpha, 1.0)
+        new = base.e + share * (e - base.e)
+        if float((new - policy.e).abs().max()) < 1e-9:
+            return policy
+        policy = Linear(policy.e + damping * (new - policy.e), policy.o)
+    raise AssertionError(f"no fixed point: {policy.law(steps)}")
+
+
+def adjoint_matching_fixed_point(steps: AffineSteps, strength: float, damping: float = 0.1) -> Linear:
+    """What Adjoint Matching converges to for that reward: u_k = -sigma_k E[a_{k+1} | x_k]."""
+    base = policy = Linear.base(steps)
+    carried = torch.cat([base.rest(steps)[1:], torch.ones(1, dtype=torch.float64)])
+    for _ in range(50_000):
+        new = base.e - strength * steps.sigma.square() * carried * policy.rest(steps) / steps.B
+        if float((new - policy.e).abs().max()) < 1e-9:
+            return policy
+        policy = Linear(policy.e + damping * (new - policy.e), policy.o)
+    raise AssertionError(f"no fixed point: {policy.law(steps)}")

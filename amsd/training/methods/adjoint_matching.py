@@ -32,15 +32,9 @@ from amsd.training.events import Notice
 from amsd.training.experience import ItemLosses, Sample
 from amsd.training.methods.lean_adjoint import AdjointExperience, Items, collect
 from amsd.training.record import gathered, means, reward_values
+from amsd.training.remarks import not_memoryless
 from amsd.training.sources import Batch
 from amsd.training.trainer import BufferSOCTrainer, SOCTrainer
-
-MEMORY_LIMIT = 0.2
-"""Correlation of terminal latents above which the bias of fine-tuning is no longer small (docs/method.md section 1)."""
-
-STIFF = 10.0
-"""Control scale |c_k|, also against that of the other steps, above which one step of the sampler dominates the loss and
-the KL (docs/method.md section 10)."""
 
 
 class AMTrainer(SOCTrainer[AdjointExperience]):
@@ -64,32 +58,17 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
         """As the section says."""
         return self.method.weighs_whole_batch
 
-    @staticmethod
-    def warnings(recipe: Recipe, steps: AffineSteps) -> Iterator[Notice]:
-        """Steps whose noise is clamped, and a sampler that remembers its initial noise."""
-        if steps.clamped:
-            eta = recipe.schedule.eta
-            yield Notice(
-                "clamped-noise",
-                f"eta = {eta:g} is too large for {len(steps.clamped)} of the {len(steps)} steps. There amsd limits the "
-                "noise.",
-            )
-        scale = steps.control_scale[steps.controlled].abs()
-        if steps.prediction_type == "flow" and float(scale.max()) > STIFF * max(1.0, float(scale.median())):
-            number = int(steps.controlled[scale.argmax()])
-            text = (
-                f"Step {number} of {len(steps)} adds so little noise ({float(steps.sigma[number]):.2g}) that a control "
-                f"costs {float(scale.max()):.0f} times the change that it makes. This step dominates the loss. Set "
-                "schedule.shift_terminal to 0.1 or 0.2: the grid then ends before it (docs/method.md section 10)."
-            )
-            yield Notice("stiff-step", text, values={"control_scale": float(scale.max())})
-        memory = unit_variance_correlation(steps)
-        if memory > MEMORY_LIMIT:
-            text = (
-                f"The sampler remembers its initial noise (correlation {memory:.2f} for unit-variance data), so "
-                "training misses a part of its target. Use schedule.eta = 1, or more steps."
-            )
-            yield Notice("not-memoryless", text, values={"correlation": memory})
+    @classmethod
+    def warnings(cls, recipe: Recipe, steps: AffineSteps) -> Iterator[Notice]:
+        """What any method says, and a sampler that remembers its initial noise."""
+        yield from super().warnings(recipe, steps)
+        yield from not_memoryless(steps)
+
+    @classmethod
+    def weighs_by_control(cls, recipe: Recipe) -> bool:
+        """Unless the recipe takes the weight out again."""
+        assert isinstance(recipe.method, AdjointMatching)
+        return recipe.method.step_weights != "prediction"
 
     def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> AdjointExperience:
         """Rollout, reward gradient and lean adjoint."""
@@ -222,16 +201,3 @@ class BufferAMTrainer(BufferSOCTrainer[AdjointExperience], AMTrainer):
 
 def _normalized_ess(log_weights: Tensor) -> float:
     return float(effective_sample_size(log_weights.double())) / len(log_weights)
-
-
-def unit_variance_correlation(steps: AffineSteps) -> float:
-    """Correlation of terminal latents that share their initial noise, for data N(0, I), in closed form.
-
-    The exact prediction is then linear in x.
-    """
-    slope = steps.A + steps.B * steps.unit_variance_slope
-    memory, variance = 1.0, 1.0
-    for k in range(len(steps)):
-        memory *= float(slope[k])
-        variance = float(slope[k] ** 2) * variance + float(steps.sigma[k] ** 2)
-    return memory**2 / variance

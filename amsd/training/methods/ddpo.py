@@ -24,6 +24,7 @@ from amsd.matching import (
     plan_indices,
     stepwise_log_weights,
 )
+from amsd.recipe import Recipe
 from amsd.recipe.methods.policy_gradient import DDPO
 from amsd.rows import on_device
 from amsd.training.experience import LATENT, ItemLosses, Sample, StoredSteps
@@ -58,6 +59,11 @@ class DDPOTrainer(BufferSOCTrainer[Actions]):
     """Clipped policy gradient at K steps of each trajectory."""
 
     experience_class = Actions
+
+    @classmethod
+    def weighs_by_control(cls, recipe: Recipe) -> bool:
+        """The logarithm of a step's density ratio is linear in its control."""
+        return True
 
     @property
     def method(self) -> DDPO:

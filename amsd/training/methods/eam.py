@@ -18,6 +18,7 @@ from amsd.diffusion.guidance import Conditioning, NetworkPredictor
 from amsd.diffusion.rollout import Trajectory
 from amsd.diffusion.steps import AffineSteps, at
 from amsd.matching import vector_jacobian_product
+from amsd.recipe import Recipe
 from amsd.recipe.methods.regression import EAM
 from amsd.training.events import Notice
 from amsd.training.experience import Sample
@@ -32,6 +33,12 @@ class EAMTrainer(RegressionTrainer):
     With the reward of clean images there are path points at the levels below too: states of the trajectory itself,
     whose tilted score is found as the endpoint's is.
     """
+
+    @classmethod
+    def weighs_by_control(cls, recipe: Recipe) -> bool:
+        """Losses are weighted by c_k^2; with the reward of noisy endpoints the last steps have none."""
+        assert isinstance(recipe.method, EAM)
+        return recipe.method.reward_at == "clean"
 
     @property
     def section(self) -> EAM:
