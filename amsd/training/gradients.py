@@ -15,7 +15,7 @@ from amsd.training.chunks import from_the_start, micro_batch_size
 from amsd.training.experience import E, ItemLosses
 from amsd.training.fetching import Fetcher, carrier_for
 from amsd.training.method import Method
-from amsd.training.problem import require_finite
+from amsd.training.problem import remedy, require_finite
 from amsd.training.sources import Batch
 from amsd.training.update import Updater
 
@@ -136,7 +136,7 @@ class Gradients(Generic[E]):
             count = self._recipe.method.items_per_trajectory
             own = [batch.experience.prompts[row] for row in batch.rows.tolist()]
             prompts = [prompt for prompt in processes.gather(own) for _ in range(count)]
-            require_finite(losses, "loss", step, "loss", prompts)
+            require_finite(losses, "loss", step, "loss", prompts, remedy(self._recipe))
         return False
 
 

@@ -16,8 +16,11 @@ from torch import Tensor
 from amsd.training import processes
 from amsd.training.clock import PhaseClock
 from amsd.training.experience import Sample
-from amsd.training.problem import ControlProblem, require_finite
+from amsd.training.problem import ControlProblem, remedy, require_finite
 from amsd.training.rewards import Scores, group_scores, scores
+
+EQUAL_REWARDS = "within each group of samples of one prompt all rewards are equal (reward/std)"
+"""Why a step of a method that compares them may have no gradient."""
 
 NO_SPREAD = 1e-6
 """Standard deviation, as a share of the largest reward, below which rewards count as equal."""
@@ -44,7 +47,7 @@ def judged(
     with clock.phase("reward gradient"):
         found = scores(problem, latents, prompts) if groups is None else group_scores(problem, latents, prompts, groups)
         for name, values in {**found.terms, "weighted": found.rewards}.items():
-            require_finite(values, f"reward {name!r}", step, "reward", prompts)
+            require_finite(values, f"reward {name!r}", step, "reward", prompts, remedy(problem.recipe))
     return found
 
 

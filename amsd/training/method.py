@@ -29,6 +29,8 @@ class Method(ABC, Generic[E]):
     """True while losses are computed a second time, for their gradient alone."""
     masked_hint = ""
     """What a notice advises where every item of a step has weight 0."""
+    flat_reason = "the reward does not change with the images (or all of their pixels are clamped: clamped_share)"
+    """Why a step may have no gradient."""
 
     problem: ControlProblem
     recipe: Recipe

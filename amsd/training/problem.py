@@ -76,10 +76,13 @@ class ControlProblem:
         return Conditioning(self.family.encode(prompts), self.family.encode_negative(negative, len(prompts)))
 
 
-_DIVERGED = (
-    "Lower method.reward_multiplier or optimizer.learning_rate, turn guidance_in_adjoint_computation off, or train in "
-    "fp32."
-)
+def remedy(recipe: Recipe) -> str:
+    """What of a recipe may be changed where a value of its training is not finite."""
+    strength = "" if recipe.method.tilt is None else "method.reward_multiplier or "
+    found = f"Lower {strength}optimizer.learning_rate"
+    if recipe.guidance.guidance_in_adjoint_computation:
+        found += ", turn guidance.guidance_in_adjoint_computation off"
+    return found + ("." if recipe.model.precision == "fp32" else ', or set model.precision = "fp32".')
 
 
 def require_finite(
@@ -88,7 +91,7 @@ def require_finite(
     step: int,
     phase: str,
     prompts: Sequence[str],
-    hint: str = _DIVERGED,
+    hint: str,
     error: type[RunError] = RunError,
 ) -> None:
     """Stop the run if a row of `value` (B, ...) is not finite.

@@ -62,7 +62,7 @@ class SOCTrainer(Method[E]):
         self.speed = Speed(problem)
         self.keeper = Keeper(self, self.updater, run, self.listeners, evaluate, self._ends)
         self._validation_prompts = tuple(validation_prompts)
-        self._said_masked = False
+        self._said: set[str] = set()
         self._enough = enough
 
     def fit(self) -> None:
@@ -154,6 +154,8 @@ class SOCTrainer(Method[E]):
             values["collection/batch"] = float(self.collection.largest)
         if not done.weights.any():
             self._tell_masked()
+        elif done.usable and norm == 0 and self.recipe.method.tilt != 0:
+            self._tell_flat()
         if self.recipe.optimizer.micro_batch == "auto" or self.gradients.size.is_cut:
             values["loss/batch"] = float(self.gradients.size.largest)
         if self.updater.guard.in_a_row:
@@ -181,17 +183,26 @@ class SOCTrainer(Method[E]):
         }
 
     def _tell_masked(self) -> None:
-        """Say once that a step learned nothing; in the same words after a resume, so that the log has it once."""
-        if self._said_masked:
-            return
-        self._said_masked = True
         text = (
             f"All {self.recipe.optimizer.prompts_per_step} samples of a step were masked as outliers, so nothing was "
             f"learned from them{self.masked_hint}. This notice appears once; masked_share in the metrics shows "
             "which steps."
         )
-        for listener in self.listeners:
-            listener.on_notice(Notice("all-masked", text))
+        self._tell_once(Notice("all-masked", text))
+
+    def _tell_flat(self) -> None:
+        text = (
+            f"The gradient of a step was zero, so nothing was learned: {self.flat_reason}. This notice appears once; "
+            "gradient_norm in the metrics shows which steps."
+        )
+        self._tell_once(Notice("no-gradient", text))
+
+    def _tell_once(self, notice: Notice) -> None:
+        """Say a thing that holds for many steps once; in the same words after a resume, so that the log has it once."""
+        if notice.kind not in self._said:
+            self._said.add(notice.kind)
+            for listener in self.listeners:
+                listener.on_notice(notice)
 
     def _tell_skipped(self, step: int) -> None:
         guard = self.updater.guard

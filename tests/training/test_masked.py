@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from amsd.diffusion.steps import flow_steps
 from amsd.experiment.train import train
@@ -40,6 +42,36 @@ def test_a_reward_that_is_weak_for_the_learning_rate_is_such_a_case(
     said = [line["text"] for line in lines if line.get("notice") == "all-masked"]
     assert len(said) == told
     assert all("normalize = true" in text for text in said)
+
+
+def constant(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """A reward that has a gradient, of zero."""
+    return (images * 0).sum((1, 2, 3)) + 1
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "reason"),
+    [
+        ("ram", [], "all rewards are equal"), ("ddpo", [], "all rewards are equal"),
+        ("ram", ["reward_multiplier=0"], ""),
+        ("am", [], "does not change with the images"), ("draft", [], "does not change with the images"),
+        ("refl", [], "does not change with the images"),
+    ],
+)  # fmt: skip
+def test_steps_without_a_gradient_are_said_once(method: str, settings: list[str], reason: str, tmp_path: Path) -> None:
+    """A constant reward; lambda = 0 asks for no gradient."""
+    assigned = [f"method.name={method}", "training.steps=2", "evaluation.every=0"]
+    assigned += [
+        "optimizer.weight_decay=0.0",
+        f"reward=[{{name = 'python:{__file__}:constant'}}]",
+        *(f"method.{each}" for each in settings),
+    ]
+    train(load_recipe(write_recipe(tmp_path), assigned), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["gradient_norm"] for line in lines if "loss" in line] == [0.0, 0.0]
+    said = [line["text"] for line in lines if line.get("notice") == "no-gradient"]
+    assert len(said) == bool(reason)
+    assert all(reason in text for text in said)
 
 
 def test_every_item_is_weighed_by_its_step() -> None:

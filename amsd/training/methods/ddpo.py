@@ -28,7 +28,7 @@ from amsd.recipe import Recipe
 from amsd.recipe.methods.policy_gradient import DDPO
 from amsd.rows import on_device
 from amsd.training.experience import LATENT, ItemLosses, Sample, StoredSteps
-from amsd.training.groups import group_numbers, judged, scaled_advantages
+from amsd.training.groups import EQUAL_REWARDS, group_numbers, judged, scaled_advantages
 from amsd.training.record import gathered, means, reward_values
 from amsd.training.sampling import sampled
 from amsd.training.sources import Batch
@@ -59,6 +59,7 @@ class DDPOTrainer(BufferSOCTrainer[Actions]):
     """Clipped policy gradient at K steps of each trajectory."""
 
     experience_class = Actions
+    flat_reason = f"{EQUAL_REWARDS}, or every ratio is clipped (ratio/clipped_share)"
 
     @classmethod
     def weighs_by_control(cls, recipe: Recipe) -> bool:

@@ -23,7 +23,7 @@ from amsd.recipe.methods.regression import EAM
 from amsd.training.events import Notice
 from amsd.training.experience import Sample
 from amsd.training.methods.regression import PathPoints, RegressionTrainer
-from amsd.training.problem import require_finite
+from amsd.training.problem import remedy, require_finite
 from amsd.training.rewards import require_finite_reward, reward_gradient
 
 
@@ -97,7 +97,7 @@ class EAMTrainer(RegressionTrainer):
                 self.fill_in_below(points, indices, trajectory, used, found.gradient)
             if self.section.law == "sampler":
                 points = in_steps_of(self.problem.steps, indices, points)
-            require_finite(points.targets, "target", step, "adjoint", prompts)
+            require_finite(points.targets, "target", step, "adjoint", prompts, remedy(self.recipe))
         return PathPoints(
             prompts=tuple(prompts), conditioning=conditioning, rewards=found.rewards, terms=found.terms,
             indices=indices, states=points.states, base_predictions=points.base, targets=points.targets,

@@ -16,7 +16,7 @@ from amsd.recipe import AdjointMatching
 from amsd.rows import on_device
 from amsd.training.clock import PhaseClock
 from amsd.training.experience import LATENT, LOGGED_LATER, Sample, StoredSteps
-from amsd.training.problem import ControlProblem, require_finite
+from amsd.training.problem import ControlProblem, remedy, require_finite
 from amsd.training.rewards import require_finite_reward, reward_gradient
 from amsd.training.sampling import sampled
 
@@ -121,7 +121,9 @@ def collect(
         shift = 1 if method.adjoint_at == "next" else 0
         lowest = stored.min(1).values + shift
         adjoint = _adjoint(problem, trajectory, -method.reward_multiplier * terminal.gradient, used, lowest)
-        _require_finite_adjoint(adjoint, stored + shift, step, prompts)
+        pick = torch.arange(len(stored))[:, None]
+        needed = adjoint.adjoints[pick, stored + shift]
+        require_finite(needed, "lean adjoint", step, "adjoint", prompts, remedy(problem.recipe))
         base = _base_predictions(problem, trajectory, adjoint, used, stored, lowest)
     pick = torch.arange(len(samples))[:, None]
     weighed = method.needs_log_weights
@@ -187,11 +189,6 @@ def _base_predictions(
         with torch.no_grad():
             known[chunk, column] = base.rows(chunk.to(problem.device))(trajectory.states[chunk, k], k)
     return known
-
-
-def _require_finite_adjoint(adjoint: LeanAdjoint, needed: Tensor, step: int, prompts: Sequence[str]) -> None:
-    pick = torch.arange(len(needed))[:, None]
-    require_finite(adjoint.adjoints[pick, needed], "lean adjoint", step, "adjoint", prompts)
 
 
 def _adjoint_norms(adjoint: LeanAdjoint, lowest: Tensor) -> dict[str, Tensor]:

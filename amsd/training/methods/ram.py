@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from amsd.training.experience import Sample
-from amsd.training.groups import group_numbers, judged, leave_one_out
+from amsd.training.groups import EQUAL_REWARDS, group_numbers, judged, leave_one_out
 from amsd.training.methods.regression import PathPoints, RegressionTrainer
 
 
 class RAMTrainer(RegressionTrainer):
     """Experience is groups of samples and their advantages."""
+
+    flat_reason = EQUAL_REWARDS
 
     def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> PathPoints:
         """Endpoints, their rewards, and the two frozen predictions at path points of each."""
