@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +24,77 @@ from amsd.run_directory import resolve_checkpoint
 _LOG = logging.getLogger(__name__)
 
 
-def start_from(policy: Policy, model: Model) -> None:
-    """Give an unchanged policy the weights that `model.start` names; nothing without the key.
+@dataclass(frozen=True)
+class FromCheckpoint:
+    """Training begins from a checkpoint of the recipe's own parameterization; one of LoRA is read as a file."""
 
-    A full network starts from a checkpoint, a LoRA (added to the base) or another pipeline of the same architecture; a
+    path: Path
+
+
+@dataclass(frozen=True)
+class FromLora:
+    """Training begins from a LoRA file, whose rank, alpha and layers are compared."""
+
+    file: Path
+
+
+@dataclass(frozen=True)
+class FromPipeline:
+    """Training begins from the denoiser of another pipeline: a folder, a single file, or a name on the hub."""
+
+    name: str
+
+
+Start = FromCheckpoint | FromLora | FromPipeline
+
+
+def named(model: Model) -> str:
+    """The key and its value, as messages name them."""
+    return f"model.start = {model.start!r}"
+
+
+def find_start(model: Model, denoiser: str) -> Start | None:
+    """What a recipe begins from, without loading it; None without the key. `denoiser` is its name in the pipeline.
+
+    A full network begins from a checkpoint, a LoRA (added to the base) or another pipeline of the same architecture; a
     LoRA from a checkpoint or a LoRA file of its own rank, alpha and layers; an offset from a checkpoint of an offset.
 
     Raises:
-        UsageError: nothing is there, it does not fit, or this parameterization cannot begin from it.
+        UsageError: nothing is there, or this parameterization cannot begin from it.
     """
     if model.start is None:
-        return
-    what = f"model.start = {model.start!r}"
+        return None
+    what = named(model)
     checkpoint = checkpoint_of(model.start)
     file = lora_input.find_lora(model.start, what) if checkpoint is None else lora_input.lora_file(checkpoint)
-    if checkpoint is not None and _is_own(policy, checkpoint):
-        policy.load(checkpoint)
-    elif isinstance(policy, FullPolicy) and file is not None:
-        _merge(policy, file, what)
-    elif isinstance(policy, FullPolicy) and checkpoint is None:
-        _take_denoiser(policy, model, what)
-    elif isinstance(policy, LoraPolicy) and file is not None:
-        _take_adapter(policy, file, model, what)
-    else:
-        raise UsageError(impossible(model, what))
+    own = {"full": denoiser, "offset": "offset"}.get(model.parameterization)
+    if checkpoint is not None and own is not None and (checkpoint / own).is_dir():
+        return FromCheckpoint(checkpoint)
+    if file is not None and model.parameterization != "offset":
+        return FromLora(file)
+    if checkpoint is None and model.parameterization == "full":
+        return FromPipeline(model.start)
+    raise UsageError(_impossible(model, what))
+
+
+def start_from(policy: Policy, model: Model) -> None:
+    """Give an unchanged policy the weights that `model.start` names; nothing without the key.
+
+    Raises:
+        UsageError: as of `find_start`, or the weights do not fit.
+    """
+    what = named(model)
+    match find_start(model, policy.family.denoiser_name):
+        case FromCheckpoint(path):
+            policy.load(path)
+        case FromLora(file) if isinstance(policy, LoraPolicy):
+            _take_adapter(policy, file, model, what)
+        case FromLora(file):
+            assert isinstance(policy, FullPolicy)
+            _merge(policy, file, what)
+        case FromPipeline(name):
+            assert isinstance(policy, FullPolicy)
+            _take_denoiser(policy, other_model(model, name), what)
 
 
 def require_start(model: Model) -> None:
@@ -57,9 +105,9 @@ def require_start(model: Model) -> None:
     """
     if model.start is None or checkpoint_of(model.start):
         return
-    if lora_input.find_lora(model.start, f"model.start = {model.start!r}"):
+    if lora_input.find_lora(model.start, named(model)):
         return
-    with named_as(model.start, f"model.start = {model.start!r}"):
+    with named_as(model.start, named(model)):
         locate(other_model(model, model.start))
 
 
@@ -72,14 +120,6 @@ def checkpoint_of(start: str) -> Path | None:
         return resolve_checkpoint(path)
     except UsageError:
         return None
-
-
-def _is_own(policy: Policy, checkpoint: Path) -> bool:
-    """Whether a checkpoint holds what this policy saves."""
-    if isinstance(policy, LoraPolicy):
-        return False  # read as a file: its rank and alpha are checked
-    name = policy.family.denoiser_name if isinstance(policy, FullPolicy) else "offset"
-    return (checkpoint / name).is_dir()
 
 
 def _merge(policy: FullPolicy, file: Path, what: str) -> None:
@@ -111,9 +151,8 @@ def _refuse_text(family: Family, lora: LoraFile, file: Path, what: str) -> None:
 
 def _take_denoiser(policy: FullPolicy, model: Model, what: str) -> None:
     """The trained copy becomes the denoiser of another pipeline."""
-    assert model.start is not None
-    with named_as(model.start, what):
-        other = load_family(other_model(model, model.start))
+    with named_as(model.pretrained, what):
+        other = load_family(model)
     own = policy.family
     state = other.denoiser.state_dict()
     require_same(policy.trained_network.state_dict(), state, what)
@@ -175,7 +214,7 @@ def _differ(one: Any, other: Any) -> bool:
     )
 
 
-def impossible(model: Model, what: str) -> str:
+def _impossible(model: Model, what: str) -> str:
     """That this parameterization cannot begin from what `model.start` names."""
     own = None if model.start is None else Path(model.start).expanduser() / LORA_FILE
     if model.parameterization == "lora" and own is not None and own.is_file():

@@ -11,9 +11,16 @@ from amsd.diffusion.families.single_file import stored_shapes
 from amsd.diffusion.folder import Part, network_part
 from amsd.diffusion.loading import named_as, other_model
 from amsd.diffusion.lora_forms import read_lora
-from amsd.diffusion.lora_input import find_lora, lora_file
 from amsd.diffusion.lora_layers import adapted_layers
-from amsd.diffusion.start_weights import checkpoint_of, impossible, require_lora, require_start
+from amsd.diffusion.start_weights import (
+    FromCheckpoint,
+    FromLora,
+    FromPipeline,
+    find_start,
+    named,
+    require_lora,
+    require_start,
+)
 from amsd.diffusion.weights import require_finite_weights
 from amsd.errors import UsageError
 from amsd.experiment.inputs import Inputs
@@ -33,21 +40,20 @@ def _require_start(model: Model, found: Blueprint) -> None:
     if model.start is None or not Path(model.start).expanduser().exists():
         return
     require_start(model)
-    what = f"model.start = {model.start!r}"
-    checkpoint = checkpoint_of(model.start)
-    file = find_lora(model.start, what) if checkpoint is None else lora_file(checkpoint)
-    own = checkpoint and checkpoint / (found.family.denoiser_name if model.parameterization == "full" else "offset")
-    if own is not None and model.parameterization != "lora" and own.is_dir():
-        if model.parameterization == "full":
-            _require_denoiser(found, network_part(own, what), what)
-        return
-    if model.parameterization == "offset" or (file is None and (model.parameterization != "full" or checkpoint)):
-        raise UsageError(impossible(model, what))
-    if file is not None:
-        _require_lora(model, found, file, what)
-        return
-    with named_as(model.start, what):
-        other = blueprint(other_model(model, model.start))
+    what, denoiser = named(model), found.family.denoiser_name
+    match find_start(model, denoiser):
+        case FromPipeline(name):
+            _require_pipeline(found, other_model(model, name), what)
+        case FromLora(file):
+            _require_lora(model, found, file, what)
+        case FromCheckpoint(path) if model.parameterization == "full":
+            _require_denoiser(found, network_part(path / denoiser, what), what)
+
+
+def _require_pipeline(found: Blueprint, model: Model, what: str) -> None:
+    """Check another pipeline's network against the base's."""
+    with named_as(model.pretrained, what):
+        other = blueprint(model)
         require_finite_weights(other.weights, what)
     require_same(found.family.denoiser.state_dict(), other.family.denoiser.state_dict(), what)
 
