@@ -18,11 +18,13 @@ import pytest
 from amsd import lock
 from amsd.errors import UsageError
 from amsd.lock import locked
+from tests.waiting import until
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from amsd.lock import locked
+from tests.waiting import until
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -106,8 +108,7 @@ def test_a_holder_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(lock, "BEAT", 0.02)
     with locked(tmp_path):
         before = json.loads((tmp_path / "lock").read_text())["beat"]
-        time.sleep(0.3)
-        assert json.loads((tmp_path / "lock").read_text())["beat"] > before
+        until(lambda: json.loads((tmp_path / "lock").read_text())["beat"] > before, seconds=30)
 
 
 def test_many_at_once_one_at_a_time(tmp_path: Path) -> None:
@@ -116,6 +117,7 @@ def test_many_at_once_one_at_a_time(tmp_path: Path) -> None:
 import sys, time, os
 from pathlib import Path
 from amsd.lock import locked
+from tests.waiting import until
 folder = Path(sys.argv[1])
 for _ in range(40):
     with locked(folder, wait=60):

@@ -17,7 +17,7 @@ from amsd.sweep.launchers.local import run_workers
 from amsd.sweep.results import load_sweep
 from amsd.sweep.study import create
 from tests.sweep.conftest import MakePlan
-from tests.sweep.waiting import gone, until
+from tests.waiting import gone, until
 
 pytestmark = pytest.mark.slow
 

@@ -26,7 +26,7 @@ from amsd.sweep.results import SweepResults, load_sweep
 from amsd.sweep.storage import STORAGE_VARIABLE, default_url
 from amsd.sweep.study import create
 from tests.sweep.conftest import FAKE_TRAINER, MakePlan
-from tests.sweep.waiting import gone, until
+from tests.waiting import gone, until
 
 pytestmark = pytest.mark.slow
 

@@ -30,7 +30,7 @@ from amsd.sweep.trial import make_point
 from tests.sweep.conftest import FAKE_TRAINER, MakePlan
 from tests.sweep.formula import Formula
 from tests.sweep.real import QUICK, logged_steps
-from tests.sweep.waiting import until
+from tests.waiting import until
 
 pytest.importorskip("ray")
 

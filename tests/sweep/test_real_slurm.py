@@ -13,7 +13,7 @@ from amsd.sweep.results import load_sweep
 from amsd.sweep.study import locate
 from tests.sweep.conftest import FAKE_TRAINER
 from tests.sweep.slurm_cluster import slurm_cluster, usable
-from tests.sweep.waiting import until
+from tests.waiting import until
 
 pytest.importorskip("submitit")
 

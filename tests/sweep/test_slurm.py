@@ -20,7 +20,7 @@ from amsd.sweep.storage import STORAGE_VARIABLE, default_url
 from amsd.sweep.study import create
 from amsd.sweep.trial import make_point
 from tests.sweep.conftest import MakePlan
-from tests.sweep.waiting import gone, until
+from tests.waiting import gone, until
 
 submitit = pytest.importorskip("submitit")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from amsd.sweep.results import SweepResults, TrialResult, load_sweep
-from tests.sweep.waiting import until
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

@@ -18,8 +18,8 @@ from amsd.sweep.export import as_wandb_yaml, wandb_configuration
 from amsd.sweep.load import load_plan, plan_from, restore_plan
 from amsd.sweep.schema import SweepPlan
 from tests.sweep.conftest import FAKE_TRAINER, MakePlan
-from tests.sweep.waiting import gone, until
 from tests.sweep.wandb_server import SweepServer
+from tests.waiting import gone, until
 
 SWEEP = f"""
 recipe = "shapes"

@@ -29,7 +29,7 @@ from amsd.sweep.worker import Worker
 from tests.conftest import openwandb
 from tests.sweep.conftest import MakePlan
 from tests.sweep.real import real_plan
-from tests.sweep.waiting import until
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.wandb_server, pytest.mark.timeout(1500)]
 

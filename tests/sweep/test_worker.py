@@ -21,7 +21,7 @@ from amsd.sweep.study import StudyHandle, create, locate
 from amsd.sweep.worker import Worker
 from tests.sweep.conftest import MakePlan
 from tests.sweep.formula import Formula
-from tests.sweep.waiting import until
+from tests.waiting import until
 
 
 @dataclass
