@@ -97,7 +97,7 @@ def test_eam_trains_to_the_tilt(path: str, strength: float, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("path", "strength"), [("ddim", 5.0), ("flow", 1.0), ("flow", 5.0)])
+@pytest.mark.parametrize(("path", "strength"), [("ddim", 5.0), ("flow", 5.0)])
 def test_eam_with_the_reward_of_clean_images_trains_to_where_it_rests(
     path: str, strength: float, tmp_path: Path
 ) -> None:
@@ -112,24 +112,39 @@ def test_eam_with_the_reward_of_clean_images_trains_to_where_it_rests(
 
 @pytest.mark.slow
 def test_ram_trains_to_the_tilt_of_a_linear_reward(tmp_path: Path) -> None:
-    steps = shifted_flow(10, 0.0)
+    """The mean moves, and the variance stays.
+
+    Advantages are noise, so that a run scatters: by 0.7% in the mean at this length, more in a shorter one.
+    """
+    steps, strength = shifted_flow(10, 0.0), 0.5
     method = {"name": "ram", "group_size": 8}
-    found, _, _ = trained(method, steps, lambda x: x, 300, 256, tmp_path / "run", rate=0.05)
+    found, _, _ = trained(method, steps, lambda x: strength * x, 600, 256, tmp_path / "run", rate=0.05)
     mean, variance = found.law(steps)
     drawn = Linear.base(steps).law(steps)[1]
-    assert mean == pytest.approx(drawn, rel=0.01)
-    assert variance == pytest.approx(drawn, rel=0.015)
+    assert mean == pytest.approx(strength * drawn, rel=0.01)
+    assert variance == pytest.approx(drawn, rel=0.01)
 
 
 @pytest.mark.slow
-def test_eam_trains_to_the_mean_of_a_linear_tilt(tmp_path: Path) -> None:
-    """Reward x at the endpoint's level: the mean moves by the variance there. A flow path forgets its first noise."""
-    steps = shifted_flow(40, 0.0)
-    method = {"name": "eam", "reward_at": "endpoint", "endpoint_level": 0.3, "timesteps_per_trajectory": 20}
-    found, trainer, _ = trained(method, steps, lambda x: x, 200, 64, tmp_path / "run")
-    end = trainer.sampled
-    wanted = float(steps.alpha[end].square() + steps.s[end].square())
-    assert found.law(steps, end)[0] == pytest.approx(wanted, rel=0.01)
+@pytest.mark.parametrize(("path", "reward_at"), [("flow", "endpoint"), ("flow", "clean"), ("ddim", "clean")])
+def test_eam_trains_to_the_tilt_of_a_linear_reward(path: str, reward_at: str, tmp_path: Path) -> None:
+    """Reward x: the mean moves by the variance where the reward is, and the variance stays.
+
+    At the endpoint's level it stays where it is without a reward: at 40 steps the sampler's own error is 4%, and the
+    mean moves by the variance of the model's law.
+    """
+    clean = reward_at == "clean"
+    steps = GRIDS[path](40, 1.0 if clean else 0.0)
+    method = {
+        "name": "eam", "reward_at": reward_at, "endpoint_level": 0.7 if clean else 0.3, "timesteps_per_trajectory": 20,
+    }  # fmt: skip
+    found, trainer, _ = trained(method, steps, lambda x: x, 200, 64, tmp_path / "run", rate=0.05)
+    shift = stays = Linear.base(steps).law(steps)[1]
+    if not clean:
+        end = trainer.sampled
+        shift = float(steps.alpha[end].square() + steps.s[end].square())
+        stays = eam_fixed_point(steps, end, 0.0).law(steps, end)[1]
+    assert found.law(steps, trainer.sampled) == pytest.approx((shift, stays), rel=0.01)
 
 
 @pytest.mark.parametrize("path", PATHS)
