@@ -138,7 +138,8 @@ def pictures(
 ) -> list[Any]:
     """Images of one prompt by the weights and the scheduler that the pipeline holds now.
 
-    All at once, or fewer where they do not fit into memory; `size` keeps what was learned of that.
+    All at once, or fewer where they do not fit into memory; `size` keeps what was learned of that. Noise is drawn and
+    latents are decoded in float32, whatever the networks' precision: a plain pipeline's call has one dtype for all.
 
     Raises:
         UsageError: the sampler cannot do what is asked.
@@ -151,16 +152,19 @@ def pictures(
     steps = request.num_inference_steps or recipe.schedule.num_inference_steps
     family.check_drawing(request.eta, scale, steps)
 
+    @torch.no_grad()
     def draw(numbers: Sequence[int]) -> Tensor:
-        images: Tensor = family.draw(
+        generators = [torch.Generator().manual_seed(request.seed + number) for number in numbers]
+        latents: Tensor = family.draw(
             family.drawing_arguments(prompt, negative, len(numbers)),
-            [torch.Generator().manual_seed(request.seed + number) for number in numbers],
+            generators,
             eta=request.eta,
             guidance_scale=scale,
             num_inference_steps=steps,
-            output_type="pt",
+            output_type="latent",
+            latents=family.initial_noise(generators).to(family.device),
         )
-        return images
+        return family.decode(latents).clamp(0, 1)
 
     size = size or ChunkSize(request.count, request.count, PICTURES)
     images = torch.cat(in_chunks(range(request.count), size, draw))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
 
+import torch
 from torch import Tensor, nn
 
 from amsd.diffusion.families.drawing import Drawing
@@ -125,6 +126,10 @@ class Family(Drawing):
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent as the denoiser takes it, such as (4, 64, 64)."""
+
+    def initial_noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Latents (B, *latent_shape), float32 on the CPU, as the pipeline's call draws them in single precision."""
+        return torch.stack([torch.randn(self.latent_shape, generator=each) for each in generators])
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

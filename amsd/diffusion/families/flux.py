@@ -125,6 +125,14 @@ class Flux(FlowFamily):
         chosen = self.model.max_sequence_length
         return 512 if chosen is None else chosen
 
+    def initial_noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Drawn as a picture has it, and packed."""
+        (rows, columns), channels = self._grid_of_tokens, self.latent_shape[1] // 4
+        shape = (channels, 2 * rows, 2 * columns)
+        drawn = torch.stack([torch.randn(shape, generator=each) for each in generators])
+        packed: Tensor = self.pipeline._pack_latents(drawn, len(drawn), *shape)
+        return packed
+
     def decode(self, latents: Tensor) -> Tensor:
         """Unpacked, then by the AutoencoderKL in float32."""
         height, width = self.size

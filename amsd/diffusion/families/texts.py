@@ -77,8 +77,12 @@ class Texts(ABC):
 
     @final
     def drawing_arguments(self, prompt: str, negative_prompt: str, count: int) -> dict[str, Any]:
-        """Arguments of the pipeline's call for `count` pictures of a prompt: text, if the call reads all of it."""
-        if self.model.prompt_windows == 1:
+        """Arguments of the pipeline's call for `count` pictures of a prompt: text, if the call reads all of it.
+
+        Where encoders compute in half precision, the call would take their dtype for its noise, its latents and the
+        decoder's input; with encoded prompts (`encode`) those stay in float32, as in training and evaluation.
+        """
+        if self.model.prompt_windows == 1 and self.model.precision == "fp32":
             negative = {"negative_prompt": negative_prompt} if negative_prompt else {}
             return {"prompt": prompt, "num_images_per_prompt": count} | negative
         return self.prompt_arguments(self.encode([prompt] * count), self.encode_negative(negative_prompt, count))
