@@ -30,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,  # Typer's panels load Markdown and syntax highlighting: four times the whole start
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command("train", short_help="Fine-tune a model as a recipe says.")(train.train)
 app.command("eval", short_help="Evaluate a checkpoint or the base model.")(evaluate.evaluate)

@@ -48,7 +48,10 @@ def show(
 
 @app.command()
 def check(recipe: RecipeArgument, assignments: SetOption = None) -> None:
-    """Check a recipe and all that it names here: every problem at once, with key, value and the nearest valid name."""
+    """Check a recipe and all that it names on this machine.
+
+    Every problem is told at once, with its key, its value and the nearest valid name.
+    """
     from amsd.experiment.inputs import check_inputs
     from amsd.recipe import identity, load_recipe
     from amsd.recipe.rules import warnings
@@ -68,7 +71,10 @@ def check(recipe: RecipeArgument, assignments: SetOption = None) -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of recipes, for editors (`#:schema` in a TOML file)."""
+    """Print the JSON schema of recipes, for editors.
+
+    An editor reads its place from a line `#:schema FILE` in a recipe.
+    """
     from amsd.recipe.json_schema import schema_text
 
     typer.echo(schema_text(), nl=False)

@@ -153,7 +153,7 @@ def _run(name: str, request: Launch, console: Console) -> None:
 
 @app.command("list")
 def list_sweeps() -> None:
-    """List the sweeps that ship with amsd, with the question that each one answers."""
+    """List the sweeps that ship with amsd, and what each one asks."""
     from amsd.recipe.catalog import find, names
     from amsd.recipe.load import read_toml
 
@@ -212,7 +212,10 @@ def point(
     plan: Annotated[str, typer.Option(help="The sweep as `amsd sweep export` writes it into a W&B file (JSON).")] = "",
     output: Annotated[Path | None, path_option(help="The sweep's folder [default: runs/sweep-NAME].")] = None,
 ) -> None:
-    """Run one point of a sweep: what `wandb agent` calls for a file of `amsd sweep export`."""
+    """Run one point of a sweep, as `wandb agent` does.
+
+    A file of `amsd sweep export` names this command.
+    """
     from amsd.sweep.wandb_backend import run_point
 
     for label, value in run_point(plan, values or [], output).items():
@@ -226,7 +229,10 @@ def show(
     watch: Annotated[bool, typer.Option("--watch", help="Stay and refresh until the sweep has ended.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show the trials, the best one, the Pareto front and parameter importance."""
+    """Show the trials, the best one and what mattered.
+
+    Of several objectives, also the Pareto front.
+    """
     from rich.console import Console
 
     from amsd.sweep.display import overview
@@ -282,7 +288,7 @@ def export(
     sweep: Annotated[str, place_argument("SWEEP", "A sweep file or shipped name (YAML), or a sweep's folder (CSV).")],
     output: Annotated[Path | None, path_option("--output", "-o", help="File [default: standard output].")] = None,
 ) -> None:
-    """Write a sweep file as a W&B sweep configuration (YAML), or the trials of a sweep as a table (CSV)."""
+    """Write a W&B sweep (YAML), or the trials as a table (CSV)."""
     from amsd.files import write_text
     from amsd.sweep.export import as_csv, as_wandb_yaml
     from amsd.sweep.load import load_plan

@@ -25,7 +25,7 @@ _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that amsd does not load: they play no role in drawing a picture from a prompt."""
 _LORA = "name its base model here, and the LoRA in model.start to begin from it"
 _KINDS = {
-    "manifest.json": "it is a checkpoint of amsd: `amsd export CHECKPOINT --to FOLDER` makes a pipeline of it",
+    "manifest.json": "it is a checkpoint of amsd: `amsd export CHECKPOINT --output FOLDER` makes a pipeline of it",
     "adapter_config.json": f"it holds an adapter of PEFT: {_LORA}",
     "pytorch_lora_weights.safetensors": f"it holds a LoRA: {_LORA}",
     "config.json": "it holds one network: name the folder of the whole pipeline",

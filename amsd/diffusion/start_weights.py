@@ -229,6 +229,6 @@ def _impossible(model: Model, what: str) -> str:
     return (
         f"{what}: model.parameterization = {model.parameterization!r} can begin from "
         f"{ways[model.parameterization]}, and this is none of them. To train on top of any model, set "
-        "model.pretrained to it (a checkpoint becomes a pipeline by `amsd export CHECKPOINT --to FOLDER`), "
+        "model.pretrained to it (a checkpoint becomes a pipeline by `amsd export CHECKPOINT --output FOLDER`), "
         "which is then the base."
     )

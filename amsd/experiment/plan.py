@@ -179,7 +179,10 @@ class Plan:
         if self.rehearsal is not None:
             return self.rehearsal.time(self.recipe, self.evaluation_images or 0)
         if self._small:
-            return f"no estimate for {steps} steps: in so small a model, overheads take most of the time"
+            return (
+                f"no estimate for {steps} steps: so small a model is timed only in one process and with shipped rewards; "
+                "a training shows the time left"
+            )
         seconds = self._seconds(self.forwards_per_step)
         return (
             f"{duration(seconds)} per step ({self.recipe.optimizer.prompts_per_step / seconds:.2g} images/s), "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -31,8 +32,9 @@ SHOWN = (
     ("gradient_norm", "gradient"),
     ("ess", "ESS"),
 )
-#: Weight of the newest step in the moving average of seconds per step.
-_NEWEST = 0.2
+#: Steps over which the seconds per step are averaged. A slow first step is soon forgotten, and a buffer of ten passes is
+#: filled once among them.
+_AVERAGED = 10
 #: Seconds without a line in a pipe after which the progress of an evaluation is told.
 _SILENCE = 30.0
 
@@ -51,7 +53,7 @@ class ConsoleTracker(Tracker):
         self._values: Mapping[str, float] = {}
         self._evaluation: RenderableType | None = None
         self._last: float | None = None
-        self._seconds: float | None = None
+        self._durations: deque[float] = deque(maxlen=_AVERAGED)
         self._told = time.monotonic()
 
     def on_start(self, info: RunInfo) -> None:
@@ -146,15 +148,15 @@ class ConsoleTracker(Tracker):
     def _time_step(self) -> None:
         now = self._clock()
         if self._last is not None:
-            new = now - self._last
-            self._seconds = new if self._seconds is None else _NEWEST * new + (1 - _NEWEST) * self._seconds
+            self._durations.append(now - self._last)
         self._last = now
 
     def _time_left(self) -> str:
-        if self._seconds is None:
+        if not self._durations:
             return "-:--:-- left"
-        left = self._seconds * max(self._steps - self._step, 0)
-        return f"{timedelta(seconds=round(left))} left ({self._seconds:.3g} s/step)"
+        seconds = sum(self._durations) / len(self._durations)
+        left = seconds * max(self._steps - self._step, 0)
+        return f"{timedelta(seconds=round(left))} left ({seconds:.3g} s/step)"
 
 
 def describe(metric: Metric) -> str:

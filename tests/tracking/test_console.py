@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from amsd.tracking import ConsoleTracker
-from amsd.training.events import Notice
+from amsd.training.events import Notice, StepRecord
 from tests.tracking import story
 
 SECONDS = 7
@@ -72,3 +72,17 @@ def test_end_before_start_says_so() -> None:
     out = io.StringIO()
     ConsoleTracker(Console(file=out)).on_end("failed", "no such model")
     assert out.getvalue() == "failed at step 0/0\n"
+
+
+def test_time_left_forgets_a_slow_first_step(tmp_path: Path) -> None:
+    """Mean over the last ten steps: 60 s once and 2 s after it are (60 + 9 x 2) / 10, and then 2 s."""
+    now = [0.0]
+    out = io.StringIO()
+    tracker = ConsoleTracker(Console(file=out, width=40), clock=lambda: now[0])
+    info = story.info(tmp_path)
+    tracker.on_start(info)
+    for step in range(1, 12):
+        now[0] += 60.0 if step == 1 else 2.0
+        tracker.on_step(StepRecord(step, {"loss": 1.0}))
+    rates = [line.rpartition("(")[2] for line in out.getvalue().splitlines() if line.startswith("step ")]
+    assert [rates[0], rates[9], rates[10]] == ["60 s/step)", "7.8 s/step)", "2 s/step)"]

@@ -1,9 +1,10 @@
-"""The methods of docs/extending.md, taken from the page and trained from the command line as an installed package's."""
+"""The code of docs/extending.md, taken from the page and used as that of installed packages."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,23 +22,45 @@ COMMON = [
 ]  # fmt: skip
 
 
+def install(folder: Path, name: str, section: str, points: int) -> str:
+    """The python blocks of a section as the module `name`, and its entry points as an installed distribution has them."""
+    code = "\n\n".join(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL))
+    (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
+    rows = re.findall(r"^\[project\.entry-points\.\"(.*)\"\]$|^([\w-]+ = )\"(\w+:\w+)\"$", section, flags=re.MULTILINE)
+    lines = [f"[{group}]" if group else f"{left}{right}" for group, left, right in rows]
+    assert len([line for line in lines if f"{name}:" in line]) == points
+    (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
+    return code
+
+
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The page's python blocks as a module, and its entry points as an installed distribution has them."""
+    """What the page has before the families of models, as two installed packages."""
     folder, text = tmp_path_factory.mktemp("site"), PAGE.read_text(encoding="utf-8").partition("\n## A model family")[0]
-    code = "\n\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+    parts, _, methods = text.partition("\n## A method")
+    install(folder, "my_parts", parts, 3)
+    code = install(folder, "my_methods", methods, 2)
     assert all(len(part.splitlines()) <= 100 for part in code.split("class LastStep(")), "a method is a short file"
-    (folder / "my_methods.py").write_text(code, encoding="utf-8")
-    info = folder / "my_methods-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-methods\nVersion: 1.0\n", encoding="utf-8")
-    rows = re.findall(r"^([\w-]+) = \"(my_methods:\w+)\"$", text, flags=re.MULTILINE)
-    assert len(rows) == 2
-    points = "\n".join(f"{name} = {value}" for name, value in rows)
-    (info / "entry_points.txt").write_text(f"[amsd.methods]\n{points}\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         yield
+
+
+@pytest.mark.usefixtures("package")
+def test_a_reward_an_embedder_and_a_tracker_of_the_page_work_in_the_recipe_that_it_names(tmp_path: Path) -> None:
+    (command,) = re.findall(r"^amsd train shapes (.*my-csv.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    named = [word for word in shlex.split(command) if word != "--set"]
+    small = [*COMMON[:-1], "method.timesteps_per_trajectory=3", "evaluation.every=1", "evaluation.prompts=3", "evaluation.samples_per_prompt=2"]
+    ended = train(load_recipe("shapes", [*small, *named]), tmp_path / "run", resume=False)
+    (result,) = ended.results
+    assert {"my-sharpness", "diversity/my-mean-color"} <= set(result.metrics)
+    rows = [line.split(",") for line in (tmp_path / "run" / "scalars.csv").read_text(encoding="utf-8").splitlines()]
+    written = {(axis, int(at)): float(value) for axis, at, name, value in rows if name in ("loss", "eval/my-sharpness")}
+    assert set(written) == {("step", 1), ("step", 2), ("eval/step", 0), ("eval/step", 1), ("eval/step", 2)}
+    assert written["eval/step", 2] == result.metrics["my-sharpness"].mean
 
 
 @pytest.mark.usefixtures("package")
