@@ -2,6 +2,7 @@
 # needs NVIDIA's driver and the NVIDIA Container Toolkit.
 #
 #   docker build -t amsd .
+#   mkdir -p runs        # amsd runs as user 1000; a folder that Docker makes belongs to root
 #   docker run --gpus all --rm -v "$PWD/runs:/app/runs" -v "$HOME/.cache/huggingface:/cache/huggingface" amsd train sd15-lora
 #
 # With pyiqa, which may not be used commercially: docker build --build-arg EXTRAS=pyiqa,rewards -t amsd .
@@ -19,9 +20,10 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY amsd ./amsd
 COPY recipes ./recipes
 COPY sweeps ./sweeps
+# Bytecode is written here, because user 1000 may not write it beside the packages: each start would compile them again.
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir uv \
-    && uv pip install --system --no-cache -c constraints.txt ".[${EXTRAS}]"
+    && uv pip install --system --no-cache --compile-bytecode -c constraints.txt ".[${EXTRAS}]"
 
 RUN useradd --create-home --uid 1000 amsd && mkdir -p /app /cache && chown amsd /app /cache
 USER 1000

@@ -14,4 +14,4 @@ def require_bitsandbytes(key: str) -> None:
         UsageError: it is not; `key` is what asked for it.
     """
     if find_spec("bitsandbytes") is None:
-        raise UsageError(f"{key} needs the package bitsandbytes: pip install 'amsd[quantized]'")
+        raise UsageError(f"{key} needs the package bitsandbytes: uv pip install 'amsd[quantized]'")

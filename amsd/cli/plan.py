@@ -16,13 +16,14 @@ def show_plan(recipe: Recipe, processes: int, output: Path) -> None:
     """Print what a run would train, cost and download.
 
     Raises:
-        UsageError: the run would not start: something is missing or wrong, or the disk is too full.
+        UsageError: the run would not start: something is missing or wrong, or (after the plan) the disk is too full.
     """
     from rich.console import Console
     from rich.table import Table
 
     from amsd.experiment.inputs import check_inputs, require_space
     from amsd.recipe.rules import warnings
+    from amsd.tracking.backend import absent
 
     inputs = check_inputs(recipe, download=False)
     from amsd.diffusion.blueprint import blueprint
@@ -33,8 +34,8 @@ def show_plan(recipe: Recipe, processes: int, output: Path) -> None:
     found = blueprint(recipe.model)
     remarks = examine(recipe, inputs, found)
     plan = make_plan(recipe, processes, found)
-    require_space(output, plan.checkpoint_bytes, recipe)
-    for notice in (*map(str, warnings(recipe)), *inputs.remarks(recipe), *remarks):
+    told = (*map(str, warnings(recipe)), *absent(recipe.tracking.trackers), *inputs.remarks(recipe), *remarks)
+    for notice in told:
         typer.echo(f"Warning: {notice}", err=True)
     if can_try(recipe, processes):
         plan = replace(plan, rehearsal=rehearse(recipe))
@@ -44,3 +45,4 @@ def show_plan(recipe: Recipe, processes: int, output: Path) -> None:
     for name, text in plan.lines():
         table.add_row(name, text)
     Console(markup=False).print(table)
+    require_space(output, plan.checkpoint_bytes, recipe)  # last: a plan for another machine is of use too

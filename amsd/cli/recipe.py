@@ -56,12 +56,14 @@ def check(recipe: RecipeArgument, assignments: SetOption = None) -> None:
     from amsd.recipe import identity, load_recipe
     from amsd.recipe.rules import warnings
     from amsd.rewards.table import unchecked
+    from amsd.tracking.backend import absent
 
     resolved = load_recipe(recipe, assignments or [])
     inputs = check_inputs(resolved, download=False)
     from amsd.experiment.examine import examine
 
-    for warning in (*map(str, warnings(resolved)), *inputs.remarks(resolved), *examine(resolved, inputs)):
+    told = (*map(str, warnings(resolved)), *absent(resolved.tracking.trackers), *inputs.remarks(resolved))
+    for warning in (*told, *examine(resolved, inputs)):
         typer.echo(f"Warning: {warning}", err=True)
     advice = unchecked([term.name for term in resolved.reward], resolved.evaluation.metrics)
     if advice is not None:

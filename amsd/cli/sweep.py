@@ -142,7 +142,7 @@ def _run(name: str, request: Launch, console: Console) -> None:
         typer.echo("Nothing is left to do: the budget is used up. To go on, raise it, for example with --trials N.")
     if results.best is not None:
         named = as_argument(folder)
-        next_steps = f"Page: amsd report {named}\nWinning recipe: amsd sweep best {named} -o best.toml"
+        next_steps = f"Report: amsd report {named}\nWinning recipe: amsd sweep best {named} -o best.toml"
         console.print(next_steps, highlight=False, soft_wrap=True)
     if done.interrupted:
         typer.secho("Interrupted; unfinished trials are queued again. Run the same command to continue.", err=True)
@@ -231,7 +231,7 @@ def show(
 ) -> None:
     """Show the trials, the best one and what mattered.
 
-    Of several objectives, also the Pareto front.
+    With several objectives, also the Pareto front. Parameter importance comes with its error, from twelve trials on.
     """
     from rich.console import Console
 

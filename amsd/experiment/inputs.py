@@ -143,6 +143,6 @@ def require_space(output: Path, checkpoint_bytes: float, recipe: Recipe) -> None
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UsageError(
-            f"{output}: {free / 1e9:.2g} GB are free, but {together} checkpoints of {checkpoint_bytes / 1e9:.2g} GB "
-            f"need more. Free some space, lower training.keep, or choose another {option('output')}."
+            f"{output}: {together} checkpoints of {checkpoint_bytes / 1e9:.3g} GB take {needed / 1e9:.3g} GB, but "
+            f"{free / 1e9:.3g} GB are free. Free some space, lower training.keep, or choose another {option('output')}."
         )

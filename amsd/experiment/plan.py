@@ -180,8 +180,8 @@ class Plan:
             return self.rehearsal.time(self.recipe, self.evaluation_images or 0)
         if self._small:
             return (
-                f"no estimate for {steps} steps: so small a model is timed only in one process and with shipped rewards; "
-                "a training shows the time left"
+                f"no estimate for {steps} steps: so small a model is timed only in one process and with shipped "
+                "rewards; a training shows the time left"
             )
         seconds = self._seconds(self.forwards_per_step)
         return (

@@ -64,7 +64,7 @@ def _column(source: str, name: str, split: str, column: str | None) -> list[str]
     try:
         import datasets
     except ImportError:
-        raise PromptError(f"{source}: hub data sets need: pip install 'amsd[data]'") from None
+        raise PromptError(f"{source}: hub data sets need: uv pip install 'amsd[data]'") from None
     from datasets.exceptions import DatasetsError
 
     offline = None if Path(name).is_dir() else silence()

@@ -125,7 +125,7 @@ def read_parquet(path: Path, wanted: str | None = None) -> list[str]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise PromptError(f"{path}: Parquet needs pyarrow; install it with: pip install 'amsd[data]'") from None
+        raise PromptError(f"{path}: Parquet needs pyarrow; install it with: uv pip install 'amsd[data]'") from None
     try:
         names = pyarrow.parquet.read_schema(path).names
         column = names[find_column(names, str(path), wanted)]

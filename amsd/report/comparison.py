@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,10 @@ from amsd.tracking.progress import Report, silent
 
 #: Seeds are repetitions of one setting; the tracker changes nothing.
 _SEED, _ASIDE = "training.seed", "tracking."
+#: A name as `amsd.run_directory.default_output` gives it.
+_GIVEN = re.compile(
+    r"(?P<recipe>.+)-(?P<settings>[^-]+-lr[^-]+(?:-\d+)?-eta[^-]+-cfg[^-]+-seed\d+)-(?P<identity>[0-9a-f]{12})(?P<number>-\d+)?"
+)
 ABSENT = "–"
 
 
@@ -147,7 +152,7 @@ def _word(value: Any) -> str:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run that no other has: the tracker's, the folder's, or as much of the path as it takes."""
+    """A short name for each run that no other has: the tracker's, the folder's, or as much of the path as it takes."""
     names = [
         run.recipe.tracking.name if run.recipe is not None and run.recipe.tracking.name else run.path.resolve().name
         for run in runs
@@ -157,7 +162,30 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     while len(set(names)) < len(names):
         length += 1
         names = ["/".join(each[-length:]) for each in parts]
-    return names
+    return _brief(names)
+
+
+def _brief(names: Sequence[str]) -> list[str]:
+    """Names that `default_output` gave, without the settings that all of them share; other names as they are.
+
+    `shapes-lambda50-lr0.0004-eta1-cfg1-seed0-b6d42301f2e0-2` beside one of another lambda is `shapes-lambda50-2`.
+    A part of the identity stays where nothing else tells two runs apart.
+    """
+    found = {name: match for name in names if (match := _GIVEN.fullmatch(name))}
+    if len(found) < 2:
+        return list(names)
+    settings = {name: re.split(r"-(?=[a-z])", match["settings"]) for name, match in found.items()}
+    shared = set.intersection(*map(set, settings.values()))
+
+    def brief(name: str, identity: int) -> str:
+        if name not in found:
+            return name
+        own = [word for word in settings[name] if word not in shared]
+        number = found[name]["number"] or ""
+        return "-".join([found[name]["recipe"], *own, *[found[name]["identity"][:identity]] * bool(identity)]) + number
+
+    short = [brief(name, 0) for name in names]
+    return short if len({*short}) == len(short) else [brief(name, 6) for name in names]
 
 
 def _group(index: int, groups: Sequence[int], labels: Sequence[str], differing: Sequence[Difference]) -> Group:

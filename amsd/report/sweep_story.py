@@ -34,7 +34,6 @@ def sweep_story(source: Path | str, report: Report = silent) -> Story:
 
 def story_of(results: SweepResults, report: Report = silent) -> Story:
     """The story of a sweep that was read already."""
-    from amsd.sweep.algorithms import importance
 
     gaps: list[str] = []
     found: list[ShownRun] = []
@@ -55,7 +54,7 @@ def story_of(results: SweepResults, report: Report = silent) -> Story:
         setting=setting,
         axes=tuple(_axis(key, space, results.trials) for key, space in results.sweep.search.items()),
         objectives=tuple(Goal(o.label, o.direction == "maximize") for o in results.objectives),
-        importance=importance(results.sweep.search, *results.searched),
+        importance=results.importance,
         constraints=tuple(_bound(constraint) for constraint in results.sweep.constraint),
         description=results.sweep.description,
     )

@@ -137,7 +137,7 @@ def _reports() -> Any:
     try:
         import wandb_workspaces.reports.v2 as wr
     except ImportError as error:
-        raise UsageError(f"a report on W&B needs wandb-workspaces ({error}): pip install 'amsd[reports]'") from error
+        raise UsageError(f"a report on W&B needs wandb-workspaces ({error}): uv pip install 'amsd[reports]'") from error
     return wr
 
 

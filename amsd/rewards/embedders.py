@@ -108,7 +108,7 @@ def _load_dreamsim(folder: Path, variant: str) -> Any:
         from dreamsim import dreamsim
         from dreamsim.config import dreamsim_args
     except ModuleNotFoundError as error:
-        raise UsageError("embedder 'dreamsim' needs the package dreamsim: pip install 'amsd[rewards]'") from error
+        raise UsageError("embedder 'dreamsim' needs the package dreamsim: uv pip install 'amsd[rewards]'") from error
     variants = dreamsim_args["model_config"]
     if variant not in variants:
         raise UsageError(f"embedder 'dreamsim', option type = {variant!r}; expected one of {', '.join(variants)}")

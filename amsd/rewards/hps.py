@@ -77,7 +77,7 @@ def _open_clip() -> Any:
     try:
         import open_clip
     except ModuleNotFoundError as error:
-        raise UsageError("reward 'hps-v2.1' needs open_clip: pip install 'amsd[rewards]'") from error
+        raise UsageError("reward 'hps-v2.1' needs open_clip: uv pip install 'amsd[rewards]'") from error
     return open_clip
 
 

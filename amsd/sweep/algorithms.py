@@ -142,9 +142,10 @@ def pruner(plan: SweepPlan) -> BasePruner:
 def importance(
     search: Mapping[str, Dimension], points: Sequence[Mapping[str, Any]], values: Sequence[float], maximize: bool
 ) -> dict[str, tuple[float, float]]:
-    """The shares of `shares` with their standard errors: mean and spread over bootstrap samples of the trials.
+    """Share of the variation among good trials that each key explains (PED-ANOVA), and its standard error.
 
-    Empty below `MIN_TRIALS` trials, or where no key can be compared.
+    Mean and spread over bootstrap samples of the trials. Only keys that every trial has and that took several values
+    are compared. Empty below `MIN_TRIALS` trials, or where no key can be compared.
     """
     if len(points) < MIN_TRIALS or not (keys := _varied(search, points)):
         return {}
@@ -156,17 +157,6 @@ def importance(
         for name in keys:
             found[name].append(sample.get(name, 0.0))
     return {name: (statistics.fmean(each), statistics.stdev(each)) for name, each in found.items()}
-
-
-def shares(
-    search: Mapping[str, Dimension], points: Sequence[Mapping[str, Any]], values: Sequence[float], maximize: bool
-) -> Mapping[str, float]:
-    """Share of the variation among good trials that each key explains (PED-ANOVA).
-
-    Only keys that every trial has and that took several values are compared. Empty below three trials.
-    """
-    keys = _varied(search, points)
-    return _shares(keys, points, values, maximize) if len(points) > 2 and keys else {}
 
 
 def _varied(search: Mapping[str, Dimension], points: Sequence[Mapping[str, Any]]) -> dict[str, BaseDistribution]:

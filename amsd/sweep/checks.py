@@ -156,11 +156,12 @@ def require_inputs(plan: SweepPlan, download: bool = True) -> list[str]:
     """
     from amsd.experiment.inputs import check_inputs
     from amsd.recipe.rules import warnings
+    from amsd.tracking.backend import absent
 
     checked: set[str] = set()
     notices: dict[str, None] = {}
     for recipe in [plan.recipe, *(plan.resolve(settings_of(plan.sweep.search, point)) for point in _ends(plan))]:
-        notices |= dict.fromkeys(map(str, warnings(recipe)))
+        notices |= dict.fromkeys([*map(str, warnings(recipe)), *absent(recipe.tracking.trackers)])
         inputs = (recipe.model, recipe.prompts, recipe.reward, recipe.evaluation.metrics)
         if repr(inputs) not in checked:
             checked.add(repr(inputs))

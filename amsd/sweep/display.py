@@ -35,8 +35,8 @@ def overview(results: SweepResults, rows: int | None = None) -> RenderableType:
         parts.append(_best(results))
     if len(results.objectives) > 1 and results.pareto:
         parts.append(_hanging("Pareto front:", ", ".join(f"#{trial.number}" for trial in results.pareto)))
-    if results.importance:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in results.importance.items())
+    if rows is None and results.importance:  # its bootstrap is too slow for a live table
+        shares = ", ".join(f"{name} {share:.0%} ± {error:.0%}" for name, (share, error) in results.importance.items())
         parts.append(_hanging("Importance:", f"{shares} (PED-ANOVA, for {results.objectives[0].label})"))
     if results.stopped:
         parts.append(Text(results.stopped, style="red"))

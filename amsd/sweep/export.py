@@ -56,7 +56,9 @@ def as_data(results: SweepResults) -> dict[str, Any]:
         ],
         "best": best.number if best else None,
         "pareto": [trial.number for trial in results.pareto],
-        "importance": dict(results.importance),
+        "importance": {
+            name: {"share": share, "standard_error": error} for name, (share, error) in results.importance.items()
+        },
         "stopped": results.stopped,
         "trials": [_plain(asdict(trial)) for trial in results.trials],
     }

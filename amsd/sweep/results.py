@@ -136,11 +136,11 @@ class SweepResults:
         )
 
     @cached_property
-    def importance(self) -> Mapping[str, float]:
-        """PED-ANOVA share of each dimension for the first objective; empty below three complete trials."""
-        from amsd.sweep.algorithms import shares
+    def importance(self) -> Mapping[str, tuple[float, float]]:
+        """PED-ANOVA share of each dimension for the first objective, and its standard error; empty for few trials."""
+        from amsd.sweep.algorithms import importance
 
-        return shares(self.sweep.search, *self.searched)
+        return importance(self.sweep.search, *self.searched)
 
     @property
     def searched(self) -> tuple[list[Mapping[str, Any]], list[float], bool]:

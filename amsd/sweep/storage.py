@@ -104,13 +104,18 @@ def _database(target: str, url: str, engine: dict[str, Any]) -> BaseStorage:
     shown = printable(url)
     try:
         return cached(RDBStorage(target, engine_kwargs=engine))
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{shown}: needs the package {error.name}: pip install 'amsd[postgresql]'") from None
+    except ImportError as error:  # Optuna raises one of its own from SQLAlchemy's
+        cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        driver = cause.name or "that drives this database"
+        fix = (
+            "Install it with `uv pip install 'amsd[postgresql]'`." if target.startswith("postgresql") else "Install it."
+        )
+        raise UsageError(f"{shown}: needs the package {driver}, and it is not installed. {fix}") from None
     except (ArgumentError, NoSuchModuleError, ValueError, TypeError) as error:
         hint = "In a user's name or a password, write @ as %40, / as %2F, : as %3A and ? as %3F."
         reason = scrubbed(str(error).splitlines()[0], url)
         raise UsageError(f"{shown!r} is not a storage ({reason}). {hint} Forms: {FORMS}.") from None
-    except (SQLAlchemyError, ImportError, OSError) as error:
+    except (SQLAlchemyError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise UsageError(f"{shown}: cannot be opened: {scrubbed(reason, url)}") from None
 
@@ -119,7 +124,7 @@ def _proxy(url: str) -> BaseStorage:
     try:
         import grpc  # type: ignore[import-untyped, unused-ignore]  # noqa: F401
     except ModuleNotFoundError:
-        raise UsageError(f"{printable(url)}: needs the package grpcio: pip install 'amsd[grpc]'") from None
+        raise UsageError(f"{printable(url)}: needs the package grpcio: uv pip install 'amsd[grpc]'") from None
     from optuna.storages import GrpcStorageProxy
 
     host, _, port = url.removeprefix("grpc://").rstrip("/").partition(":")

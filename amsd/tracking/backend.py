@@ -6,7 +6,8 @@ registers it as an entry point of the group `amsd.trackers`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 
 from amsd.plugins import Seam
 from amsd.tracking.entries import Entry
@@ -22,6 +23,20 @@ TABLE = {
     "trackio": "amsd.tracking.trackio:TrackioBackend",
 }
 TRACKERS = Seam("a tracker", "amsd.trackers", TABLE)
+#: Trackers whose package is an extra of amsd; tracker, package and extra have one name.
+EXTRAS = frozenset({"tensorboard", "trackio"})
+
+
+def install(name: str) -> str:
+    """How to get the package of a tracker in `EXTRAS`. Trackio wants an older Pillow than the tested set has."""
+    return f"Install it with `uv pip install 'amsd[{name}]'`, without -c constraints.txt."
+
+
+def absent(trackers: Iterable[str]) -> Iterator[str]:
+    """What a check says of trackers whose package is not installed; a run says it itself, and goes on."""
+    for name in sorted(EXTRAS.intersection(trackers)):
+        if find_spec(name) is None:
+            yield f"tracking.trackers: the package {name} is not installed, so nothing would go there. {install(name)}"
 
 
 class Backend:

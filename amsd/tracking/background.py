@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from amsd.files import write_json
 from amsd.places import in_text, places_of
 from amsd.reading import parsed
-from amsd.tracking.backend import TRACKERS, Announce, Backend, Open
+from amsd.tracking.backend import EXTRAS, TRACKERS, Announce, Backend, Open, install
 from amsd.tracking.entries import Entry, Table, Value, checkpoint_entry, evaluation_entry, notice_entry, step_entry
 from amsd.tracking.protocol import FINISHED, RunInfo, Tracker
 from amsd.training.events import CheckpointRecord, Notice, StepRecord
@@ -158,7 +158,8 @@ class BackgroundTracker(Tracker):
         if not self._given_up.is_set():
             self._given_up.set()
             reason = str(error) if isinstance(error, Exception) and str(error) else repr(error)
-            text = f"Tracking with {self.name} {what}: {reason}. The run goes on; metrics.jsonl has everything."
+            advice = f"{install(self.name)} " if isinstance(error, ImportError) and self.name in EXTRAS else ""
+            text = f"Tracking with {self.name} {what}: {reason}. {advice}The run goes on; metrics.jsonl has everything."
             self._notices.put(Notice(f"{self.name}-failed", text, self._step))
 
     def _tell(self) -> None:

@@ -32,8 +32,8 @@ SHOWN = (
     ("gradient_norm", "gradient"),
     ("ess", "ESS"),
 )
-#: Steps over which the seconds per step are averaged. A slow first step is soon forgotten, and a buffer of ten passes is
-#: filled once among them.
+#: Steps over which the seconds per step are averaged. A slow first step is soon forgotten, and a buffer of ten
+#: passes is filled once among them.
 _AVERAGED = 10
 #: Seconds without a line in a pipe after which the progress of an evaluation is told.
 _SILENCE = 30.0

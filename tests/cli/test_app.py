@@ -108,8 +108,22 @@ def test_a_disk_that_is_too_small_is_said_before_a_run_begins(tmp_path: Path, mo
     for way in WAYS[1:]:
         outcome = CliRunner().invoke(app, list(way))
         assert isinstance(outcome.exception, UsageError)
-        assert "0.001 GB are free, but 2 checkpoints of 0.013 GB need more" in str(outcome.exception)
+        assert "2 checkpoints of 0.0129 GB take 0.0259 GB, but 0.001 GB are free" in str(outcome.exception)
+        assert ("checkpoints  " in outcome.stdout) == ("--dry-run" in way)  # the plan may be for another machine
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("way", [*WAYS[:2], ("sweep", "run", "shapes-smoke", "--dry-run")])
+def test_a_tracker_without_its_package_is_said_by_every_check(
+    way: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("amsd.tracking.backend.find_spec", lambda name: None)
+    key = "override.tracking.trackers" if way[0] == "sweep" else "tracking.trackers"
+    outcome = CliRunner().invoke(app, [*way, "--set", f'{key}=["trackio"]'])
+    assert outcome.exit_code == 0, outcome.output
+    assert "the package trackio is not installed" in outcome.stderr
+    assert "amsd[trackio]" in outcome.stderr
 
 
 def test_advice_is_given_by_the_check_and_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from amsd.cli.app import app
 from amsd.errors import UsageError
-from amsd.report.comparison import comparison_story, differences
+from amsd.recipe import load_recipe
+from amsd.report.comparison import _brief, comparison_story, differences
 from amsd.report.comparison_tables import final_tables
 from amsd.report.numbers import p_value
 from amsd.report.page import render
@@ -24,6 +25,7 @@ from amsd.report.story import Story
 from amsd.report.tables import Cell, ReportTable
 from amsd.report.winner import headline, standfirst
 from amsd.report.words import facts
+from amsd.run_directory import default_output
 from tests.report.synthetic import PROMPTS, REWARD, append, recipe, write_run
 from tests.report.test_page import Checker
 
@@ -150,6 +152,22 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
     assert [entry.label for entry in story.entries] == ["a/run", "b/run"]
     assert [group.name for group in story.groups] == ["a/run", "b/run"]
     assert "The runs have the same settings." in render(story)
+
+
+def test_names_that_amsd_gave_are_cut_to_what_differs() -> None:
+    one = "sd15-am-lambda100-lr3e-06-eta1-cfg7.5-seed0-377a4adeaa33"
+    other = "sd15-am-lambda31.6-lr3e-06-eta1-cfg7.5-seed0-b6d42301f2e0"
+    assert _brief([one, other, f"{other}-2"]) == ["sd15-am-lambda100", "sd15-am-lambda31.6", "sd15-am-lambda31.6-2"]
+    assert _brief([one, one.replace("3e-06", "1e-05")]) == ["sd15-am-lr3e-06", "sd15-am-lr1e-05"]
+    assert _brief([one, one.replace("377a4a", "0123ab")]) == [
+        "sd15-am-377a4a",
+        "sd15-am-0123ab",
+    ]  # a key not in the name
+    assert _brief([one, f"{one}-2"]) == ["sd15-am", "sd15-am-2"]
+    assert _brief(["mine-lr1", "mine-lr2", one]) == ["mine-lr1", "mine-lr2", one]  # names of the user stay
+    for seed in (0, 1):
+        given = default_output(load_recipe("shapes", [f"training.seed={seed}"]), "my-recipe").name
+        assert _brief([given, given.replace("lambda50", "lambda5")]) == ["my-recipe-lambda50", "my-recipe-lambda5"]
 
 
 def test_a_notice_names_its_runs(folders: list[Path], tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from amsd.sweep.display import following
+from amsd.sweep.display import following, overview
 from amsd.sweep.results import results_of
 from amsd.sweep.study import create
 from amsd.sweep.worker import Worker
@@ -41,3 +42,19 @@ def test_a_terminal_gets_a_table_that_goes_away(make_plan: MakePlan, tmp_path: P
     shown = output.getvalue()
     assert "small: 3 of 3 trials" in shown
     assert "complete" in shown
+
+
+@pytest.mark.parametrize("trials", [11, 14])
+def test_importance_comes_with_its_error_and_not_from_few_trials(
+    trials: int, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    handle = create(make_plan(budget={"trials": trials}), tmp_path)
+    Worker(handle, Formula()).run()
+    results = results_of(handle)
+    console = Console(file=io.StringIO(), width=200, record=True)
+    console.print(overview(results))
+    shown = [line for line in console.export_text().splitlines() if line.startswith("Importance:")]
+    if len(results.searched[0]) < 12:  # a point that was drawn twice counts once
+        assert shown == []
+    else:
+        assert shown[0].count(" ± ") == len(results.importance) > 0

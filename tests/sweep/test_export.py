@@ -61,7 +61,8 @@ def test_tables(results: SweepResults) -> None:
     text = shown(results)
     assert "4 trials (4 complete)" in text
     assert "Best: #1 shapes:right = 1.500 ± 0.020" in text
-    assert "schedule.eta 100%" in text  # only eta matters to the formula
+    assert "Importance" not in text  # four trials say nothing
+    assert data["importance"] == {}
 
 
 def shown(results: SweepResults, width: int = 80) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,9 @@ def test_a_folder_holds_one_sweep(make_plan: MakePlan, tmp_path: Path) -> None:
     assert locate(str(tmp_path)).plan is not None
     assert locate(str(tmp_path)).study.study_name == "one"
     create(make_plan(name="one"), tmp_path)
+
+
+def test_a_database_without_its_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # as if it were not installed
+    with pytest.raises(UsageError, match=r"needs the package psycopg.*uv pip install 'amsd\[postgresql\]'"):
+        open_storage("postgresql://amsd@127.0.0.1:1/amsd")

@@ -149,6 +149,7 @@ def test_a_missing_package_is_announced(tmp_path: Path, monkeypatch: pytest.Monk
     tracker.on_end("finished", None)
     assert [notice.kind for notice in said] == ["trackio-failed"]
     assert "no_such_module" in said[0].text
+    assert "uv pip install 'amsd[trackio]'" in said[0].text
 
 
 def test_a_resumed_run_repeats_no_evaluation_and_no_notice(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ COMMON = [
 
 
 def install(folder: Path, name: str, section: str, points: int) -> str:
-    """The python blocks of a section as the module `name`, and its entry points as an installed distribution has them."""
+    """The python blocks of a section as the module `name`, with its entry points, as installed."""
     code = "\n\n".join(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL))
     (folder / f"{name}.py").write_text(code, encoding="utf-8")
     info = folder / f"{name}-1.0.dist-info"
@@ -53,7 +53,13 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def test_a_reward_an_embedder_and_a_tracker_of_the_page_work_in_the_recipe_that_it_names(tmp_path: Path) -> None:
     (command,) = re.findall(r"^amsd train shapes (.*my-csv.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     named = [word for word in shlex.split(command) if word != "--set"]
-    small = [*COMMON[:-1], "method.timesteps_per_trajectory=3", "evaluation.every=1", "evaluation.prompts=3", "evaluation.samples_per_prompt=2"]
+    small = [
+        *COMMON[:-1],
+        "method.timesteps_per_trajectory=3",
+        "evaluation.every=1",
+        "evaluation.prompts=3",
+        "evaluation.samples_per_prompt=2",
+    ]
     ended = train(load_recipe("shapes", [*small, *named]), tmp_path / "run", resume=False)
     (result,) = ended.results
     assert {"my-sharpness", "diversity/my-mean-color"} <= set(result.metrics)

@@ -162,7 +162,7 @@ def _connected(address: str | None) -> Iterator[None]:
     try:
         import ray
     except ModuleNotFoundError:
-        raise UsageError("--launcher ray needs the package ray: pip install 'amsd[ray]'") from None
+        raise UsageError("--launcher ray needs the package ray: uv pip install 'amsd[ray]'") from None
     if ray.is_initialized():  # somebody who calls us from Python has connected already
         yield
         return

@@ -116,7 +116,7 @@ def make_executor(plan: SweepPlan, folder: Path, cluster: Literal["slurm", "loca
     try:
         import submitit
     except ModuleNotFoundError:
-        raise UsageError("--launcher slurm needs the package submitit: pip install 'amsd[slurm]'") from None
+        raise UsageError("--launcher slurm needs the package submitit: uv pip install 'amsd[slurm]'") from None
     options = {f"{cluster}_max_num_timeout": _REQUEUES}
     try:
         executor = submitit.AutoExecutor(folder=(folder / "slurm").resolve(), cluster=cluster, **options)
