@@ -24,4 +24,4 @@ def demo(
         raise UsageError("A demo compares a checkpoint with its base model; give a checkpoint or a run directory.")
     from amsd.experiment.demo import serve
 
-    serve(source.recipe, source.checkpoint, port, host, prompt)
+    serve(source.recipe, source.checkpoint, port, host, prompt, typer.echo)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
+import textwrap
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -70,3 +73,10 @@ def require_folder(path: Path, option: str) -> None:
     effective = os.access in os.supports_effective_ids
     if not os.access(existing, os.W_OK | os.X_OK, effective_ids=effective):
         raise UsageError(f"{option} {path}: {existing} cannot be written to; choose another folder.")
+
+
+def hanging(head: str, text: str) -> str:
+    """A head and its text, wrapped under itself on a terminal; in a pipe one line, for other programs."""
+    if not sys.stdout.isatty():
+        return head + text
+    return textwrap.fill(head + text, shutil.get_terminal_size().columns, subsequent_indent=" " * len(head))

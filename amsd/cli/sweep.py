@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amsd.cli.outputs import as_argument, path_option, place_argument, place_option
+from amsd.cli.outputs import as_argument, hanging, path_option, place_argument, place_option
 from amsd.ends import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -157,10 +157,9 @@ def list_sweeps() -> None:
     from amsd.recipe.catalog import find, names
     from amsd.recipe.load import read_toml
 
-    shipped = names("sweeps")
-    width = max(map(len, shipped), default=0)
-    for name in shipped:
-        typer.echo(f"{name:{width}}  {read_toml(find(name, kind='sweeps')).get('description', '')}")
+    shipped = {name: str(read_toml(find(name, kind="sweeps")).get("description", "")) for name in names("sweeps")}
+    for name, question in shipped.items():
+        typer.echo(hanging(f"{name:{max(map(len, shipped))}}  ", question))
 
 
 @app.command("worker")
@@ -197,6 +196,7 @@ def worker(
 
     logging.Formatter.converter = time.gmtime  # workers of several machines: one clock
     logging.basicConfig(level=logging.INFO, format="%(asctime)sZ %(levelname)s %(message)s", force=True)
+    logging.getLogger("amsd").setLevel(logging.INFO)
     consent = Consent(sweep, tuple(shlex.split(command)) if command else None, allow_code)
     if storage.startswith(SCHEME):
         interrupted = join(storage, directory or Path())
@@ -212,10 +212,7 @@ def point(
     plan: Annotated[str, typer.Option(help="The sweep as `amsd sweep export` writes it into a W&B file (JSON).")] = "",
     output: Annotated[Path | None, path_option(help="The sweep's folder [default: runs/sweep-NAME].")] = None,
 ) -> None:
-    """Run one point of a sweep, as `wandb agent` does.
-
-    A file of `amsd sweep export` names this command.
-    """
+    """Run one point of a sweep, as `wandb agent` does."""
     from amsd.sweep.wandb_backend import run_point
 
     for label, value in run_point(plan, values or [], output).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,10 @@ def build_page(comparison: Comparison, title: str, prompt: str) -> Any:
     return page
 
 
-def serve(recipe: Recipe, checkpoint: Path, port: int, host: str, prompt: str | None) -> None:
-    """Serve the page until it is interrupted."""
+def serve(
+    recipe: Recipe, checkpoint: Path, port: int, host: str, prompt: str | None, say: Callable[[str], None]
+) -> None:
+    """Serve the page until it is interrupted; `say` hears its address."""
     from amsd.prompts import load_prompts
 
     _gradio()  # before the model is loaded
@@ -99,7 +102,10 @@ def serve(recipe: Recipe, checkpoint: Path, port: int, host: str, prompt: str | 
     comparison = Comparison(recipe, checkpoint)
     title = f"{recipe.model.pretrained.rpartition('/')[2]}: base and {checkpoint.name}"
     page = build_page(comparison, title, first)
-    page.launch(server_name=host, server_port=port, share=False, ssr_mode=False, **look())
+    quiet = {"share": False, "ssr_mode": False, "quiet": True, "prevent_thread_lock": True}
+    _, address, _ = page.launch(server_name=host, server_port=port, **quiet, **look())
+    say(f"The page is at {address} until you press Ctrl-C.")
+    page.block_thread()
 
 
 def look() -> dict[str, Any]:

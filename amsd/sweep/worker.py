@@ -129,9 +129,9 @@ class Worker:
         trial = self._trials.open(claim.trial_id)
         started, earlier = time.monotonic(), trial.user_attrs.get(names.OUTCOME, {}).get("seconds", 0.0)
         try:
-            point = make_point(
-                self._handle.plan, self._handle.directory, claim.number, suggest(self._sweep.search, trial)
-            )
+            params = suggest(self._sweep.search, trial)
+            logger.info("Trial %d begins: %s.", claim.number, ", ".join(f"{key} = {params[key]}" for key in params))
+            point = make_point(self._handle.plan, self._handle.directory, claim.number, params)
             outcome = self._outcome(trial, point)
         except AmsdError as error:
             if isinstance(error, RunError) and self._liveness.fenced:
@@ -198,8 +198,14 @@ class Worker:
         match outcome.status:
             case "complete":
                 study.tell(trial, list(outcome.values))
+                labels = [objective.label for objective in self._sweep.objective]
+                values = zip(labels, outcome.values, strict=True)
+                logger.info(
+                    "Trial %d complete: %s.", trial.number, ", ".join(f"{name} = {value:.4g}" for name, value in values)
+                )
             case "pruned":
                 study.tell(trial, state=TrialState.PRUNED)
+                logger.info("Trial %d pruned.", trial.number)
             case _:
                 logger.warning("Trial %d failed: %s", trial.number, last_line(outcome.error))
                 study.tell(trial, state=TrialState.FAIL)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from amsd.cli.app import app
 from amsd.cli.launch import require_one_task
+from amsd.cli.outputs import hanging
 from amsd.errors import UsageError
 from amsd.run_directory import RunDirectory
 from tests.cli.commands import AMSD
@@ -105,6 +106,7 @@ def test_a_disk_that_is_too_small_is_said_before_a_run_begins(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     full = shutil.disk_usage(tmp_path)._replace(free=10**6)
     monkeypatch.setattr("amsd.experiment.inputs.shutil.disk_usage", lambda path: full)
+    monkeypatch.setattr("amsd.experiment.rehearsal.can_try", lambda recipe, processes: False)
     for way in WAYS[1:]:
         outcome = CliRunner().invoke(app, list(way))
         assert isinstance(outcome.exception, UsageError)
@@ -119,6 +121,7 @@ def test_a_tracker_without_its_package_is_said_by_every_check(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("amsd.tracking.backend.find_spec", lambda name: None)
+    monkeypatch.setattr("amsd.experiment.rehearsal.can_try", lambda recipe, processes: False)
     key = "override.tracking.trackers" if way[0] == "sweep" else "tracking.trackers"
     outcome = CliRunner().invoke(app, [*way, "--set", f'{key}=["trackio"]'])
     assert outcome.exit_code == 0, outcome.output
@@ -283,3 +286,12 @@ def test_tasks_of_srun_that_do_not_know_of_each_other_are_refused(monkeypatch: p
         with monkeypatch.context() as patch:  # one task, workers of a sweep, processes of torchrun
             patch.setenv(name, value)
             require_one_task()
+
+
+def test_the_list_of_sweeps_breaks_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hanging("a  ", "long " * 40) == "a  " + "long " * 40  # in a pipe, one line for other programs
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    lines = hanging("a  ", "long " * 40).splitlines()
+    assert all(len(line) <= 40 and line.split() == [*["a"] * (line[0] == "a"), *["long"] * 7] for line in lines[:-1])
+    assert {line[:3] for line in lines[1:]} == {"   "}

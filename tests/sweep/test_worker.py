@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from amsd.cli.app import app
 from amsd.errors import RunError, UsageError
 from amsd.sweep import optuna_access as names
 from amsd.sweep.claims import Liveness
@@ -342,3 +346,22 @@ def test_workers_join_through_a_grpc_proxy(make_plan: MakePlan, tmp_path: Path) 
     finally:
         proxy.kill()
         proxy.wait()
+
+
+def test_a_worker_that_joins_says_what_it_does(
+    make_plan: MakePlan, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    create(make_plan(budget={"trials": 1}), tmp_path)
+    log = logging.getLogger("amsd")
+    before, handlers = log.level, logging.getLogger().handlers[:]
+    try:
+        log.setLevel(logging.WARNING)  # as the command line leaves it
+        ended = CliRunner().invoke(app, ["sweep", "worker", "--storage", str(tmp_path), "--directory", str(tmp_path)])
+    finally:
+        log.setLevel(before)
+        logging.getLogger().handlers[:] = handlers
+        logging.Formatter.converter = time.localtime
+    assert ended.exit_code == 0, ended.output
+    said = ended.stderr + capfd.readouterr().err
+    assert "Trial 0 begins: schedule.eta = " in said
+    assert "Trial 0 complete: shapes:right = " in said
