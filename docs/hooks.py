@@ -66,14 +66,14 @@ def _section(schema: dict[str, Any], node: dict[str, Any], path: tuple[str, ...]
         else:
             default = "required" if name in node.get("required", ()) else f"`{json.dumps(entry.get('default'))}`"
             text = " ".join(str(entry.get("description", "")).split()).replace("|", "\\|")
-            rows.append(f"| `{name}` | {_type(schema, entry)} | {default} | {text} |")
+            rows.append(f"| `{name}` | {text} | {_type(schema, entry)} | {default} |")
     if path:
         repeated = "[[{}]]" if _is_list(node) else "[{}]"
         choice = f" with name = {node['x-choice']!r}" if node.get("x-choice") else ""
         yield from ("", f"## {repeated.format('.'.join(path))}{choice}".replace("[", "\\["), "")
         yield str(node.get("description", "")).replace("docs/method.md", "[method](method.md)")
     if rows:
-        yield from ("", "| key | type | default | meaning |", "|---|---|---|---|", *rows)
+        yield from ("", "| key | meaning | type | default |", "|---|---|---|---|", *rows)
     for name, section in inner:
         yield from _section(schema, section, (*path, name))
 

@@ -109,6 +109,8 @@ class ConsoleTracker(Tracker):
         """Close the display and say how it ended; the error itself is told by the command line."""
         if self._live is not None:
             self._phase = status
+            if status == FINISHED:
+                self._evaluation = None  # its line stands above, and the command ends with the whole table
             self._live.update(self._display(), refresh=True)
             self._live.stop()
             self._live = None

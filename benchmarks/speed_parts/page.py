@@ -65,11 +65,11 @@ def lines(results: Mapping[str, Any], points: Mapping[tuple[str, int], Sequence[
     if found := results.get("start-up"):
         yield from _start_up(found)
     if found := results.get("processes"):
-        yield f"One more update, processor seconds of all processes together: {_listed(found, 'process(es)')}."
+        yield f"One more update, processor seconds of all processes together, by their number: {_listed(found)}."
         yield ""
     for name, values in results.get("growth", {}).items():
         yield (
-            f"Processor seconds per update by {name}: {_listed(values, '')}; "
+            f"Processor seconds per update by {name}: {_listed(values)}; "
             f"exponent over the range {growth.exponent(values):.2f} (1 is linear)."
         )
         yield ""
@@ -115,8 +115,8 @@ def _start_up(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _listed(values: Mapping[str, float], unit: str) -> str:
-    return ", ".join(f"{name} {unit}".strip() + f": {value:.2f}" for name, value in values.items())
+def _listed(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}: {value:.2f}" for name, value in values.items())
 
 
 def plot(file: Path, points: Mapping[tuple[str, int], Sequence[race.RacePoint]]) -> None:

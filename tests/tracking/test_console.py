@@ -61,6 +61,7 @@ def test_terminal_keeps_events_above_the_display_and_no_line_per_step(tmp_path: 
     assert "damaged-cache: computed again" in kept
     assert "finished at step 6/6" in kept
     assert "step 3/6" not in kept
+    assert "evaluation of step" not in kept  # the command prints the whole table below
 
 
 def test_narrow_terminal(tmp_path: Path) -> None:
