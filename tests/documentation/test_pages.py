@@ -29,6 +29,7 @@ ONLY_PARSED = (
     ("sweep", "worker"),  # joins a server's study
     ("demo",),  # serves until it is interrupted: tests/cli/test_demo.py
     ("--format", "kohya"),  # needs a run that trained a LoRA: tests/experiment/test_train.py
+    ('tracking.trackers=["my-csv"]',),  # needs the package of its page: tests/training/test_extending.py
     ("--wandb",), ("--backend", "wandb"), ("--push",), ("--launcher", "slurm"),
 )  # fmt: skip
 #: What a command names and no test has -> how the command's message calls it.
@@ -38,6 +39,7 @@ NOT_HERE = {
     "runs/sweep-shapes-smoke": "runs/sweep-shapes-smoke",
     "SWEEP": "SWEEP",
     "runs/a": "runs/a",
+    "runs/lora": "runs/lora",
     "./my-model": "./my-model",
     "style.safetensors": "style.safetensors",
     "OWNER/NAME": "OWNER/NAME",
