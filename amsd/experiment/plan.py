@@ -10,12 +10,12 @@ from amsd.diffusion.blueprint import Blueprint, blueprint
 from amsd.diffusion.families.decoding import DECODED_PIXELS
 from amsd.diffusion.policy import DTYPES
 from amsd.diffusion.quantization import BITS
-from amsd.experiment.rehearsal import Rehearsal, duration
+from amsd.experiment.rehearsal import Rehearsal, duration, plain
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe, identity
 from amsd.recipe.cost import forwards_per_step
 from amsd.recipe.rules import require_even
-from amsd.rewards.table import downloaded_gigabytes
+from amsd.rewards.table import downloaded_gigabytes, shared_weights
 from amsd.training.chunks import DEFAULT_MICRO_BATCH
 from amsd.training.persistence import checkpoint_bytes, moment_bytes
 
@@ -162,8 +162,8 @@ class Plan:
         yield (
             "cost",
             f"{self.forwards_per_step:,.0f} network forward-equivalents per step "
-            f"({self.flops_per_forward / 1e9:,.3g} GFLOP each, "
-            f"{self.forwards_per_step * self.flops_per_forward / 1e12:,.3g} TFLOP in all)",
+            f"({plain(self.flops_per_forward / 1e9)} GFLOP each, "
+            f"{plain(self.forwards_per_step * self.flops_per_forward / 1e12)} TFLOP in all)",
         )
         yield "time", self._time()
         yield "evaluation", self._evaluation()
@@ -179,10 +179,7 @@ class Plan:
         if self.rehearsal is not None:
             return self.rehearsal.time(self.recipe, self.evaluation_images or 0)
         if self._small:
-            return (
-                f"no estimate for {steps} steps: so small a model is timed only in one process and with shipped "
-                "rewards; a training shows the time left"
-            )
+            return f"no estimate for {steps} steps: a plan times one process with shipped rewards; a run shows it"
         seconds = self._seconds(self.forwards_per_step)
         return (
             f"{duration(seconds)} per step ({self.recipe.optimizer.prompts_per_step / seconds:.2g} images/s), "
@@ -282,8 +279,11 @@ def _evaluation_prompts(recipe: Recipe) -> int | None:
 
 
 def _scorers(recipe: Recipe) -> Iterator[str]:
+    first: dict[str, str] = {}
     for name, gigabytes in _downloaded(recipe):
-        yield f"{name} ({gigabytes:g} GB, downloaded on first use)"
+        owner = first.setdefault(shared_weights(name) or name, name)
+        same = f"the same download as {owner}"
+        yield f"{name} ({same if owner != name else f'{gigabytes:g} GB, downloaded on first use'})"
 
 
 def _downloaded(recipe: Recipe) -> Iterator[tuple[str, float]]:

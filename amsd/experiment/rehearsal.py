@@ -130,6 +130,11 @@ def _peak(device: torch.device) -> int:
     return most if sys.platform == "darwin" else 1024 * most
 
 
+def plain(value: float) -> str:
+    """Three digits, and of a large number all before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def duration(seconds: float) -> str:
     """Two digits are all that an estimate deserves."""
     for unit, size in (("h", 3600), ("min", 60)):

@@ -36,16 +36,19 @@ class Row:
     """Size of the default weights, where they have to be downloaded."""
     gradient: bool = True
     """Whether its scores can be differentiated with respect to the images."""
+    weights: str | None = None
+    """Where the default weights lie, if another row has them too: they are downloaded once."""
 
 
+_CLIP = "openai/clip-vit-large-patch14"
 _OWN = "MIT, part of amsd"
 
 REWARDS: dict[str, Row] = {
     "imagereward": Row("amsd.rewards.imagereward:ImageReward", "BLIP", "Apache-2.0", 1.8),
-    "clip-score": Row("amsd.rewards.clip_score:CLIPScore", "CLIP", "MIT", 1.7),
+    "clip-score": Row("amsd.rewards.clip_score:CLIPScore", "CLIP", "MIT", 1.7, weights=_CLIP),
     "pickscore": Row("amsd.rewards.pickscore:PickScore", "CLIP", "MIT", 3.9),
     "hps-v2.1": Row("amsd.rewards.hps:HPSv21", "CLIP", "Apache-2.0", 2.0),
-    "laion-aesthetic": Row("amsd.rewards.aesthetic:LaionAesthetic", "CLIP", "Apache-2.0", 1.7),
+    "laion-aesthetic": Row("amsd.rewards.aesthetic:LaionAesthetic", "CLIP", "Apache-2.0", 1.7, weights=_CLIP),
     "brightness": Row("amsd.rewards.simple:Brightness", "pixels", _OWN),
     "colorfulness": Row("amsd.rewards.simple:Colorfulness", "pixels", _OWN),
     "shapes:right": Row("amsd.shapes.rewards:RightReward", "pixels", _OWN),
@@ -99,7 +102,7 @@ FAMILIES: dict[str, FamilyRow] = {
 
 EMBEDDERS: dict[str, Row] = {
     "pixels": Row("amsd.rewards.embedders:PixelEmbedder", "pixels"),
-    "clip": Row("amsd.rewards.embedders:CLIPEmbedder", "CLIP", gigabytes=1.7),
+    "clip": Row("amsd.rewards.embedders:CLIPEmbedder", "CLIP", gigabytes=1.7, weights=_CLIP),
     "dreamsim": Row("amsd.rewards.embedders:DreamSimEmbedder", "DreamSim", gigabytes=1.8),
     "shapes:classifier": Row("amsd.shapes.rewards:ShapesEmbedder", "shapes classifier"),
 }
@@ -172,6 +175,12 @@ def downloaded_gigabytes(name: str) -> float | None:
         return row.gigabytes
     family, _, member = name.partition(":")
     return FAMILIES[family].gigabytes.get(member) if family in FAMILIES else None
+
+
+def shared_weights(name: str) -> str | None:
+    """Where the default weights of a reward or an embedder lie, if others have them too."""
+    row = REWARDS.get(name) or EMBEDDERS.get(name)
+    return row.weights if row is not None else None
 
 
 def related(name: str) -> str:

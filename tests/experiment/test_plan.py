@@ -94,6 +94,10 @@ def test_every_shipped_recipe_of_sd15_has_a_plan(name: str) -> None:
     text = dict(make_plan(load_recipe(name), processes=1).lines())
     assert {"identity", "model", "download", "trained", "memory", "batch", "cost", "time", "evaluation"} <= set(text)
     assert "imagereward (1.8 GB, downloaded on first use)" in text["scorers"]
+    both = {"clip-score", "clip"} <= {*load_recipe(name).evaluation.metrics, *load_recipe(name).evaluation.diversity}
+    assert both == ("clip (the same download as clip-score)" in text["scorers"]) == (name == "sd15-lora")
+    assert "TFLOP in all" in text["cost"]
+    assert "e+" not in text["cost"]
     assert "GiB for the reward gradient through the decoder at 512 x 512" in text["memory"]
 
 
