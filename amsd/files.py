@@ -77,7 +77,8 @@ def _advice(number: int | None, path: Path) -> str:
 def _is_of_run(path: Path) -> bool:
     """Whether a training writes there, rather than an export, a report or a picture."""
     inside = any(part == "checkpoints" or part.startswith("step-") for part in path.parts)
-    return inside or path.name == "metrics.jsonl" or (path.parent / "metrics.jsonl").is_file()
+    beside = (path.parent / "metrics.jsonl").is_file() and path.suffix != ".html"
+    return inside or path.name == "metrics.jsonl" or beside
 
 
 def write_text(path: Path, text: str) -> None:

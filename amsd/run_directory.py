@@ -226,6 +226,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
 
     Raises:
         RunError: it is missing or damaged; the text names manifest.json only.
+        PermissionError: this user may not read it.
         UsageError: a newer amsd wrote it.
     """
     file = checkpoint / "manifest.json"
@@ -241,6 +242,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
         if not isinstance(step, int) or not isinstance(weights, str) or not _safe(files):
             raise ValueError("an entry has another type")
         return Manifest(step, weights, files)
+    except PermissionError:  # nothing is wrong with the checkpoint: an older one is no way out
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise RunError(f"manifest.json cannot be read ({type(error).__name__}: {error})") from error
 

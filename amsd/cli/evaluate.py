@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NO_BASE = "none"
 """Value of `--base` that evaluates a model alone."""
+_OF_A_RUN = "results lie in the run. Make it writable, or evaluate a copy of it."
 
 
 def evaluate(
@@ -51,6 +52,7 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint, or any model, on the recipe's evaluation prompts, paired with a base on common noise."""
     if watch is not None:
+        require_folder(watch, "--watch", _OF_A_RUN)
         from amsd.experiment.evaluate import watch_run
         from amsd.recipe import load_recipe
 
@@ -60,6 +62,7 @@ def evaluate(
             _show(results, as_json, f"step {step}")
         return
     if table is not None:
+        require_folder(table, "--table")
         _benchmark(checkpoint, recipe, assignments or [], base, table, allow_code)
         return
     from amsd.tracking.progress import progress
@@ -74,13 +77,16 @@ def evaluate(
         from amsd.experiment.evaluate import evaluate_checkpoint
 
         other = _required(base)
+        require_folder(source.checkpoint / "evaluation", "The results'", _OF_A_RUN)
         title = f"{checkpoint} ({source.checkpoint.name})" if source.checkpoint.name not in checkpoint else checkpoint
         with progress() as report:
             found = evaluate_checkpoint(source.recipe, source.checkpoint, other, report)
         _show(found, as_json, title)
         return
-    from amsd.experiment.models import evaluate_model
+    from amsd.experiment.models import FOLDER, evaluate_model
 
+    if output is None:
+        require_folder(Path(FOLDER), "The results'", "name another one with --output.")
     own = with_base(source.recipe, None if base == NO_BASE else base)
     target = own.model.pretrained if source.model is None else source.model
     with progress() as report:

@@ -58,8 +58,20 @@ def as_argument(path: Path) -> str:
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
-def require_folder(path: Path, option: str) -> None:
+def require_file(path: Path | None, option: str) -> None:
+    """Check that a file can be written there, if one is wanted.
+
+    Raises:
+        UsageError: its folder is none, or permission is missing.
+    """
+    if path is not None:
+        require_folder(path.parent, option)
+
+
+def require_folder(path: Path, option: str, way_out: str = "choose another folder.") -> None:
     """Check that `path` is a folder that can be written to, or can become one; nothing is created.
+
+    `option` names it; `way_out` says what to do where permission is missing.
 
     Raises:
         UsageError: it is a file, lies under one, or permission is missing.
@@ -72,7 +84,7 @@ def require_folder(path: Path, option: str) -> None:
         raise UsageError(f"{option} {path}: {existing} is a file; choose a folder.")
     effective = os.access in os.supports_effective_ids
     if not os.access(existing, os.W_OK | os.X_OK, effective_ids=effective):
-        raise UsageError(f"{option} {path}: {existing} cannot be written to; choose another folder.")
+        raise UsageError(f"{option} {path}: {existing} cannot be written to; {way_out}")
 
 
 def hanging(head: str, text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from amsd.cli.outputs import path_option, place_argument, require_folder
+from amsd.cli.outputs import path_option, place_argument, require_file
 from amsd.errors import UsageError
 
 
@@ -42,8 +42,7 @@ def report(
         require_key()
     if html is not None and html.is_dir():
         raise UsageError(f"--output {html} is a folder; give a file, such as {html / 'report.html'}")
-    if html is not None:
-        require_folder(html.parent, "--output")
+    require_file(html, "--output")
     from amsd.report.source import page_of, read_stories
     from amsd.tracking.progress import progress
 
@@ -53,8 +52,10 @@ def report(
         if html is not None or not wandb:
             from amsd.report.page import write_page
 
+            page = html or page_of(story)
+            require_file(page, "--output")  # its default is known only now
             report("drawing the page", 0, 0)
-            written.append(_shown(write_page(story, html or page_of(story))))
+            written.append(_shown(write_page(story, page)))
         if wandb:
             from amsd.report.wandb_report import publish
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from pkgutil import resolve_name
@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amsd.cli.outputs import as_argument, hanging, path_option, place_argument, place_option
+from amsd.cli.outputs import (
+    as_argument,
+    hanging,
+    path_option,
+    place_argument,
+    place_option,
+    require_file,
+    require_folder,
+)
+from amsd.cli.sweep_start import require_backend, say, say_memory
 from amsd.ends import INTERRUPTED
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from amsd.sweep.launchers import Launch
-    from amsd.sweep.schema import SweepPlan
     from amsd.sweep.study import StudyHandle
 
 app = typer.Typer(name="sweep", help="Search over recipes with Optuna or W&B.", no_args_is_help=True)
@@ -59,23 +67,24 @@ def run(
     from amsd.sweep.launchers import PREVIEWS, Launch
     from amsd.sweep.load import load_plan
 
-    _require_backend(backend, launcher)
+    require_backend(backend, launcher)
     budget = [] if trials is None else [f"budget.trials={trials}"]
     plan = load_plan(sweep, [*(assignments or []), *budget])
     folder = output or Path("runs") / f"sweep-{plan.sweep.name}"
+    require_folder(folder, "--output")
     console = Console(markup=False)
     if dry_run:
         from amsd.sweep.checks import memory_lines
         from amsd.sweep.display import outline
 
-        _say(require_inputs(plan, download=False))
+        say(require_inputs(plan, download=False))
         for line in (*outline(plan), *memory_lines(plan)):
             typer.echo(line)
         if launcher in PREVIEWS:
             typer.echo(resolve_name(PREVIEWS[launcher])(plan, folder, workers))
         return
-    _say(require_inputs(plan))
-    _say_memory(plan, launcher)
+    say(require_inputs(plan))
+    say_memory(plan, launcher)
     if backend == "wandb":
         from amsd.sweep.wandb_backend import run_wandb
 
@@ -84,30 +93,6 @@ def run(
             raise typer.Exit(INTERRUPTED)
     else:
         _run(launcher, Launch(plan, folder, storage, workers, _unseen, ray_address), console)
-
-
-def _require_backend(backend: str, launcher: str) -> None:
-    from amsd.errors import UsageError
-    from amsd.sweep.launchers import SEAM
-
-    SEAM.require([launcher], "--launcher: ")
-    if backend not in ("optuna", "wandb") or (backend == "wandb" and launcher != "local"):
-        raise UsageError(f"--backend {backend} --launcher {launcher}: backends are optuna and wandb (wandb on this "
-                         "machine only)")  # fmt: skip
-
-
-def _say_memory(plan: SweepPlan, launcher: str) -> None:
-    """Trials that run on the CPU of this machine need no word about a GPU's memory."""
-    from amsd.sweep.checks import gpu_bytes, memory_lines
-
-    if launcher != "local" or gpu_bytes():
-        for line in memory_lines(plan):
-            typer.echo(line, err=True)
-
-
-def _say(notices: Sequence[str]) -> None:
-    for notice in notices:
-        typer.echo(f"Warning: {notice}", err=True)
 
 
 def _unseen(_: StudyHandle) -> AbstractContextManager[Callable[[], None]]:
@@ -272,6 +257,7 @@ def best(
     from amsd.sweep.export import winning_recipe
     from amsd.sweep.results import load_sweep
 
+    require_file(output, "--output")
     text = winning_recipe(load_sweep(source, study), trial)
     if output is None:
         typer.echo(text, nl=False)
@@ -292,6 +278,7 @@ def export(
     from amsd.sweep.results import load_sweep
     from amsd.sweep.storage import is_storage
 
+    require_file(output, "--output")
     stored = is_storage(sweep) or Path(sweep).is_dir()
     text = as_csv(load_sweep(sweep)) if stored else as_wandb_yaml(load_plan(sweep))
     if output is None:

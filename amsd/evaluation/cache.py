@@ -37,16 +37,20 @@ Damaged = Callable[[Path, str], None]
 
 
 def default_folder() -> Path:
-    """`AMSD_CACHE`, else the user's cache folder of this platform."""
+    """`AMSD_CACHE`, else the user's cache folder of this platform; the temporary folder for a user without a home."""
     chosen = os.environ.get("AMSD_CACHE")
     if chosen:
         return Path(chosen).expanduser() / "evaluation"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's user who is in no table of users
+        home = Path(tempfile.gettempdir())
     if sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
+        root = home / "Library" / "Caches"
     elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+        root = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
     else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        root = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     return root / "amsd" / "evaluation"
 
 
@@ -60,9 +64,9 @@ class Cache:
     def values(self, key: str, count: int) -> tuple[float, ...] | None:
         """The `count` per-prompt values under this identity, or None."""
         file = self._values_file(key)
-        if not file.is_file():
-            return None
         try:
+            if not file.is_file():
+                return None
             entry = parsed_object(file.read_text(encoding="utf-8"))
             values = tuple(float(value) for value in entry["per_prompt"])
             if entry["sha256"] != identity(list(values)):
@@ -70,7 +74,7 @@ class Cache:
             if len(values) != count or not all(map(math.isfinite, values)):
                 raise ValueError(f"expected {count} finite values but got {len(values)}")
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            self._damaged(file, str(error))
+            self._say(file, error)
             return None
         return values
 
@@ -100,9 +104,9 @@ class Cache:
     def _tensor(self, kind: str, key: str, samples: int, dimensions: int) -> Tensor | None:
         """The tensor (prompts, samples, ...) of this kind and identity, or None if it is absent or damaged."""
         file = self._tensor_file(kind, key)
-        if not file.is_file():
-            return None
         try:
+            if not file.is_file():
+                return None
             with safe_open(file, framework="pt") as reader:
                 tensor: Tensor = reader.get_tensor(kind)
                 expected = (reader.metadata() or {}).get("checksum")
@@ -111,9 +115,9 @@ class Cache:
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise ValueError("its values are not all finite")
         except (OSError, SafetensorError, ValueError) as error:
-            self._damaged(file, str(error))
+            self._say(file, error)
             return None
-        with suppress(FileNotFoundError):  # another process has trimmed it; touching would leave an empty file
+        with suppress(OSError):  # another process has trimmed it, or it is another user's; touching would make a file
             os.utime(file)
         return tensor
 
@@ -137,7 +141,19 @@ class Cache:
             with writing(file):
                 write(file)
         except DiskError as error:
-            self._damaged(file, str(error.__cause__ or error))
+            self._say(file, error.__cause__ or error)
+
+    def _say(self, file: Path, error: BaseException) -> None:
+        """Name a file that cannot be trusted; or the whole folder, in the same words each time, if that is closed."""
+        number = error.errno if isinstance(error, OSError) else None
+        if number is None:
+            self._damaged(file, f"{error}; computed again")
+            return
+        self._damaged(
+            self.folder,
+            f"results cannot be kept or read there ({os.strerror(number)}), so amsd computes them again. Make it "
+            "writable, or name another folder in AMSD_CACHE.",
+        )
 
     def _values_file(self, key: str) -> Path:
         return self.folder / "metrics" / f"{key}.json"

@@ -216,7 +216,7 @@ class Evaluator:
         return known
 
     def _damaged(self, file: Path, reason: str) -> None:
-        self._say("damaged-cache", f"{file}: {reason}; computed again")
+        self._say("damaged-cache", f"{file}: {reason}")
 
     def _say(self, kind: str, text: str) -> None:
         """Tell the main process's listeners, each text once."""

@@ -36,6 +36,10 @@ def find(source: str, kind: Kind) -> Path:
             return path
         if "/" not in source and shipped.is_file():
             return shipped
+        if source and path.is_dir():
+            of_run = path / "recipe.toml"
+            named = f"its recipe is {of_run}" if of_run.is_file() else "name a file"
+            raise UsageError(f"{source}: is a folder; {named}.")
     except OSError as error:  # such as a name that is too long
         raise UsageError(f"{source[:200]}: cannot be read: {error.strerror or error}") from None
     known = names(kind)

@@ -62,6 +62,8 @@ def _connect(url: str) -> BaseStorage:
             from optuna.storages.journal import JournalFileBackend
 
             path = Path(re.sub("^journal:(//)?", "", url)).expanduser()
+            if path.exists() and not path.is_file():  # a device would be read without end
+                raise UsageError(f"{printable(url)!r}: {path} is no file. Name a file for the journal: journal:FILE.")
             path.parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(str(path)))
         case "grpc":
@@ -87,6 +89,10 @@ def _sqlite(url: str) -> BaseStorage:
     if not re.match(r"sqlite(\+\w+)?:///.", url):
         raise UsageError(f"{printable(url)!r} is not a storage. Forms: {FORMS}.")
     path, query = sqlite_path(url)
+    if path.name == ":memory:":
+        raise UsageError(
+            f"{url!r} lives in one process alone, so no worker could join it. Name a file: sqlite:///FILE."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     if query:
         return _database(url, url, {"connect_args": {"timeout": 60}})

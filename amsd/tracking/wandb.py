@@ -16,10 +16,8 @@ import platform
 import re
 import secrets
 import shlex
-import tempfile
 from collections import deque
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 from amsd.files import write_text
@@ -29,6 +27,7 @@ from amsd.tracking.connection import connect
 from amsd.tracking.entries import Entry, Picture, Table, Value
 from amsd.tracking.names import Names
 from amsd.tracking.protocol import FINISHED, RunInfo
+from amsd.tracking.wandb_folders import files_of_a_run, refused_folder, settle
 from amsd.training.events import Notice
 
 #: Seconds that starting a run, and uploading what is left at its end, may take.
@@ -57,11 +56,13 @@ class WandbBackend(Backend):
         mode = info.recipe.tracking.mode
         if mode == "disabled":
             return
-        refused = _refused_folder()
+        refused = refused_folder()
         if refused:
             place = info.run.path / "wandb"
             self._announce(Notice("wandb-folder", f"{refused}: W&B's files go to {place}.", info.resumed_from or 0))
         connection = connect(mode)
+        if connection.mode != "disabled" and (moved := settle(info.run.path)):
+            self._announce(Notice("wandb-folder", moved, info.resumed_from or 0))
         reason = connection.reason
         if connection.mode == "online":
             reason = self._online()
@@ -233,7 +234,7 @@ def _open(info: RunInfo, mode: Literal["online", "offline"], again: bool = False
         notes=names.notes and in_text(names.notes, places_of(info.recipe)),
         job_type=names.job_type,
         mode=mode,
-        dir=info.run.path if _refused_folder() else os.environ.get("WANDB_DIR") or info.run.path,
+        dir=files_of_a_run(info.run.path),
         id=_run_id(info, again),
         resume="allow",
         reinit="finish_previous",
@@ -249,19 +250,6 @@ def _open(info: RunInfo, mode: Literal["online", "offline"], again: bool = False
             **{name: "" for name in ("host", "username") if f"WANDB_{name.upper()}" not in os.environ},
         ),
     )
-
-
-def _refused_folder() -> str:
-    """Why WANDB_DIR cannot hold the files of a run, which W&B would then put into the system's temporary folder."""
-    named = os.environ.get("WANDB_DIR", "")
-    if not named:
-        return ""
-    try:
-        Path(named).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=named):
-            return ""
-    except OSError as error:
-        return f"WANDB_DIR = {named!r} cannot be written to ({error.strerror or error})"
 
 
 def _environment() -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from amsd.cli.app import main
+from amsd.run_directory import damage
 from tests import pipelines
 
 NOBODY = 65534
@@ -36,6 +37,7 @@ def files() -> Iterator[Path]:
     pipelines.stable_diffusion().save_pretrained(folder / "model")
     (folder / "recipe.toml").write_text(RECIPE)
     (folder / "prompts.txt").write_text("a cat\n")
+    shutil.copytree(Path(__file__).parents[1] / "data" / "run-0.1.0", folder / "run")
     (folder / "closed").mkdir()
     shutil.copytree(folder / "model", folder / "closed" / "model")
     for path in (folder, *folder.rglob("*")):
@@ -107,7 +109,10 @@ def test_what_cannot_be_read_is_named(
 @pytest.mark.parametrize("arguments", [
     ("train", "recipe.toml", "--output", "new/run"), ("report", "model", "--output", "new/page.html"),
     ("sample", "base", "--recipe", "recipe.toml", "-p", "x", "-o", "new/pictures"),
-    ("export", "model", "--output", "new/export"),
+    ("export", "model", "--output", "new/export"), ("eval", "run"), ("eval", "run", "--recipe", "recipe.toml"),
+    ("eval", "base", "--watch", "run"), ("eval", "./model", "--recipe", "recipe.toml"), ("report", "run"),
+    ("eval", "base", "--table", "new/table"), ("sweep", "run", "shapes-smoke"),
+    ("sweep", "export", "shapes-smoke", "--output", "new/sweep.yaml"),
 ])  # fmt: skip
 @pytest.mark.usefixtures("nobody")
 def test_what_cannot_be_written_is_refused_first(
@@ -117,4 +122,19 @@ def test_what_cannot_be_written_is_refused_first(
         pytest.skip("only root can become a user who owns nothing")
     code, said = ends(capsys, monkeypatch, *arguments)
     assert code == 2
-    assert "cannot be written to; choose another folder" in said
+    assert "cannot be written to; " in said
+    assert any(way in said for way in ("choose another folder", "evaluate a copy of it", "name another one"))
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_checkpoint_that_may_not_be_read_is_not_damaged(files: Path, request: pytest.FixtureRequest) -> None:
+    """A resume would else go on from an older one."""
+    if os.geteuid() != NOBODY:
+        pytest.skip("only root can become a user who owns nothing")
+    manifest = files / "run" / "checkpoints" / "step-000004" / "manifest.json"
+    os.seteuid(0)
+    manifest.chmod(0)
+    request.addfinalizer(lambda: (os.seteuid(0), manifest.chmod(0o755)))
+    os.seteuid(NOBODY)
+    with pytest.raises(PermissionError):
+        damage(manifest.parent)

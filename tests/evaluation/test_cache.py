@@ -41,6 +41,44 @@ def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     assert default_folder() == Path.home() / "Library" / "Caches" / "amsd" / "evaluation"
 
 
+def test_a_folder_that_is_closed_is_said_in_the_same_words_each_time(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = []
+    cache = Cache(tmp_path / "file", lambda place, reason: said.append((place, reason)))
+    for key in ("a", "b"):
+        assert cache.values(key, 1) is None
+        cache.keep_values(key, (1.0,), {})
+        cache.keep_pictures(key, torch.zeros(1, 1, 3, 4, 4, dtype=torch.uint8))
+    assert len(set(said)) == 1
+    assert said[0][0] == tmp_path / "file"
+    assert "AMSD_CACHE" in said[0][1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who owns nothing")
+def test_what_may_not_be_read_counts_as_absent(tmp_path: Path) -> None:
+    open_cache(tmp_path).keep_values("a", (1.0,), {})
+    said = []
+    os.seteuid(65534)  # the folders of pytest are closed to others
+    try:
+        cache = Cache(tmp_path, lambda place, reason: said.append(f"{place}: {reason}"))
+        assert cache.values("a", 1) is None
+        assert cache.pictures("a", 1, 1) is None
+    finally:
+        os.seteuid(0)
+    assert "Permission denied" in said[0]
+    assert len(set(said)) == 1
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("AMSD_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(module.Path, "home", home)
+    assert default_folder().is_relative_to(module.tempfile.gettempdir())
+
+
 def test_values_come_back_exactly(tmp_path: Path) -> None:
     cache = open_cache(tmp_path)
     values = (0.1 + 0.2, 1e-300, -3.0)
@@ -78,7 +116,7 @@ def test_embeddings_that_are_not_finite_are_damaged(tmp_path: Path) -> None:
     cache = Cache(tmp_path, lambda file, reason: said.append(reason))
     cache.keep_embeddings("key", torch.tensor([[[1.0, torch.nan]]]))
     assert cache.embeddings("key", 1, 1) is None
-    assert said == ["its values are not all finite"]
+    assert said == ["its values are not all finite; computed again"]
 
 
 def test_the_least_recently_used_pictures_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

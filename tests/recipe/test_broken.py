@@ -107,7 +107,8 @@ def test_no_toml(
         ("shape", "Did you mean 'shapes'?"),
         ("missing/shapes.toml", "Did you mean 'shapes'?"),
         ("nothing-like-it.toml", "Shipped recipes: "),
-        (".", "no such file"),
+        (".", "is a folder; name a file"),
+        ("tests/data/run-0.1.0", "is a folder; its recipe is tests/data/run-0.1.0/recipe.toml"),
     ],
 )
 def test_no_file(

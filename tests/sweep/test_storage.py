@@ -62,6 +62,9 @@ def test_patience_ends() -> None:
     [
         ("mysql://x/y", "is not a storage"),
         ("grpc://host", "grpc://HOST:PORT"),
+        ("sqlite:///:memory:", "no worker could join it"),
+        ("journal:", "is no file"),
+        ("journal:/dev/null", "is no file"),  # of a device such as /dev/zero all memory would be read
         ("postgresql://nobody@127.0.0.1:1/none", "cannot be opened"),
     ],
 )

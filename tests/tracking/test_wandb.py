@@ -153,6 +153,27 @@ def test_a_place_that_cannot_be_written_to_is_said(place: str, tmp_path: Path, m
     assert len(offline_runs(tmp_path / "run")) == 1
 
 
+def test_a_home_that_takes_no_files_ends_no_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B stages tables in the user's home, and raises where it cannot."""
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, "x")  # what amsd sets is taken back after the test
+        monkeypatch.delenv(name)
+    for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "/proc/nowhere")
+    said: list[Notice] = []
+    tracker = BackgroundTracker("wandb", said.append)
+    start = story.info(tmp_path / "run")
+    tracker.on_start(start)
+    story.evaluate(tracker, start.run, 0, None)
+    tracker.on_notice(Notice("x", "kept as a table"))
+    tracker.on_end("finished", None)
+    assert [each.kind for each in said if each.kind != "wandb-offline"] == ["wandb-folder"]
+    assert (
+        f"what W&B keeps there goes to {tmp_path / 'run' / 'wandb' / 'home'} (WANDB_DATA_DIR and WANDB" in said[0].text
+    )
+    assert len(offline_runs(tmp_path / "run")) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["killed", "stopped", "killed before the end"])
 def test_dead_wandb_loses_nothing_and_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
