@@ -41,6 +41,7 @@ NOT_HERE = {
     "runs/a": "runs/a",
     "runs/lora": "runs/lora",
     "./my-model": "./my-model",
+    "./my-sd15": "./my-sd15",
     "style.safetensors": "style.safetensors",
     "OWNER/NAME": "OWNER/NAME",
 }
