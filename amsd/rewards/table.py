@@ -131,7 +131,7 @@ def resolve_reward(
             raise UsageError(f"reward {name!r}: a name is missing after {family}:, as in {FAMILIES[family].example}")
         arguments = (rest, code) if family == "python" else (rest,)
         return cast("Reward", _build("reward", name, resolve_name(FAMILIES[family].target), arguments, options or {}))
-    return cast("Reward", _build("reward", name, _rewards().load(name), (), options or {}))
+    return cast("Reward", _whole("reward", name, _build("reward", name, _rewards().load(name), (), options or {})))
 
 
 def resolve_embedder(name: str, options: Mapping[str, Any] | None = None) -> Embedder:
@@ -140,7 +140,8 @@ def resolve_embedder(name: str, options: Mapping[str, Any] | None = None) -> Emb
     Raises:
         UsageError: the name or an option is unknown, or the embedder cannot be built from these options.
     """
-    return cast("Embedder", _build("embedder", name, _EMBEDDERS.load(name), (), options or {}))
+    built = _build("embedder", name, _EMBEDDERS.load(name), (), options or {})
+    return cast("Embedder", _whole("embedder", name, built))
 
 
 def require_known(rewards: Sequence[str], evaluation: Evaluation) -> None:
@@ -225,6 +226,19 @@ def _build(
         raise UsageError(
             f"{kind} {name!r} cannot be built{f' with {given}' if given else ''}: {reason_of(error)}"
         ) from error
+
+
+def _whole(kind: str, name: str, scorer: Any) -> Any:
+    """The scorer, if it has all that amsd asks of one: the code of a package may lack something."""
+    needed = {"name", "version", "__call__", "to", *(["truncated"] if kind == "reward" else [])}
+    if lacking := sorted(needed - {*dir(scorer)}):
+        raise UsageError(
+            f"{kind} {name!r}: {type(scorer).__module__}.{type(scorer).__name__} has no {' and no '.join(lacking)}. "
+            "docs/extending.md shows a whole one."
+        )
+    if scorer.name != name and name not in REWARDS and name not in EMBEDDERS:
+        raise UsageError(f"{kind} {name!r}: its class calls itself {scorer.name!r}. Give both one name.")
+    return scorer
 
 
 def _check_options(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,3 +117,39 @@ def test_a_held_out_reward_of_another_kind_is_recommended() -> None:
     found = CliRunner().invoke(app, ["recipe", "check", "shapes", "--set", "evaluation.metrics=[]"])
     assert "so nothing would show reward hacking" in found.output
     assert "'shapes:alignment'" in found.output
+
+
+class Half:
+    """Somebody's first try."""
+
+    name, version = "half", "1"
+
+    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return images.mean((1, 2, 3))
+
+
+class Whole(Half):
+    def to(self, device: torch.device) -> Whole:
+        return self
+
+    def truncated(self, prompts: list[str]) -> int:
+        return 0
+
+
+def test_a_scorer_of_a_package_that_lacks_something_is_refused_by_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "mine-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    here = "tests.rewards.test_table"
+    (info / "entry_points.txt").write_text(
+        f"[amsd.rewards]\nhalf = {here}:Half\nother = {here}:Whole\n[amsd.embedders]\nhalf = {here}:Half\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match=r"reward 'half': tests.rewards.test_table.Half has no to and no truncated"):
+        resolve_reward("half")
+    with pytest.raises(UsageError, match=r"embedder 'half': .* has no to\. "):
+        resolve_embedder("half")
+    with pytest.raises(UsageError, match="'other': its class calls itself 'half'"):
+        resolve_reward("other")
