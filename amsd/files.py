@@ -57,7 +57,9 @@ _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 def refusal(error: OSError) -> str | None:
     """What a full or read-only disk says where nobody has named the path; None of any other error."""
-    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "A file"
+    place = (
+        os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "A file, or the standard output,"
+    )
     if error.errno in (*_FULL, errno.EROFS):
         return f"{place} cannot be written: {error.strerror}. {_advice(error.errno, Path(place))}"
     return None

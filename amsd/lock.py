@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from amsd.errors import UsageError, option
+from amsd.files import writing
 from amsd.reading import parsed_object
 
 NAME = "lock"
@@ -73,7 +74,8 @@ def _take(path: Path) -> int:
             kernel = _lock(handle, path)
             if _same_file(handle, path):
                 _require_left(path, kernel)
-                _write(handle, 0)
+                with writing(path):
+                    _write(handle, 0)
                 return handle
             os.close(handle)  # its owner has just let go and deleted it
         except BaseException:

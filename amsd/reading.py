@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import math
 import struct
@@ -25,6 +26,8 @@ _SHORTAGE = (
     "Storage size calculation overflowed",
     "Invalid buffer size",
     "std::bad_alloc",
+    "could not create a primitive",
+    "can't start new thread",
 )
 
 
@@ -52,6 +55,8 @@ def is_shortage(error: BaseException) -> bool:
     """Whether an error says that memory was short (torch's own are known by name and text: it is not imported here)."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _SHORTAGE)
 
 

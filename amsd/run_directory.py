@@ -9,6 +9,7 @@ A checkpoint that is deleted leaves RUN/evaluation/step-000040/ and RUN/samples/
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ ADDED_LATER = ("evaluation", "samples", "manifest.json")
 FORMAT = 2
 #: How the folder of a checkpoint begins that is being deleted.
 GONE = ".gone-"
+_LOG = logging.getLogger(__name__)
 _STEP = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,17})")
 
 
@@ -134,6 +136,10 @@ class RunDirectory:
         step = _STEP.fullmatch(file.read_bytes()[:64].decode("utf-8", errors="replace").strip())
         target = None if step is None else self.checkpoints / step[0]
         return target if target is not None and target.is_dir() else None
+
+    def lacks(self, name: str) -> bool:
+        """Whether the file of this name is there and leads nowhere."""
+        return (self.checkpoints / name).is_file() and self.pointer(name) is None
 
     def point(self, name: str, step: int) -> None:
         """Let `latest` or `best` name the checkpoint of `step`."""
@@ -256,6 +262,8 @@ def _safe(files: Mapping[str, str]) -> bool:
 def resolve_checkpoint(path: Path | str) -> Path:
     """The checkpoint folder that a user means: itself, a run (its `best`, else `latest`), or `RUN/checkpoints/best`.
 
+    Where those two files are lost or damaged, it is the newest one, which is said.
+
     Raises:
         UsageError: there is none there.
     """
@@ -266,6 +274,13 @@ def resolve_checkpoint(path: Path | str) -> Path:
         return path
     run = RunDirectory(path)
     found = run.pointer("best") or run.pointer("latest")
+    lost = [str(run.checkpoints / name) for name in ("best", "latest") if run.lacks(name)]
+    if found is None:
+        known = map(run.checkpoint, reversed(run.steps()))
+        found = next((each for each in known if (each / "manifest.json").is_file()), None)
+        lost = lost or [str(run.checkpoints / "latest")]
+    if found is not None and lost:
+        _LOG.warning("%s does not name a checkpoint; amsd takes %s.", " and ".join(lost), found.name)
     if found is None:
         raise UsageError(f"{path}: no checkpoint there (expected a folder with manifest.json, or a run directory)")
     return found

@@ -17,6 +17,7 @@ import pytest
 
 from amsd import lock
 from amsd.errors import UsageError
+from amsd.files import DiskError
 from amsd.lock import locked
 from tests.waiting import until
 
@@ -126,3 +127,12 @@ for _ in range(40):
 """
     processes = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(3)]
     assert [process.wait(120) for process in processes] == [0, 0, 0]
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(lock.os, "pwrite", full)
+    with pytest.raises(DiskError, match=f"{tmp_path / lock.NAME} cannot be written: No space left"), locked(tmp_path):
+        pass

@@ -124,6 +124,29 @@ def test_a_pointer_names_a_checkpoint_of_its_run_or_nothing(content: str, tmp_pa
     assert resolve_checkpoint(tmp_path) == resolve_checkpoint(run.checkpoints / "best") == run.checkpoint(4)
 
 
+@pytest.mark.parametrize("damaged", [("best", "latest"), ("best",), ("latest",)])
+def test_a_run_whose_pointers_are_lost_has_its_newest_checkpoint(
+    damaged: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunDirectory(tmp_path)
+    for step in (2, 4, 6):
+        run.checkpoint(step).mkdir(parents=True)
+        if step < 6:  # the last one is half deleted
+            (run.checkpoint(step) / "manifest.json").write_text("{}", encoding="utf-8")
+    run.point("best", 2)
+    run.point("latest", 4)
+    assert resolve_checkpoint(tmp_path) == run.checkpoint(2)
+    assert not caplog.text
+    for name in damaged:
+        (run.checkpoints / name).write_text("step-9", encoding="utf-8")
+    step = 2 if damaged == ("latest",) else 4
+    assert resolve_checkpoint(tmp_path) == run.checkpoint(step)
+    assert f"does not name a checkpoint; amsd takes step-{step:06d}" in caplog.text
+    for name in ("best", "latest"):
+        (run.checkpoints / name).unlink()
+    assert resolve_checkpoint(tmp_path) == run.checkpoint(4)
+
+
 def test_pictures_of_a_checkpoint_have_three_places_and_others_one(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     picture = run.checkpoint(40) / "samples" / "a" / "grid.png"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from functools import cache
 from pathlib import Path
 
 from amsd.errors import RunError
@@ -36,12 +37,18 @@ def newest_whole(run: RunDirectory) -> Path | None:
         fault = damage(checkpoint)
         if fault is None:
             for text in faults:
-                _LOG.warning("%s; resuming from %s instead", text, checkpoint.name)
+                _say_once(run.path, f"{text}; resuming from {checkpoint.name} instead")
             return checkpoint
         faults.append(f"checkpoint {checkpoint.name} is damaged: {fault}")
     if faults:
         raise RunError("No whole checkpoint is left to resume from:\n" + "\n".join(faults))
     return None
+
+
+@cache
+def _say_once(run: Path, text: str) -> None:
+    """Say what is wrong with a run's checkpoint: a resume looks twice."""
+    _LOG.warning("%s", text)
 
 
 def withdraw(run: RunDirectory, step: int) -> bool:

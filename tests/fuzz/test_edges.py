@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import tracemalloc
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from amsd.cli import app as cli
 from amsd.errors import UsageError
 from amsd.experiment.sample import SampleRequest
-from amsd.reading import is_shortage
+from amsd.reading import is_shortage, reading
 from amsd.recipe import Recipe, load_recipe
 from amsd.recipe.cost import training_cost
 from amsd.sweep.display import outline
@@ -106,10 +107,19 @@ def test_a_lack_of_memory_says_what_to_lower(
         assert "traceback" not in said
 
 
-@pytest.mark.parametrize("text", ["std::bad_alloc", "CUDA error: out of memory"])
+@pytest.mark.parametrize("text", [
+    "std::bad_alloc", "CUDA error: out of memory", "could not create a primitive", "can't start new thread",
+])  # fmt: skip
 def test_a_library_that_lacks_memory_is_understood(text: str) -> None:
     assert is_shortage(RuntimeError(text))
     assert not is_shortage(ValueError(text))
+    with pytest.raises(RuntimeError), reading("a model", "its file"):  # it is not the file that is damaged
+        raise RuntimeError(text)
+
+
+def test_a_kernel_that_lacks_memory_is_understood() -> None:
+    assert is_shortage(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert not is_shortage(OSError(errno.ENOENT, "Cannot allocate memory"))
 
 
 @pytest.mark.parametrize(
