@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from amsd.ends import AnnouncedEnd, Ends
-from amsd.errors import Diverged, RunError
+from amsd.errors import Diverged, RunError, option
 from amsd.files import Writes, write_nothing, write_text
 from amsd.reading import reading
 from amsd.recipe import dump_toml, identity
@@ -62,6 +62,7 @@ class Keeper:
         self._said_waiting = False
         self._waited = 0.0
         self._nested = False
+        self._had_recipe = False
 
     def is_due(self, step: int) -> bool:
         """Whether the recipe asks for a checkpoint after this step."""
@@ -95,8 +96,8 @@ class Keeper:
         recipe = self._method.recipe
         self._announce("checkpoint", step)
         self._updater.require_finite(step)
-        if self._is_main and not self.run.recipe.is_file():  # a trainer that was built by hand
-            write_text(self.run.recipe, dump_toml(recipe))
+        if self._is_main:
+            self._require_place()
 
         def state() -> Writes:
             return training_as_it_is(self._method, self._updater, step)
@@ -105,6 +106,22 @@ class Keeper:
         parts = Parts(step, identity(recipe), self._weights, state)
         self._begun = self._writer.begin(parts, self._in_background(step))
         return self._begun
+
+    def _require_place(self) -> None:
+        """Check that the run's folder is still there; a trainer that was built by hand writes its recipe.
+
+        Raises:
+            RunError: it was moved or deleted, so that its checkpoints would lie at two places.
+        """
+        there = self.run.recipe.is_file()
+        if not there and self._had_recipe:
+            raise RunError(
+                f"{self.run.path} was moved or deleted while it was being trained. If you moved it, its checkpoints "
+                f"are whole: continue it there with {option('output')} and {option('resume', 'resume=True')}."
+            )
+        if not there:
+            write_text(self.run.recipe, dump_toml(self._method.recipe))
+        self._had_recipe = True
 
     def _weights(self) -> Writes:
         policy = self._method.problem.policy

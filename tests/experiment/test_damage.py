@@ -23,6 +23,8 @@ from amsd.files import DiskError, clear_unfinished, move_file, write_folder, wri
 from amsd.recipe import Recipe, dump_toml, from_dict
 from amsd.recipe.load import read_toml
 from amsd.run_directory import FORMAT, RunDirectory, damage
+from amsd.training.events import AnyCheckpoint
+from amsd.training.keeper import Keeper
 from benchmarks.fault_parts.damaging import damage_file
 from tests import pipelines
 from tests.experiment.test_train import lines, recipe
@@ -266,3 +268,27 @@ def test_a_full_disk_ends_the_run_with_one_message_and_a_resume_goes_on(
     train(chosen, target.path, resume=True)
     assert lines(target.path) == lines(run.path)
     assert not list(target.path.rglob(".*"))
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_run_that_is_moved_or_deleted_while_it_trains_says_so(
+    chosen: Recipe, run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    """Its later checkpoints would else lie at a second place, without log and recipe."""
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    write = Keeper.write
+
+    def then_gone(self: Keeper, step: int) -> AnyCheckpoint:
+        record = write(self, step)
+        self.finish()
+        folder.rename(elsewhere) if moved else shutil.rmtree(folder)
+        return record
+
+    monkeypatch.setattr(Keeper, "write", then_gone)
+    with pytest.raises(RunError, match=f"{folder} was moved or deleted while it was being trained"):
+        train(chosen, folder, resume=False)
+    monkeypatch.undo()
+    assert RunDirectory(folder).pointer("latest") is None
+    if moved:
+        train(chosen, elsewhere, resume=True)
+        assert lines(elsewhere) == lines(run.path)
