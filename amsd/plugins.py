@@ -64,8 +64,17 @@ class Seam:
         """What a name stands for, imported now.
 
         Raises:
-            UsageError: the name is unknown.
-            ImportError: its package is not installed.
+            UsageError: the name is unknown, or the package that brings it is broken.
+            ImportError: what amsd's own row needs is not installed.
         """
         self.require([name])
-        return resolve_name(self.rows()[name])
+        if name in self.own:
+            return resolve_name(self.own[name])
+        row = self.rows()[name]
+        try:
+            return resolve_name(row)
+        except Exception as error:  # somebody else's code
+            raise UsageError(
+                f"{name!r} is {self.kind} of an installed package, and {row} cannot be imported "
+                f"({type(error).__name__}: {error}). Mend or uninstall that package."
+            ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ import pytest
 from amsd.diffusion.families import FAMILIES, family_class, known_families
 from amsd.errors import UsageError
 from amsd.plugins import Seam
-from amsd.recipe import Evaluation, MethodSection
-from amsd.recipe.methods import METHODS, rows, section_of
+from amsd.recipe import Evaluation, MethodSection, load_recipe
+from amsd.recipe.methods import METHODS, methods_with, rows, section_of
 from amsd.rewards.table import require_known, resolve_embedder, resolve_reward, reward_names
 from amsd.sweep.launchers import LAUNCHERS, SEAM
 from amsd.tracking.backend import TABLE, TRACKERS
+from amsd.training.methods import trainer_of
 
 SEAMS = {
     "amsd.methods": ("Method", "am"),
@@ -35,8 +37,12 @@ class Method(MethodSection):
     def cost(self, recipe, processes): return Cost({})
 
 class Family: pass
-class Reward: pass
-class Embedder: pass
+class Embedder:
+    name, version = "mine", "1"
+    def __call__(self, *given): ...
+    def to(self, device): return self
+class Reward(Embedder):
+    def truncated(self, prompts): return 0
 class Tracker: pass
 class Launcher: pass
 """
@@ -83,3 +89,32 @@ def test_without_the_package_its_name_is_refused_and_the_nearest_is_named() -> N
     shown = Seam("a thing", "amsd.none", {"new": "a:b", "old": "a:b"}, frozenset({"old"}), ("FORM:NAME",))
     assert shown.shown() == ["new", "FORM:NAME"]
     shown.require(["old"])
+
+
+@pytest.mark.parametrize("row", ["no_such_module:Method", "mine:Family"])
+@pytest.mark.usefixtures("package")
+def test_a_broken_package_is_named_and_spoils_no_other_recipe(
+    row: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    info = tmp_path / "broken-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: broken\nVersion: 1\n")
+    groups = ("methods", "rewards", "launchers")
+    (info / "entry_points.txt").write_text("".join(f"[amsd.{group}]\nbroken = {row}\n" for group in groups))
+    sys.path.insert(0, str(tmp_path))  # entry points are read once for each path; the fixture takes it back
+    with pytest.raises(UsageError, match=f"'broken' is a method of an installed package, and {row} "):
+        load_recipe("shapes", ["method.name=broken"])
+    assert load_recipe("shapes", ["method.name=mine"]).method.name == "mine"
+    assert load_recipe("shapes").method.name == "am"
+    assert '"ram"' in methods_with(lambda method: not method.needs_reward_gradient)
+    assert "Mend or uninstall that package" in caplog.text
+    if row.startswith("no_such"):
+        for load in (resolve_reward, SEAM.load):
+            with pytest.raises(UsageError, match=f"{row} cannot be imported .ModuleNotFoundError"):
+                load("broken")
+
+
+@pytest.mark.usefixtures("package")
+def test_a_trainer_that_is_not_there_is_named() -> None:
+    with pytest.raises(UsageError, match="method 'mine': its trainer 'mine:Trainer' cannot be imported"):
+        trainer_of(section_of("mine")())

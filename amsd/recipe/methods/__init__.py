@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Mapping
 from functools import cache
-from pkgutil import resolve_name
 from typing import Any
 
-from amsd.errors import nearest
+from amsd.errors import UsageError, nearest
 from amsd.plugins import Seam
 from amsd.recipe.errors import Problem, validated
 from amsd.recipe.methods.base import MethodSection
@@ -27,32 +27,38 @@ GROUP = "amsd.methods"
 DEFAULT = "am"
 
 
+_SEAM = Seam("a method", GROUP, METHODS)
+_LOG = logging.getLogger(__name__)
+
+
 def rows() -> dict[str, str]:
     """All rows, those of installed packages too."""
-    return Seam("a method", GROUP, METHODS).rows()
-
-
-@cache
-def _load(row: str) -> type[MethodSection]:
-    found = resolve_name(row)
-    if not (isinstance(found, type) and issubclass(found, MethodSection)):
-        raise TypeError(f"{row}: must be a class derived from amsd.recipe.MethodSection, but got {found!r}")
-    return found
+    return _SEAM.rows()
 
 
 def section_of(name: str) -> type[MethodSection]:
     """The class of a method's table.
 
     Raises:
-        KeyError: no method has this name.
-        TypeError: the row is not a method.
+        UsageError: no method has this name, or the package that brings it is broken.
     """
-    return _load(METHODS[name] if name in METHODS else rows()[name])
+    return _load(name, rows().get(name, ""))
+
+
+@cache
+def _load(name: str, row: str) -> type[MethodSection]:
+    found = _SEAM.load(name)
+    if not (isinstance(found, type) and issubclass(found, MethodSection)):
+        raise UsageError(
+            f"{name!r} is a method of an installed package, and {row} is not a class derived from "
+            f"amsd.recipe.MethodSection (got {found!r}). Mend or uninstall that package."
+        )
+    return found
 
 
 def methods_with(quality: Callable[[type[MethodSection]], bool]) -> str:
     """Names of the methods that have a quality, for messages: `"ram" or "ddpo"`."""
-    return " or ".join(f'"{name}"' for name in rows() if quality(section_of(name))) or "another one"
+    return " or ".join(f'"{name}"' for name, section in _sections().items() if quality(section)) or "another one"
 
 
 def read_method(tree: Any) -> tuple[MethodSection | None, list[Problem]]:
@@ -75,7 +81,7 @@ def read_method(tree: Any) -> tuple[MethodSection | None, list[Problem]]:
     found, problems = validated(section, own, ("method",))
     for key, owner in others.items():
         problems += validated(owner, {key: tree[key]}, ("method",))[1]
-    every = list(dict.fromkeys(key for each in _sections() for key in each.model_fields))
+    every = list(dict.fromkeys(key for each in _sections().values() for key in each.model_fields))
     problems += [Problem(f"method.{key}", "unknown key", suggestion=nearest(key, every)) for key in unknown]
     if found is not None:
         found._ignored = tuple(f"method.{key}" for key in others)
@@ -84,9 +90,19 @@ def read_method(tree: Any) -> tuple[MethodSection | None, list[Problem]]:
 
 def _owners(key: str) -> list[type[MethodSection]]:
     """Methods that have this key."""
-    return [section for section in _sections() if key in section.model_fields]
+    return [section for section in _sections().values() if key in section.model_fields]
 
 
-def _sections() -> Iterator[type[MethodSection]]:
-    for name in rows():
-        yield section_of(name)
+def _sections() -> dict[str, type[MethodSection]]:
+    """The methods that can be used; a broken one of some package must not spoil recipes of others."""
+    found = {name: _usable(name, row) for name, row in rows().items()}
+    return {name: section for name, section in found.items() if section is not None}
+
+
+@cache
+def _usable(name: str, row: str) -> type[MethodSection] | None:
+    try:
+        return _load(name, row)
+    except UsageError as error:
+        _LOG.warning("%s", error)  # once
+        return None
