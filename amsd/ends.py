@@ -38,7 +38,7 @@ class AnnouncedEnd(KeyboardInterrupt):
     @property
     def exit_code(self) -> int:
         """130 after Ctrl-C, 75 after any other signal."""
-        return INTERRUPTED if self.number == signal.SIGINT else REQUEUE
+        return code_of(self.number)
 
 
 class Ends:
@@ -114,6 +114,11 @@ class _Wait(Enum):
     STEP = auto()
     """The first one."""
     ALL = auto()
+
+
+def code_of(number: int | None) -> int:
+    """Exit code of what a signal has ended; None is Ctrl-C."""
+    return INTERRUPTED if number in (None, signal.SIGINT) else REQUEUE
 
 
 def ignore() -> None:

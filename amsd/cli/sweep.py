@@ -20,7 +20,6 @@ from amsd.cli.outputs import (
     require_folder,
 )
 from amsd.cli.sweep_start import require_backend, say, say_memory
-from amsd.ends import INTERRUPTED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,11 +85,12 @@ def run(
     say(require_inputs(plan))
     say_memory(plan, launcher)
     if backend == "wandb":
+        from amsd.sweep.jobs import exit_code
         from amsd.sweep.wandb_backend import run_wandb
 
         if run_wandb(plan, folder, workers):
             typer.secho("Interrupted; unfinished runs keep their checkpoints.", err=True)
-            raise typer.Exit(INTERRUPTED)
+            raise typer.Exit(exit_code())
     else:
         _run(launcher, Launch(plan, folder, storage, workers, _unseen, ray_address), console)
 
@@ -104,6 +104,7 @@ def _run(name: str, request: Launch, console: Console) -> None:
 
     from amsd.errors import RunError
     from amsd.sweep.display import following, overview
+    from amsd.sweep.jobs import exit_code
     from amsd.sweep.launchers import SEAM
     from amsd.sweep.results import results_of
 
@@ -131,7 +132,7 @@ def _run(name: str, request: Launch, console: Console) -> None:
         console.print(next_steps, highlight=False, soft_wrap=True)
     if done.interrupted:
         typer.secho("Interrupted; unfinished trials are queued again. Run the same command to continue.", err=True)
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(exit_code())
     if results.trials and all(trial.state == "failed" for trial in results.trials):
         raise RunError(f"All {len(results.trials)} trials failed. Each one's log.txt in {folder / 'trials'} says why.")
 
@@ -175,6 +176,7 @@ def worker(
     import shlex
     import time
 
+    from amsd.sweep.jobs import exit_code
     from amsd.sweep.launchers.local import work
     from amsd.sweep.study import Consent
     from amsd.sweep.wandb_backend import SCHEME, join
@@ -188,7 +190,7 @@ def worker(
     else:
         interrupted = work(storage, study, directory, consent).interrupted
     if interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(exit_code())
 
 
 @app.command("point")

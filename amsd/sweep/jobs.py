@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, Protocol
 
+from amsd.ends import SIGNALS, code_of
 from amsd.errors import RunError
 from amsd.evaluation.result import FID, KID
 from amsd.recipe import Recipe
@@ -106,22 +107,38 @@ class Stop:
         self._event.wait(seconds)
 
 
+#: The signal that asked this process to end; None as long as none has.
+_first: int | None = None
+_ALWAYS = (signal.SIGINT, signal.SIGTERM)
+
+
+def exit_code() -> int:
+    """Exit code of a command whose work a signal has ended: 130 after Ctrl-C, 75 after a scheduler's."""
+    return code_of(_first)
+
+
 @contextmanager
 def on_signals(stop: Stop) -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGHUP asks to end in good order, the second one interrupts at once."""
+    """The first SIGINT, SIGTERM, SIGUSR1, SIGUSR2 or SIGHUP asks to end in good order, the second interrupts at once.
+
+    Those that somebody else listens to (submitit) or that are ignored (nohup) are left alone.
+    """
+    global _first
+    _first = None
 
     def handler(number: int, frame: FrameType | None) -> None:
         if stop.requested:
             raise KeyboardInterrupt
         logger.warning("%s: ending; running trials go back into the queue.", signal.Signals(number).name)
+        global _first
+        _first = number
         stop.request()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the terminal may close
-        numbers.append(signal.SIGHUP)
+    free = (number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL)
+    numbers = [*_ALWAYS, *(number for number in free if number not in _ALWAYS)]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from amsd.cli.app import app
 from amsd.errors import RunError, UsageError
 from amsd.sweep import optuna_access as names
 from amsd.sweep.claims import Liveness
-from amsd.sweep.jobs import Ended, Job, Monitor, RunLog, Stop
+from amsd.sweep.jobs import Ended, Job, Monitor, RunLog, Stop, exit_code, on_signals
 from amsd.sweep.results import load_sweep, results_of
 from amsd.sweep.study import StudyHandle, create, locate
 from amsd.sweep.worker import Worker
@@ -365,3 +367,35 @@ def test_a_worker_that_joins_says_what_it_does(
     said = ended.stderr + capfd.readouterr().err
     assert "Trial 0 begins: schedule.eta = " in said
     assert "Trial 0 complete: shapes:right = " in said
+
+
+@pytest.mark.parametrize(("number", "code"), [
+    (signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75), (signal.SIGHUP, 75),
+])  # fmt: skip
+def test_every_signal_hands_trials_back_and_has_its_exit_code(number: signal.Signals, code: int) -> None:
+    before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    try:
+        stop = Stop()
+        with on_signals(stop):
+            os.kill(os.getpid(), number)
+            until(lambda: stop.requested)
+            with pytest.raises(KeyboardInterrupt):  # the second one does not wait
+                signal.raise_signal(number)
+        assert exit_code() == code
+        with on_signals(Stop()):
+            assert exit_code() == 130  # of a sweep that nothing has ended yet
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_signal_that_somebody_else_listens_to_is_left_alone() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
+    try:
+        stop = Stop()
+        with on_signals(stop):  # as in a job of submitit
+            os.kill(os.getpid(), signal.SIGUSR2)
+            until(lambda: bool(heard))
+        assert not stop.requested
+    finally:
+        signal.signal(signal.SIGUSR2, before)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from amsd.ends import INTERRUPTED, REQUEUE
 from amsd.errors import AmsdError, RunError, UsageError
 from amsd.sweep.jobs import Stop, on_signals
 from amsd.sweep.launchers import Launch, Launched
@@ -131,7 +132,7 @@ def _terminate(workers: list[_Launched]) -> None:
 
 
 def _check_dead(workers: list[_Launched], stop: Stop, directory: Path) -> None:
-    dead = [worker for worker in workers if worker.process.returncode not in (0, 130)]
+    dead = [worker for worker in workers if worker.process.returncode not in (0, INTERRUPTED, REQUEUE)]
     if not dead or stop.requested:
         return
     codes = ", ".join(f"{worker.process.pid}: {worker.process.returncode}" for worker in dead)
