@@ -37,7 +37,8 @@ def browser() -> Iterator[Any]:
 def files(a_run: Story, a_sweep: Story, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     died = run_story(write_run(folder / "died", recipe(), until=4))
-    other = write_run(folder / "other", recipe(method={"reward_multiplier": 50.0}), 0.5, seed=1)
+    long = {"revision": "a" * 64}  # a word that no window of a phone holds
+    other = write_run(folder / "other", recipe(method={"reward_multiplier": 50.0}, model=long), 0.5, seed=1)
     compared = comparison_story([a_run.path, other])
     stories = {"run": a_run, "sweep": a_sweep, "died": died, "compared": compared}
     return {name: write_page(story, folder / f"{name}.html") for name, story in stories.items()}
