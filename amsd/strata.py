@@ -12,18 +12,17 @@ FIRST_STRATUM = 0.6
 def strata(num_steps: int, count: int) -> tuple[tuple[range, int], tuple[range, int]]:
     """Two strata of step indices, and how many of `count` are drawn from each.
 
-    Half (rounded down) comes from the first 60% of the steps; a stratum too small for its share passes the rest on. A
-    single draw comes from all steps, which are then the first stratum: half of it, rounded down, would be none, and
-    the steps of high noise would never be trained.
+    Half (rounded down) comes from the first 60% of the steps; a stratum too small for its share passes the rest on.
 
     Raises:
         ValueError: more indices are asked for than there are steps.
     """
     if not 1 <= count <= num_steps:
         raise ValueError(f"count must lie between 1 and num_steps = {num_steps}, but got {count}")
-    border = num_steps if count == 1 else round(FIRST_STRATUM * num_steps)
+    border = round(FIRST_STRATUM * num_steps)
     first, second = range(border), range(border, num_steps)
-    from_second = min(count - min(count // 2, len(first)), len(second))
+    from_first = min(count // 2, len(first))
+    from_second = min(count - from_first, len(second))
     return (first, count - from_second), (second, from_second)
 
 

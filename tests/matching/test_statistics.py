@@ -38,13 +38,10 @@ def test_half_of_the_draws_come_from_the_first_sixty_percent() -> None:
     assert strata(50, 4) == ((range(30), 2), (range(30, 50), 2))
 
 
-def test_a_single_draw_comes_from_all_steps() -> None:
-    """Half of one, rounded down, is none: the first 60% of the steps would never be trained."""
+def test_a_single_draw_is_late_as_half_of_one_rounded_down_is_none() -> None:
+    """Recipes are warned of it (tests/recipe); runs of earlier releases go on with the steps that they began with."""
     drawn = [int(stratified_indices(5, 1, torch.Generator().manual_seed(seed))) for seed in range(200)]
-    planned = plan_indices(5, 1, 5, torch.Generator().manual_seed(0))
-    assert set(drawn) == set(range(5))
-    assert sorted(planned.stored[planned.columns].flatten().tolist()) == list(range(5))
-    assert inverse_probabilities(5, torch.tensor([[0], [4]])).tolist() == [[5.0], [5.0]]
+    assert set(drawn) == {3, 4}
 
 
 def test_inverse_probabilities_make_sums_unbiased() -> None:

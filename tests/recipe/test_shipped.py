@@ -42,6 +42,12 @@ class TestShippedRecipe:
     def test_gives_no_warning(self, path: Path) -> None:
         assert warnings(load_recipe(path)) == []
 
+    @pytest.mark.parametrize("method", ["am", "eam", "ram", "ddpo"])
+    def test_a_single_loss_step_is_warned_of(self, path: Path, method: str) -> None:
+        key = "method.timesteps_per_trajectory"
+        changed = ["method.name=" + method, key + "=1"]
+        assert [each.value for each in warnings(load_recipe(path, changed)) if each.key == key] == [1]
+
     def test_opens_with_its_schema_and_a_sentence(self, path: Path) -> None:
         schema, comment, *_ = path.read_text(encoding="utf-8").splitlines()
         assert schema == "#:schema ./schema.json"

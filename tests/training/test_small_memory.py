@@ -197,7 +197,8 @@ def test_what_does_not_go_together_is_refused(monkeypatch: pytest.MonkeyPatch) -
         (load_recipe("shapes-lora", ["model.quantization=nf4"]), "model.quantization = 'nf4'"),
         (load_recipe("shapes", ["optimizer.name=adamw-8bit"]), "optimizer.name = 'adamw-8bit'"),
     ):
-        with pytest.raises(UsageError, match=rf"{key} needs the package bitsandbytes: pip install 'amsd\[quantized\]'"):
+        needed = rf"{key} needs the package bitsandbytes: uv pip install 'amsd\[quantized\]'"
+        with pytest.raises(UsageError, match=needed):
             check_inputs(recipe)
 
 

@@ -104,6 +104,7 @@ class AdjointMatching(StratifiedSection, TiltedSection):
 
     def advice(self, recipe: Tables) -> Iterator[Problem]:
         """A sampler that remembers its start, a mode of guidance without a name."""
+        yield from super().advice(recipe)
         if 0 < recipe.schedule.eta < 1:
             yield Problem(
                 "schedule.eta",

@@ -144,6 +144,16 @@ class StratifiedSection(MethodSection):
     def items_per_trajectory(self) -> int:
         return self.timesteps_per_trajectory
 
+    def advice(self, recipe: Tables) -> Iterator[Problem]:
+        """A single step, of which the early half gets none: runs of earlier releases must go on as they began."""
+        yield from super().advice(recipe)
+        if self.timesteps_per_trajectory == 1 < recipe.schedule.num_inference_steps:
+            yield Problem(
+                "method.timesteps_per_trajectory",
+                "a single loss step is always among the last 40% of the steps, so those of high noise are not trained",
+                1, "Use 2 or more.",
+            )  # fmt: skip
+
 
 class Buffer(Section):
     """Experience buffer (docs/method.md section 5)."""
