@@ -16,6 +16,7 @@ from amsd.errors import UsageError
 
 if TYPE_CHECKING:
     from amsd.evaluation.result import EvaluationResult
+    from amsd.recipe import Recipe
 
 NO_BASE = "none"
 """Value of `--base` that evaluates a model alone."""
@@ -51,39 +52,52 @@ def evaluate(
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Evaluate a checkpoint, or any model, on the recipe's evaluation prompts, paired with a base on common noise."""
+    changes = assignments or []
     if watch is not None:
-        require_folder(watch, "--watch", _OF_A_RUN)
-        from amsd.experiment.evaluate import watch_run
-        from amsd.recipe import load_recipe
-
-        file = recipe or str(watch / "recipe.toml")
-        _consent(Source(load_recipe(file, assignments or [])), watch, allow_code, file)
-        for step, results in watch_run(watch, recipe, assignments or []):
-            _show(results, as_json, f"step {step}")
+        _watch(watch, recipe, changes, as_json, allow_code)
         return
     if table is not None:
         require_folder(table, "--table")
-        _benchmark(checkpoint, recipe, assignments or [], base, table, allow_code)
+        _benchmark(checkpoint, recipe, changes, base, table, allow_code)
         return
-    from amsd.tracking.progress import progress
-
     if output is not None:
         require_folder(output, "--output")
-    source = resolve_model(checkpoint, recipe, assignments or [])
+    source = resolve_model(checkpoint, recipe, changes)
     _consent(source, None, allow_code, recipe)
-    if source.checkpoint is not None:
-        if output is not None:
-            raise UsageError("--output is for models: the results of a checkpoint go into its own folder.")
-        from amsd.experiment.evaluate import evaluate_checkpoint
-
-        other = _required(base)
-        require_folder(source.checkpoint / "evaluation", "The results'", _OF_A_RUN)
-        title = f"{checkpoint} ({source.checkpoint.name})" if source.checkpoint.name not in checkpoint else checkpoint
-        with progress() as report:
-            found = evaluate_checkpoint(source.recipe, source.checkpoint, other, report)
-        _show(found, as_json, title)
+    if source.checkpoint is None:
+        _model(source, checkpoint, base, output, as_json)
         return
+    if output is not None:
+        raise UsageError("--output is for models: the results of a checkpoint go into its own folder.")
+    _checkpoint(source.recipe, source.checkpoint, checkpoint, _required(base), as_json)
+
+
+def _watch(run: Path, recipe: str | None, assignments: list[str], as_json: bool, allow_code: bool) -> None:
+    require_folder(run, "--watch", _OF_A_RUN)
+    from amsd.experiment.evaluate import watch_run
+    from amsd.recipe import load_recipe
+
+    file = recipe or str(run / "recipe.toml")
+    _consent(Source(load_recipe(file, assignments)), run, allow_code, file)
+    for step, results in watch_run(run, recipe, assignments):
+        _show(results, as_json, f"step {step}")
+
+
+def _checkpoint(recipe: Recipe, folder: Path, given: str, base: str | None, as_json: bool) -> None:
+    """Evaluate a checkpoint, which was `given` by its own name or by that of its run."""
+    from amsd.experiment.evaluate import evaluate_checkpoint
+    from amsd.tracking.progress import progress
+
+    require_folder(folder / "evaluation", "The results'", _OF_A_RUN)
+    with progress() as report:
+        found = evaluate_checkpoint(recipe, folder, base, report)
+    _show(found, as_json, given if folder.name in given else f"{given} ({folder.name})")
+
+
+def _model(source: Source, given: str, base: str | None, output: Path | None, as_json: bool) -> None:
+    """Evaluate a model that is no checkpoint of amsd, or the recipe's base."""
     from amsd.experiment.models import FOLDER, evaluate_model
+    from amsd.tracking.progress import progress
 
     if output is None:
         require_folder(Path(FOLDER), "The results'", "name another one with --output.")
@@ -91,7 +105,7 @@ def evaluate(
     target = own.model.pretrained if source.model is None else source.model
     with progress() as report:
         results, folder = evaluate_model(own, target, source.model is not None and base != NO_BASE, output, report)
-    _show(results, as_json, checkpoint)
+    _show(results, as_json, given)
     typer.echo(f"Results: {folder}", err=as_json)
 
 
