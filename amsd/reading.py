@@ -79,16 +79,24 @@ def _raised_at(error: BaseException) -> str:
     return f'at "{line}"' if line else "no reason given"
 
 
-def parsed(text: str | bytes) -> Any:
-    """JSON that came from elsewhere; its numbers are finite, as in all that amsd writes.
+def parsed(text: str | bytes, infinite: bool = False) -> Any:
+    """JSON that came from elsewhere; its numbers are finite, as in all that amsd writes, or `infinite` at most.
 
     Raises:
         ValueError: it is none, whatever is wrong with it (of deep nesting Python says `RecursionError`).
     """
+    number = _number if infinite else _finite
     try:
-        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+        return json.loads(text, parse_float=number, parse_constant=number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isnan(value):
+        raise ValueError(f"{text[:30]} is not a number")
+    return value
 
 
 def _finite(text: str) -> float:
@@ -110,8 +118,8 @@ def parsed_object(text: str | bytes) -> dict[str, Any]:
     return found
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_json(path: Path, what: str, infinite: bool = False) -> dict[str, Any]:
+    """A JSON object from a file, whose numbers may be `infinite`.
 
     Raises:
         UsageError: the file is absent, not JSON, or holds something else than an object.
@@ -121,7 +129,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         content = path.read_bytes()
         if content.startswith(codecs.BOM_UTF8):
             raise UsageError(f"{what}: {path} begins with a byte order mark. Save it as UTF-8 without one.")
-        found = parsed(content.decode("utf-8"))
+        found = parsed(content.decode("utf-8"), infinite)
     except (OSError, ValueError) as error:
         raise UsageError(f"{what}: {path} is not valid JSON ({error}). Download the file again.") from error
     if not isinstance(found, dict):

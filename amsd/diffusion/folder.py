@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from amsd.diffusion.families import family_class, known_families
-from amsd.diffusion.families.fit import require_scheduler
+from amsd.diffusion.families.fit import scheduler_config
 from amsd.errors import UsageError
 from amsd.reading import read_json, require_whole
 
 INDEX = "model_index.json"
+SCHEDULER = "scheduler_config.json"
 _WEIGHTS = re.compile(
     r"(?P<base>diffusion_pytorch_model|model|pytorch_model)(\.(?P<variant>\w+))?(-\d+-of-\d+)?(\.(?P<legacy>\w+))?"
     r"\.(?P<suffix>safetensors|bin)"
@@ -143,18 +144,11 @@ def _parts(
             files, found = _weight_files(folder, what, variant, library)
             yield Part(name, library, class_name, folder, config, files, found)
         else:
-            config = _scheduler_config(folder, what) if library == "diffusers" else {}
+            config = scheduler_config(folder / SCHEDULER, what) if library == "diffusers" else {}
             for file in sorted(folder.iterdir()):
-                if file.is_file() and not file.name.startswith("."):
+                if file.is_file() and not file.name.startswith(".") and file.name != SCHEDULER:
                     read_json(file, what) if file.suffix == ".json" else require_whole(file, what)
             yield Part(name, library, class_name, folder, config, (), None)
-
-
-def _scheduler_config(folder: Path, what: str) -> Mapping[str, Any]:
-    file = folder / "scheduler_config.json"
-    config = read_json(file, what)
-    require_scheduler(config, file, what)
-    return config
 
 
 def configuration_parts(path: Path, what: str) -> dict[str, Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,5 +148,7 @@ def sampling(pipeline: Any, sampler: Sampler) -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """Configuration values as JSON has them (`trained_betas` may be an array)."""
+    """Configuration values as JSON has them (`trained_betas` may be an array, `lambda_min_clipped` be infinite)."""
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
     return value.tolist() if isinstance(value, Tensor) or type(value).__module__ == "numpy" else value

@@ -268,8 +268,9 @@ def test_what_means_nothing_is_refused(tmp_path: Path) -> None:
         (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
     ):
         family.pipeline.scheduler = own
-        with pytest.raises(UsageError, match=words):
-            family.steps(Schedule())
+        for ask in (family.steps, family.exported_sampler, lambda _: family.own_sampler(0.0)):
+            with pytest.raises(UsageError, match=words):
+                ask(Schedule())
     pipelines.stable_diffusion().save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=r"model\.t5 = false"):
         load_family(Model(pretrained=str(tmp_path), t5=False))

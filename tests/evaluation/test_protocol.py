@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
 from amsd.diffusion.families import family_for
 from amsd.diffusion.families.ddim_scheduler import SOCDDIMScheduler
+from amsd.diffusion.loading import load_family
 from amsd.errors import UsageError
+from amsd.evaluation.identity import identity
 from amsd.evaluation.metrics import quantize
 from amsd.evaluation.protocol import (
     Index,
@@ -24,7 +27,7 @@ from amsd.evaluation.protocol import (
     sampler_for,
     sampling,
 )
-from amsd.recipe import EvaluationSetting, Schedule
+from amsd.recipe import EvaluationSetting, Model, Schedule
 from tests.pipelines import ddim, stable_diffusion, stable_diffusion_xl
 
 PROMPTS = ("a red circle", "two blue triangles")
@@ -182,3 +185,15 @@ def test_scheduler_and_training_mode_come_back_even_after_an_error(pipeline: Any
         assert not pipeline.unet.conv_in.training
     finally:
         pipeline.unet.eval()
+
+
+def test_a_model_saved_with_a_solver_that_has_an_infinite_number(tmp_path: Path) -> None:
+    """diffusers writes `"lambda_min_clipped": -Infinity` into the folder of every DPM solver."""
+    pipeline = stable_diffusion(scheduler=DPMSolverMultistepScheduler.from_config(ddim().config))
+    pipeline.save_pretrained(tmp_path)
+    assert "-Infinity" in (tmp_path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
+    family = load_family(Model(pretrained=str(tmp_path)))
+    sampler = sampler_for(setting(0.0, "default"), family, SCHEDULE)
+    assert isinstance(sampler.scheduler, DPMSolverMultistepScheduler)
+    assert sampler.description["lambda_min_clipped"] == "-inf"
+    assert identity(sampler.description)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from amsd.errors import UsageError
+from amsd.reading import read_json
 
 PADDED_VOCABULARY = 128
 """Text networks may have that many embeddings more than their tokenizer has tokens."""
@@ -16,6 +18,8 @@ _FEWEST = 3
 """Tokens that a tokenizer must give for a prompt to have one."""
 _MOST_TIMESTEPS = 100_000
 """Nobody trains with so many; a table of them is made when a scheduler is."""
+_MAY_BE_INFINITE = "lambda_min_clipped"
+"""The key of DPM solvers that diffusers itself writes as -Infinity."""
 _DIFFERENT = "The parts are of different models."
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -90,12 +94,16 @@ def require_scaling(configs: Configs, what: str) -> None:
         raise UsageError(f"{what}: its vae/config.json says scaling_factor = {scale!r}; it must be above 0.")
 
 
-def require_scheduler(config: Mapping[str, Any], file: Path, what: str) -> None:
-    """Check the numbers of a scheduler's configuration before a table is made of them.
+def scheduler_config(file: Path, what: str) -> dict[str, Any]:
+    """The configuration of a scheduler, its numbers looked at before a table is made of them.
 
     Raises:
-        UsageError: one is none, or out of its range; the file is named.
+        UsageError: it cannot be read, or a number of it is none or out of its range; the file is named.
     """
+    config = read_json(file, what, infinite=True)
+    for key, value in config.items():
+        if isinstance(value, float) and math.isinf(value) and key != _MAY_BE_INFINITE:
+            raise UsageError(f"{what}: {file} says {key} = {value:g}; it must be finite. Correct it.")
     count, shift = config.get("num_train_timesteps", 1000), config.get("shift", 1.0)
     if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= _MOST_TIMESTEPS:
         raise UsageError(
@@ -104,6 +112,7 @@ def require_scheduler(config: Mapping[str, Any], file: Path, what: str) -> None:
         )
     if not isinstance(shift, int | float) or isinstance(shift, bool) or not 0 < shift < float("inf"):
         raise UsageError(f"{what}: {file} says shift = {str(shift)[:30]!r}; it must be a number above 0. Correct it.")
+    return config
 
 
 def require_channels(takes: int, makes: int, what: str) -> None:

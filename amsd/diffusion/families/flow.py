@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.families.decoding import decode_in_slices
-from amsd.diffusion.families.flow_scheduler import SOCFlowMatchScheduler
+from amsd.diffusion.families.flow_scheduler import SOCFlowMatchScheduler, require_euler
 from amsd.diffusion.families.texts import embedded
 from amsd.diffusion.guidance import TextCondition
 from amsd.diffusion.steps import AffineSteps
@@ -58,6 +58,7 @@ class FlowFamily(Family):
     def exported_sampler(self, schedule: Schedule) -> Any:
         """The model's own, ending where the recipe says: its steps without noise are those of fine-tuning."""
         own = self.pipeline.scheduler
+        require_euler(own)
         if schedule.shift_terminal is None:
             return type(own).from_config(own.config)
         return type(own).from_config(own.config, shift_terminal=schedule.shift_terminal)
@@ -73,6 +74,7 @@ class FlowFamily(Family):
     def own_sampler(self, eta: float) -> tuple[Any, str | None]:
         """The model's own scheduler; with noise, Euler's method with noise on the same grid."""
         own = self.pipeline.scheduler
+        require_euler(own)
         if eta == 0:
             return type(own).from_config(own.config), None
         reason = f"the model's own {type(own).__name__} has no eta: the steps of fine-tuning replace it"

@@ -20,6 +20,28 @@ __all__ = ["SOCFlowMatchScheduler", "SchedulerMixin"]
 _NOT_AFFINE = ("invert_sigmas", "stochastic_sampling")
 
 
+def require_euler(scheduler: Any) -> None:
+    """Check that a model's own scheduler takes Euler's steps.
+
+    Others are refused for drawing too: pipelines call some of them with arguments that they do not have, and give those
+    with noise no generator, so that no seed would bring a picture back.
+
+    Raises:
+        UsageError: it is another scheduler, or its step is not affine.
+    """
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        raise UsageError(
+            f"The model's scheduler is a {type(scheduler).__name__}; the steps of a flow model are those of "
+            "FlowMatchEulerDiscreteScheduler. Put that one into the model's folder."
+        )
+    for key in _NOT_AFFINE:
+        if scheduler.config.get(key, False):
+            raise UsageError(
+                f"The model's scheduler has {key} = true, with which the control is undefined. "
+                f"Set {key} to false in the model's scheduler_config.json."
+            )
+
+
 class SOCFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
     """Euler's method with noise: eta = 0 is `FlowMatchEulerDiscreteScheduler`, eta = 1 is memoryless.
 
@@ -36,17 +58,7 @@ class SOCFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[mi
         Raises:
             UsageError: it is no flow-matching Euler scheduler, or its step is not affine.
         """
-        if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-            raise UsageError(
-                f"The model's scheduler is a {type(scheduler).__name__}; the steps of a flow model are those of "
-                "FlowMatchEulerDiscreteScheduler. Put that one into the model's folder."
-            )
-        for key in _NOT_AFFINE:
-            if scheduler.config.get(key, False):
-                raise UsageError(
-                    f"The model's scheduler has {key} = true, with which the control is undefined. "
-                    f"Set {key} to false in the model's scheduler_config.json."
-                )
+        require_euler(scheduler)
         made: Self = cls.from_config(scheduler.config)
         return made
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from amsd.diffusion.families.fit import require_scheduler
+from amsd.diffusion.families.fit import scheduler_config
 from amsd.diffusion.families.layout import (
     TEXT,
     UNET,
@@ -132,8 +132,7 @@ def load_single_file(file: Path, configuration: Path) -> Any:
     family = read_json(configuration / "model_index.json", what).get("_class_name")
     if family not in families:
         raise UsageError(f"{what} is of a {family}; a single file is read as one of {', '.join(families)}.")
-    scheduler = configuration / "scheduler" / "scheduler_config.json"
-    require_scheduler(read_json(scheduler, what), scheduler, what)
+    scheduler_config(configuration / "scheduler" / "scheduler_config.json", what)
     absent = {"safety_checker": None, "requires_safety_checker": False} if family == families[0] else {}
     try:
         with _plain_suffix(file) as readable:
