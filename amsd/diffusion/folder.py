@@ -112,43 +112,57 @@ def inspect(path: Path, what: str, variant: str | None = None, t5: bool = True) 
     if not t5 and not optional:
         raise UsageError(f"model.t5 = false: a {name} needs all of its text encoders. Remove the key.")
     left_out = () if t5 else optional
-    parts = {part.name: part for part in _parts(path, index, what, variant, left_out)}
+    parts = {part.name: part for part in _parts(path, index, what, variant, optional, left_out)}
     if variant is not None and not any(part.variant == variant for part in parts.values()):
         raise UsageError(f"{what} cannot be loaded: {path} has no files of model.variant = {variant!r}.")
     return Folder(path, str(name), index, parts, tuple(part for part in optional if part not in parts))
 
 
 def _parts(
-    path: Path, index: Mapping[str, Any], what: str, variant: str | None, left_out: tuple[str, ...]
+    path: Path,
+    index: Mapping[str, Any],
+    what: str,
+    variant: str | None = None,
+    optional: tuple[str, ...] = (),
+    left_out: tuple[str, ...] = (),
 ) -> Iterator[Part]:
+    """The parts that an index names; a message about an `optional` one says how to leave it out."""
     for name, entry in index.items():
         if name.startswith("_") or name in (*_UNUSED, *left_out) or not isinstance(entry, list) or entry[:1] == [None]:
             continue
-        if len(entry) != 2 or not all(isinstance(word, str) for word in entry):
-            raise UsageError(
-                f"{what}: {path / INDEX} says {entry!r} for {name}; expected a library and a class. Download it again."
-            )
-        library, class_name = entry
-        folder = path / name
-        if not folder.is_dir():
-            raise UsageError(f"{what}: {path} has no folder {name}/, which its {INDEX} names. Download it again.")
-        if library in _OWN and class_name.endswith("Scheduler"):
-            library = "diffusers"
-        if library not in ("diffusers", "transformers"):
-            raise UsageError(
-                f"{what}: {path / INDEX} names {library}.{class_name} for {name}: amsd does not "
-                "run code that comes with a model. Use a model of diffusers' and transformers' own classes."
-            )
-        if _is_network(library, class_name):
-            config = _network_config(folder, what)
-            files, found = _weight_files(folder, what, variant, library)
-            yield Part(name, library, class_name, folder, config, files, found)
-        else:
-            config = scheduler_config(folder / SCHEDULER, what) if library == "diffusers" else {}
-            for file in sorted(folder.iterdir()):
-                if file.is_file() and not file.name.startswith(".") and file.name != SCHEDULER:
-                    read_json(file, what) if file.suffix == ".json" else require_whole(file, what)
-            yield Part(name, library, class_name, folder, config, (), None)
+        try:
+            yield _part(path, name, entry, what, variant)
+        except UsageError as error:
+            if name not in optional:
+                raise
+            raise UsageError(f"{error} Or draw without it: model.t5 = false.") from error
+
+
+def _part(path: Path, name: str, entry: list[Any], what: str, variant: str | None) -> Part:
+    if len(entry) != 2 or not all(isinstance(word, str) for word in entry):
+        raise UsageError(
+            f"{what}: {path / INDEX} says {entry!r} for {name}; expected a library and a class. Download it again."
+        )
+    library, class_name = entry
+    folder = path / name
+    if not folder.is_dir():
+        raise UsageError(f"{what}: {path} has no folder {name}/, which its {INDEX} names. Download it again.")
+    if library in _OWN and class_name.endswith("Scheduler"):
+        library = "diffusers"
+    if library not in ("diffusers", "transformers"):
+        raise UsageError(
+            f"{what}: {path / INDEX} names {library}.{class_name} for {name}: amsd does not "
+            "run code that comes with a model. Use a model of diffusers' and transformers' own classes."
+        )
+    if _is_network(library, class_name):
+        config = _network_config(folder, what)
+        files, found = _weight_files(folder, what, variant, library)
+        return Part(name, library, class_name, folder, config, files, found)
+    config = scheduler_config(folder / SCHEDULER, what) if library == "diffusers" else {}
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and not file.name.startswith(".") and file.name != SCHEDULER:
+            read_json(file, what) if file.suffix == ".json" else require_whole(file, what)
+    return Part(name, library, class_name, folder, config, (), None)
 
 
 def configuration_parts(path: Path, what: str) -> dict[str, Part]:
@@ -163,7 +177,7 @@ def configuration_parts(path: Path, what: str) -> dict[str, Part]:
         for name, entry in index.items()
         if name.startswith(("tokenizer", "scheduler")) and isinstance(entry, list)
     }
-    return {part.name: part for part in _parts(path, plain, what, None, ())}
+    return {part.name: part for part in _parts(path, plain, what)}
 
 
 def network_part(folder: Path, what: str) -> Part:

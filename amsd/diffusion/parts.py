@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
 from amsd.diffusion.families import family_class
@@ -33,6 +33,7 @@ def load_pipeline(folder: Folder, what: str) -> Any:
 
     import amsd.diffusion.scheduler  # noqa: F401  # diffusers takes classes from modules that are imported already
 
+    require_all(folder.pipeline_class, folder.parts, what)
     require_classes(folder, what)
     networks = {part.name: load_network(part, what) for part in folder.parts.values() if part.weights}
     pipeline_class = getattr(diffusers, folder.pipeline_class)
@@ -225,6 +226,18 @@ def _harmless(key: str, class_name: str) -> bool:
     return class_name.startswith("CLIPText") and key.startswith(_OTHER_HALF)
 
 
+def require_all(pipeline_class: str, names: Collection[str], what: str) -> None:
+    """Check that a pipeline has every part that draws, and a tokenizer for each text encoder.
+
+    Raises:
+        UsageError: one is absent.
+    """
+    family = family_class(pipeline_class)
+    encoders = [name for name in family.text_encoder_names if name in names or name not in family.optional_parts]
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders]
+    require_parts(names, (family.denoiser_name, "vae", "scheduler", *encoders, *tokenizers), what)
+
+
 def require_fit(
     pipeline_class: str, configs: Mapping[str, Mapping[str, Any]], tokenizers: Mapping[str, Any], what: str
 ) -> None:
@@ -239,11 +252,8 @@ def require_fit(
     Raises:
         UsageError: channels, widths or vocabularies disagree.
     """
-    family = family_class(pipeline_class)
-    encoders = [name for name in family.text_encoder_names if name not in family.optional_parts]
-    require_parts(configs, (family.denoiser_name, "vae", "scheduler", *encoders), what)
-    require_parts(tokenizers, [name.replace("text_encoder", "tokenizer") for name in encoders], what)
+    require_all(pipeline_class, [*configs, *tokenizers], what)
     require_vocabularies(configs, {name: len(each) for name, each in tokenizers.items()}, what)
     require_lengths(configs, {name: int(each.model_max_length) for name, each in tokenizers.items()}, what)
     require_scaling(configs, what)
-    family.require_fit(configs, what)
+    family_class(pipeline_class).require_fit(configs, what)

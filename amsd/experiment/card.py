@@ -9,6 +9,7 @@ from typing import Any
 
 from amsd.diffusion.families import family_class
 from amsd.diffusion.lora_file import LORA_FILE
+from amsd.diffusion.policy import DTYPES
 from amsd.evaluation.result import EvaluationResult, saved_results
 from amsd.evaluation.statistics import measured
 from amsd.places import in_text, in_value, published_toml
@@ -127,11 +128,14 @@ def _loading(folder: Path, recipe: Recipe) -> Iterator[str]:
     steps = recipe.schedule.num_inference_steps
     call = f'image = pipeline("a prompt", num_inference_steps={steps}, {named}).images[0]'
     files = sorted(path.name for path in folder.glob("*.safetensors"))
-    yield from ("", "## How to load", "", "```python", "from diffusers import DiffusionPipeline", "")
-    if pipeline or not files:
-        yield 'pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER_OR_REPOSITORY"' + f"{absent})"
-    else:
-        yield f'pipeline = DiffusionPipeline.from_pretrained("{in_value(recipe.model.pretrained)}")'
+    alone = bool(files) and not pipeline
+    dtype = DTYPES[recipe.model.precision] if alone or recipe.model.precision != "fp32" else None
+    yield from ("", "## How to load", "", "```python", *(["import torch"] if dtype else []))
+    yield from ("from diffusers import DiffusionPipeline", "")
+    source = in_value(recipe.model.pretrained) if alone else "THIS_FOLDER_OR_REPOSITORY"
+    options = absent + (f", torch_dtype={dtype}" if dtype else "")
+    yield f'pipeline = DiffusionPipeline.from_pretrained("{source}"{options})'
+    if alone:
         yield f'pipeline.load_lora_weights("THIS_FOLDER_OR_REPOSITORY", weight_name="{files[0]}")'
     yield from (call, "```", "")
     if family.takes_eta:

@@ -44,9 +44,10 @@ def export(
     if style == "kohya":
         return _export_kohya(recipe, checkpoint, to, report)
     report(f"step 1 of 3: loading {checkpoint.name}", 0, 0)
-    # A LoRA is merged into the weights that were rounded for training, not into what they were rounded to.
-    whole = recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantization": None})})
-    policy = load_policy(whole, torch.device("cpu"), checkpoint)
+    # Weights as they were before training rounded them, and all in float32: pipelines that are loaded without a dtype
+    # keep that of their text encoders and widen the other networks, so that the two would not fit.
+    whole = recipe.model.model_copy(update={"quantization": None, "precision": "fp32"})
+    policy = load_policy(recipe.model_copy(update={"model": whole}), torch.device("cpu"), checkpoint)
     if isinstance(policy, OffsetPolicy):
         raise UsageError(
             "model.parameterization = 'offset' is base plus a second network and cannot be merged into one network; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +296,48 @@ def test_an_unchanged_policy_is_its_base_and_checkpoints_are_read(parameterizati
     other.load(tmp_path)
     assert torch.equal(other.finetuned(x, times, given), one.finetuned(x, times, given))
     assert not torch.allclose(one.finetuned(x, times, given), one.base(x, times, given), atol=1e-4)
+
+
+def changed(folder: Path, file: str, **values: Any) -> None:
+    tree = json.loads((folder / file).read_text(encoding="utf-8"))
+    (folder / file).write_text(json.dumps(tree | values), encoding="utf-8")
+
+
+ABSENT = [None, None]
+UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
+    "no shift": ("vae/config.json", {"shift_factor": None}, r"shift_factor = None.*Set shift_factor there"),
+    "two outputs a channel": ("transformer/config.json", {"out_channels": 32}, "takes 16 channels and gives 32"),
+    "no tokenizer of T5": ("model_index.json", {"tokenizer_3": ABSENT}, "it has no tokenizer_3"),
+    "one CLIP": ("model_index.json", {"text_encoder_2": ABSENT, "tokenizer_2": ABSENT}, "it has no text_encoder_2"),
+    "no transformer": ("model_index.json", {"transformer": ABSENT}, "it has no transformer"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_parts_that_cannot_draw_are_refused_alike_by_plans_and_by_the_load(name: str, tmp_path: Path) -> None:
+    file, values, words = UNFIT[name]
+    pipeline = pipelines.stable_diffusion_3()
+    if file.startswith("transformer"):
+        pipeline.transformer = type(pipeline.transformer).from_config(dict(pipeline.transformer.config) | values)
+    pipeline.save_pretrained(tmp_path)
+    changed(tmp_path, file, **values)
+    for ask in (load_family, blueprint):
+        with pytest.raises(UsageError, match=words):
+            ask(Model(pretrained=str(tmp_path)))
+
+
+def test_a_missing_t5_can_be_left_out_and_positions_can_be_computed(tmp_path: Path) -> None:
+    pipeline = pipelines.stable_diffusion_3()
+    config = dict(pipeline.transformer.config) | {"pos_embed_max_size": None}
+    pipeline.transformer = type(pipeline.transformer).from_config(config)
+    pipeline.save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "text_encoder_3")
+    with pytest.raises(UsageError, match=r"no folder text_encoder_3/.*model\.t5 = false"):
+        load_family(Model(pretrained=str(tmp_path)))
+    family = load_family(Model(pretrained=str(tmp_path), t5=False, size=(16, 64)))
+    require_agreement(family)
+    x = torch.randn(1, *family.latent_shape)
+    assert family.network(family.denoiser)(x, torch.tensor([5.0]), family.encode(["a cat"])).shape == x.shape
 
 
 FLUX = {"size": (16, 24), "max_sequence_length": 6}

@@ -94,7 +94,7 @@ class Family(Drawing):
     @classmethod
     @abstractmethod
     def require_fit(cls, configs: Configs, what: str) -> None:
-        """Check that the parts of a pipeline were made for each other; all of `required_parts` are there.
+        """Check that the parts of a pipeline were made for each other; all that draw are there (`require_all`).
 
         Raises:
             UsageError: they were not; the numbers that disagree are named.

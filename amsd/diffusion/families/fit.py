@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return half
 
 
-def require_parts(configs: Mapping[str, Any], names: Sequence[str], what: str) -> None:
+def require_parts(parts: Collection[str], names: Sequence[str], what: str) -> None:
     """Check that the parts are there.
 
     Raises:
         UsageError: one is absent.
     """
     for name in names:
-        if name not in configs:
+        if name not in parts:
             raise UsageError(f"{what}: it has no {name}. The folder is incomplete, or of another kind.")
 
 
@@ -126,6 +126,33 @@ def require_channels(takes: int, makes: int, what: str) -> None:
         raise UsageError(
             f"{what}: its denoising network takes {takes} input channels{kind}, but its VAE has {makes} latent "
             "channels. Use a text-to-image model."
+        )
+
+
+def require_shift(configs: Configs, what: str) -> None:
+    """Check that the autoencoder of a flow-matching model says its shift, which pipelines add without asking.
+
+    Raises:
+        UsageError: it does not.
+    """
+    shift = configs["vae"].get("shift_factor")
+    if not isinstance(shift, int | float) or isinstance(shift, bool):
+        raise UsageError(
+            f"{what}: its vae/config.json says shift_factor = {shift!r}, but the pipeline of this model adds a number "
+            "to every latent. Set shift_factor there, to 0.0 if the autoencoder has none."
+        )
+
+
+def require_velocity(gives: int | None, takes: int, what: str) -> None:
+    """Check that a flow-matching transformer gives one velocity for each channel; `gives` None means as many.
+
+    Raises:
+        UsageError: it gives something else.
+    """
+    if gives is not None and gives != takes:
+        raise UsageError(
+            f"{what}: its transformer takes {takes} channels and gives {gives}; a velocity has as many as it takes. "
+            "Use a text-to-image model."
         )
 
 

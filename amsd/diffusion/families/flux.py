@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amsd.diffusion.families.fit import Configs, require_channels, require_width
+from amsd.diffusion.families.fit import Configs, require_channels, require_shift, require_velocity, require_width
 from amsd.diffusion.families.flow import FlowFamily
 from amsd.diffusion.families.published import CLIP_L, T5_XXL, VAE_16, Published
 from amsd.diffusion.guidance import Network, TextCondition
@@ -46,6 +46,8 @@ class Flux(FlowFamily):
         """Channels of transformer and autoencoder, widths of the text."""
         transformer = configs["transformer"]
         require_channels(transformer.get("in_channels", 64) // _PACKED, configs["vae"].get("latent_channels", 4), what)
+        require_shift(configs, what)
+        require_velocity(transformer.get("out_channels"), transformer.get("in_channels", 64), what)
         clip, t5 = configs.get("text_encoder", {}), configs.get("text_encoder_2", {})
         require_width("pooled text", transformer.get("pooled_projection_dim", 768), clip.get("hidden_size", 512), what)
         require_width("T5's text", transformer.get("joint_attention_dim", 4096), t5.get("d_model", 512), what)

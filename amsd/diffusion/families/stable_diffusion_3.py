@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amsd.diffusion.families.fit import require_channels, require_width
+from amsd.diffusion.families.fit import require_channels, require_shift, require_velocity, require_width
 from amsd.diffusion.families.flow import FlowFamily
 from amsd.diffusion.families.published import CLIP_G_POOLED, CLIP_L_POOLED, T5_XXL, VAE_16, Published
 from amsd.diffusion.guidance import Network, TextCondition
@@ -57,6 +57,8 @@ class StableDiffusion3(FlowFamily):
         """Channels of transformer and autoencoder, widths of the text."""
         transformer = configs["transformer"]
         require_channels(transformer.get("in_channels", 16), configs["vae"].get("latent_channels", 4), what)
+        require_shift(configs, what)
+        require_velocity(transformer.get("out_channels", 16), transformer.get("in_channels", 16), what)
         clip = [configs[name] for name in ("text_encoder", "text_encoder_2") if name in configs]
         pooled = sum(config.get("projection_dim", 512) for config in clip)
         require_width("pooled text", transformer.get("pooled_projection_dim", 2048), pooled, what)
@@ -79,8 +81,9 @@ class StableDiffusion3(FlowFamily):
 
     def _check_size(self) -> None:
         super()._check_size()
-        largest = int(self.denoiser.config.pos_embed_max_size) * self._size_multiple()
-        if max(self.size) > largest:
+        positions = self.denoiser.config.pos_embed_max_size  # None: computed for each size
+        if positions is not None and max(self.size) > positions * self._size_multiple():
+            largest = positions * self._size_multiple()
             raise UsageError(f"model.size = {list(self.size)}: this model draws at most {largest} pixels a side.")
 
     def network(self, module: nn.Module) -> Network:
