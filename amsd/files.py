@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from amsd.errors import RunError, UsageError, option
 
@@ -83,8 +83,8 @@ def _is_of_run(path: Path) -> bool:
     return inside or path.name == "metrics.jsonl" or beside
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` atomically (written aside, fsynced, renamed).
+def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Replace `path` by what `fill` writes, atomically (written aside, fsynced, renamed).
 
     Raises:
         DiskError: it cannot be written.
@@ -93,8 +93,8 @@ def write_text(path: Path, text: str) -> None:
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+            with aside.open("wb") as stream:
+                fill(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
             aside.replace(path)
@@ -103,6 +103,16 @@ def write_text(path: Path, text: str) -> None:
                 aside.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in UTF-8, atomically.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    content = text.encode("utf-8")
+    write_file(path, lambda stream: stream.write(content))
 
 
 def move_file(source: Path, target: Path) -> None:

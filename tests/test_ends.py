@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from amsd.ends import AnnouncedEnd, Ends
+from amsd.ends import AnnouncedEnd, Ends, announced, keeping
 from amsd.experiment.train import train
 from amsd.run_directory import RunDirectory
 from tests import pipelines
@@ -52,6 +54,60 @@ def test_what_is_held_is_not_torn() -> None:
             send()
             send(signal.SIGINT)
         assert ends.number == signal.SIGTERM
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_wish() -> None:
+    """Launchers tell a process and its group; what is half written must be deleted meanwhile."""
+    cleaned = []
+
+    def work() -> None:
+        try:
+            send()
+        finally:
+            send(signal.SIGINT)
+            cleaned.append(True)
+
+    with pytest.raises(AnnouncedEnd) as end, Ends(alone=True):
+        work()
+    assert end.value.number == signal.SIGTERM
+    assert cleaned
+
+
+def test_a_fork_is_ended_by_a_signal_as_if_nobody_listened() -> None:
+    """Such as a worker of the pool of somebody's reward, which the pool ends with SIGTERM."""
+    fork = multiprocessing.get_context("fork")
+    up = fork.Event()
+
+    def work() -> None:
+        up.set()
+        while True:
+            time.sleep(0.01)
+
+    with Ends(alone=True) as ends:
+        child = fork.Process(target=work)
+        child.start()
+        up.wait()
+        child.terminate()
+        child.join()
+    assert child.exitcode == -signal.SIGTERM
+    assert ends.number is None
+
+
+def test_an_end_says_what_is_kept_and_is_found_behind_other_errors() -> None:
+
+    def command() -> None:
+        try:
+            with keeping(lambda: "outer"), keeping(lambda: "inner"):
+                raise AnnouncedEnd(signal.SIGHUP)
+        except KeyboardInterrupt as error:  # as Typer ends a command
+            raise SystemExit(130) from error
+
+    with pytest.raises(SystemExit) as ended, keeping(lambda: "no end"):
+        command()
+    end = announced(ended.value)
+    assert end is not None
+    assert (end.kept, end.exit_code, end.signal_name) == ("inner", 75, "SIGHUP")
+    assert announced(SystemExit(1)) is None
 
 
 def test_ignored_signals_stay_ignored_and_handlers_come_back() -> None:

@@ -15,9 +15,8 @@ import typer
 from amsd import __version__
 from amsd.cli import demo, diagnose, evaluate, export, recipe, report, sample, sweep, train
 from amsd.cli.hints import Commands
-from amsd.cli.launch import launched, rank, report_code
-from amsd.cli.train import Interrupted
-from amsd.ends import INTERRUPTED, ignore
+from amsd.cli.launch import launched, rank, relaunched, report_code
+from amsd.ends import AnnouncedEnd, Ends, announced
 from amsd.errors import AmsdError, UsageError
 from amsd.files import refusal
 from amsd.reading import is_shortage, reason_of
@@ -93,21 +92,23 @@ def options(
     quiet_libraries(debug)
 
 
-def main() -> None:
+def run(ends: Ends) -> None:
     """Run the command line: exit 0 success, 1 run failed, 2 usage or recipe error, 130 or 75 ended by a signal."""
     try:
-        app()
-    except Interrupted as interruption:
-        ignore()  # an impatient second Ctrl-C would change the exit code
-        _end(str(interruption), interruption.exit_code, everyone=False)
+        with ends.at_once():
+            app()
+    except (SystemExit, KeyboardInterrupt) as error:
+        end = announced(error) if not isinstance(error, SystemExit) or error.code else None
+        if end is None:
+            raise
+        # Of several processes, the command that launched them says it.
+        _end("" if relaunched() else _announcement(end), end.exit_code, everyone=False)
     except AmsdError as error:
         if _debug():
             report_code(error.exit_code)
             raise
         # Every process reads the same command line and recipe; what happens in a run happens to one of them.
         _end(f"Error: {error}", error.exit_code, everyone=not isinstance(error, UsageError))
-    except KeyboardInterrupt:  # outside of a command; within one, Typer ends with the same code
-        _end("Interrupted.", INTERRUPTED, everyone=False)
     except OSError as error:
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM):
             text = _working_folder_is_gone() or refusal(error)
@@ -122,6 +123,14 @@ def main() -> None:
         _end(f"Error: {_described(error)}{way_out}", UsageError.exit_code, everyone=False)
     except Exception as error:  # noqa: BLE001
         _last_resort(error)
+
+
+def _announcement(end: AnnouncedEnd) -> str:
+    """What was ended, by which signal, what is left of it and how it goes on."""
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    command = " ".join(["amsd", *words[: 2 if words[:1] in (["recipe"], ["sweep"]) else 1]])
+    cause = "Ctrl-C" if end.signal_name == "SIGINT" else end.signal_name
+    return f"{cause} has ended {command}. {end.kept or 'Nothing is lost: run the same command again.'}"
 
 
 def _last_resort(error: Exception) -> NoReturn:

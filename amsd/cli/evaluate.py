@@ -12,6 +12,7 @@ import typer
 from amsd.cli.options import AllowCodeOption, ModelArgument, RecipeOption, SetOption
 from amsd.cli.outputs import path_option, place_option, require_folder
 from amsd.cli.source import Source, require_consent, resolve_model, with_base
+from amsd.ends import keeping
 from amsd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 NO_BASE = "none"
 """Value of `--base` that evaluates a model alone."""
+_KEPT = "What it has evaluated to the end is kept: run the same command again for the rest."
 _OF_A_RUN = "results lie in the run. Make it writable, or evaluate a copy of it."
 
 
@@ -53,23 +55,36 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint, or any model, on the recipe's evaluation prompts, paired with a base on common noise."""
     changes = assignments or []
-    if watch is not None:
-        _watch(watch, recipe, changes, as_json, allow_code)
-        return
-    if table is not None:
-        require_folder(table, "--table")
-        _benchmark(checkpoint, recipe, changes, base, table, allow_code)
-        return
+    with keeping(lambda: _KEPT):
+        if watch is not None:
+            _watch(watch, recipe, changes, as_json, allow_code)
+        elif table is not None:
+            require_folder(table, "--table")
+            _benchmark(checkpoint, recipe, changes, base, table, allow_code)
+        else:
+            _one(checkpoint, recipe, changes, base, output, as_json, allow_code)
+
+
+def _one(
+    given: str,
+    recipe: str | None,
+    assignments: list[str],
+    base: str | None,
+    output: Path | None,
+    as_json: bool,
+    allow_code: bool,
+) -> None:
+    """Evaluate a checkpoint or a model, which was `given` by its name."""
     if output is not None:
         require_folder(output, "--output")
-    source = resolve_model(checkpoint, recipe, changes)
+    source = resolve_model(given, recipe, assignments)
     _consent(source, None, allow_code, recipe)
     if source.checkpoint is None:
-        _model(source, checkpoint, base, output, as_json)
+        _model(source, given, base, output, as_json)
         return
     if output is not None:
         raise UsageError("--output is for models: the results of a checkpoint go into its own folder.")
-    _checkpoint(source.recipe, source.checkpoint, checkpoint, _required(base), as_json)
+    _checkpoint(source.recipe, source.checkpoint, given, _required(base), as_json)
 
 
 def _watch(run: Path, recipe: str | None, assignments: list[str], as_json: bool, allow_code: bool) -> None:

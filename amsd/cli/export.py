@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from amsd.cli.options import CheckpointArgument, CheckpointRecipeOption
-from amsd.cli.outputs import path_option, place_option, require_folder
+from amsd.cli.outputs import as_argument, path_option, place_option, require_folder
 from amsd.cli.source import resolve
+from amsd.ends import keeping
 from amsd.errors import UsageError
 from amsd.files import require_vacant
 
@@ -51,4 +52,5 @@ def export(
         written = write(source.recipe, source.checkpoint, to, style.value, report)
     typer.echo(written)
     if push is not None:
-        typer.echo(hub.push(to, push))
+        with keeping(lambda: f"The export is complete: {to}. Upload it with: hf upload {push} {as_argument(to)}"):
+            typer.echo(hub.push(to, push))

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from amsd.ends import INTERRUPTED, REQUEUE, SIGNALS
+from amsd.ends import INTERRUPTED, REQUEUE, SIGNALS, AnnouncedEnd
 from amsd.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def relaunch(arguments: Sequence[str], processes: int) -> int:
     stopped for long. A signal that announces an end is passed on to all of them.
 
     Raises:
+        AnnouncedEnd: a signal ended them, or one of them.
         RunError: a process died without a word, or was stopped; it is named.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -112,9 +113,8 @@ def relaunch(arguments: Sequence[str], processes: int) -> int:
     failed = [code for code in found.values() if code not in (0, INTERRUPTED, REQUEUE)]
     if failed or not (received or found):
         return max(failed, default=1)
-    if received:
-        return INTERRUPTED if received == signal.SIGINT else REQUEUE
-    return max(found.values())  # a signal came to a process alone
+    # Else one came to a process alone, which has told no more than its exit code.
+    raise AnnouncedEnd(received or (signal.SIGINT if INTERRUPTED in found.values() else 0))
 
 
 class _Frozen:

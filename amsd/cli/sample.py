@@ -10,6 +10,7 @@ import typer
 from amsd.cli.options import ModelArgument, RecipeOption, SetOption
 from amsd.cli.outputs import path_option, place_option, require_folder
 from amsd.cli.source import resolve_model, with_base
+from amsd.ends import keeping
 from amsd.errors import UsageError
 
 
@@ -45,7 +46,8 @@ def sample(
     request = SampleRequest(tuple(prompt), count, seed, eta, guidance_scale, steps, negative_prompt)
     from amsd.tracking.progress import progress
 
-    with progress() as report:
+    kept = f"Pictures that it has written to {out} are whole: run the same command again to draw all of them."
+    with progress() as report, keeping(lambda: kept):
         written = draw(own, source.checkpoint, request, out, source.model, report)
     for path in written:
         typer.echo(path)

@@ -10,20 +10,11 @@ import typer
 
 from amsd.cli.options import AllowCodeOption, RecipeArgument, SetOption
 from amsd.cli.outputs import as_argument, path_option, require_folder
-from amsd.ends import INTERRUPTED, REQUEUE, AnnouncedEnd, Ends
-from amsd.errors import AmsdError
+from amsd.ends import Ends, keeping
 
 if TYPE_CHECKING:
     from amsd.experiment.train import Finished
     from amsd.recipe import Recipe
-
-
-class Interrupted(AmsdError):
-    """A signal ended a training; the text says the command that continues it."""
-
-    def __init__(self, text: str, exit_code: int) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
 
 
 def train(
@@ -61,19 +52,13 @@ def train(
     for assignment in assignments or []:
         arguments += ["--set", assignment]
     again = shlex.join(["amsd", *arguments, *(["--processes", str(processes)] if processes > 1 else []), "--resume"])
-    if processes > 1 and not launched():
-        code = relaunch([*arguments, *(["--resume"] if resume else [])], processes)
-        if code in (INTERRUPTED, REQUEUE):
-            raise Interrupted(_interruption(run, again), code)
-        raise typer.Exit(code)
-    try:
+    with keeping(lambda: _kept(run, again)):
+        if processes > 1 and not launched():
+            raise typer.Exit(relaunch([*arguments, *(["--resume"] if resume else [])], processes))
         with Ends() as ends:  # before torch is imported, which takes seconds
             from amsd.experiment.train import train as run_training
 
             finished = run_training(resolved, run, resume=resume, ends=ends)
-    except AnnouncedEnd as end:
-        # Under `--processes` the command that launched this process says how to go on.
-        raise Interrupted("" if relaunched() else _interruption(run, again), end.exit_code) from end
     if finished.main:
         _summarize(finished)
 
@@ -91,13 +76,13 @@ def _place(recipe: Recipe, source: str, resume: bool, several: bool) -> Path:
     return newest(named) if resume else vacant(named)
 
 
-def _interruption(run: Path, again: str) -> str:
-    """Where the run stands, and how it goes on."""
+def _kept(run: Path, again: str) -> str:
+    """Where an interrupted run stands, and how it goes on."""
     from amsd.run_directory import RunDirectory
 
     newest = RunDirectory(run).pointer("latest")
-    kept = "there is no checkpoint yet" if newest is None else f"its newest checkpoint is {newest.name}"
-    return f"Interrupted; {kept}. Continue with: {again}"
+    kept = "There is no checkpoint yet" if newest is None else f"Its newest checkpoint is {newest.name}"
+    return f"{kept}. Continue with: {again}"
 
 
 def _summarize(finished: Finished) -> None:

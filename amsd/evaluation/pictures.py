@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from amsd.evaluation.result import EvaluationResult
-from amsd.files import write_folder
+from amsd.files import write_file, write_folder
 
 _GAP = 2
 _CELL = 128
@@ -21,6 +21,15 @@ _CAPTION_LINES = 4
 def to_image(picture: Tensor) -> Image.Image:
     """One picture (3, H, W), uint8, as an image."""
     return Image.fromarray(picture.permute(1, 2, 0).cpu().contiguous().numpy())
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    write_file(path, lambda stream: image.save(stream, "PNG"))
 
 
 def grid(pictures: Tensor, zoom: int = 1) -> Image.Image:

@@ -105,7 +105,10 @@ def serve(
     quiet = {"share": False, "ssr_mode": False, "quiet": True, "prevent_thread_lock": True}
     _, address, _ = page.launch(server_name=host, server_port=port, **quiet, **look())
     say(f"The page is at {address} until you press Ctrl-C.")
-    page.block_thread()
+    try:
+        threading.Event().wait()  # Gradio's own wait takes every signal for a good end
+    finally:
+        page.close(verbose=False)
 
 
 def look() -> dict[str, Any]:

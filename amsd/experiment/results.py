@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from amsd.evaluation.evaluator import Evaluator
-from amsd.evaluation.pictures import save_pictures, side_by_side
+from amsd.evaluation.pictures import save_image, save_pictures, side_by_side
 from amsd.evaluation.result import EvaluationResult
-from amsd.files import writing
 from amsd.prompts import load_prompts
 from amsd.recipe import Recipe
 from amsd.tracking.progress import Report
@@ -41,5 +40,4 @@ def compare_pictures(base: Sequence[EvaluationResult], results: Sequence[Evaluat
         return
     own, other = base[0].pictures, results[0].pictures
     if own is not None and other is not None and len(own):
-        with writing(folder / "comparison.png"):
-            side_by_side(own[:, 0], other[:, 0], results[0].prompts).save(folder / "comparison.png")
+        save_image(side_by_side(own[:, 0], other[:, 0], results[0].prompts), folder / "comparison.png")

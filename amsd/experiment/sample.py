@@ -15,9 +15,9 @@ from torch import Tensor
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.finite import require_finite_images
 from amsd.errors import UsageError
+from amsd.evaluation.pictures import save_image
 from amsd.experiment.models import load_model
 from amsd.experiment.setup import build_accelerator, load_policy
-from amsd.files import writing
 from amsd.prompts.cut import cut_prompts
 from amsd.recipe import Recipe
 from amsd.run_directory import resolve_checkpoint
@@ -118,9 +118,7 @@ def _write(family: Family, recipe: Recipe, request: SampleRequest, out: Path, re
     for index, prompt in enumerate(request.prompts):
         for number, image in enumerate(_in_parts(family, recipe, prompt, request, size)):
             path = out / f"p{index:03d}-s{number}.png"
-            with writing(path):
-                out.mkdir(parents=True, exist_ok=True)
-                image.save(path)
+            save_image(image, path)
             written.append(path)
         report("pictures", len(written), len(request.prompts) * request.count)
     return written

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, Protocol
 
-from amsd.ends import SIGNALS, code_of
+from amsd.ends import SIGNALS, AnnouncedEnd, code_of, is_free
 from amsd.errors import RunError
 from amsd.evaluation.result import FID, KID
 from amsd.recipe import Recipe
@@ -127,17 +127,17 @@ def on_signals(stop: Stop) -> Iterator[None]:
     _first = None
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        logger.warning("%s: ending; running trials go back into the queue.", signal.Signals(number).name)
         global _first
+        if stop.requested:
+            raise AnnouncedEnd(_first or number)
+        logger.warning("%s: ending; running trials go back into the queue.", signal.Signals(number).name)
         _first = number
         stop.request()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    free = (number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL)
+    free = (number for number in SIGNALS if is_free(number))
     numbers = [*_ALWAYS, *(number for number in free if number not in _ALWAYS)]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:

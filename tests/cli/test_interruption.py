@@ -67,7 +67,7 @@ def test_an_announced_end_keeps_the_work_and_names_the_command_that_goes_on(
     assert lines(run)[-1]["notice"] == "interrupted"
     saved = RunDirectory(run).steps()[-1]
     assert saved == steps(run)[-1] >= 3  # no step is lost
-    assert f"its newest checkpoint is step-{saved:06d}" in said
+    assert f"Its newest checkpoint is step-{saved:06d}" in said
     assert damage(RunDirectory(run).checkpoint(saved)) is None
 
     went_on = amsd(*again[1:])

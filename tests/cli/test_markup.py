@@ -10,7 +10,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import amsd
-from amsd.cli.app import app, main
+from amsd.cli import main
+from amsd.cli.app import app
 from amsd.cli.outputs import as_argument
 from amsd.tracking.progress import progress
 from tests import pipelines

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from amsd.cli.app import main
+from amsd.cli import main
 from amsd.run_directory import damage
 from tests import pipelines
 

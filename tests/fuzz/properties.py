@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from amsd.cli.app import main
+from amsd.cli import main
 from amsd.errors import AmsdError
 from amsd.evaluation.result import EvaluationResult
 from amsd.prompts import load_prompts

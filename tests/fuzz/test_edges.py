@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from amsd.cli import app as cli
+from amsd.cli import main
 from amsd.errors import UsageError
 from amsd.experiment.sample import SampleRequest
 from amsd.reading import is_shortage, reading
@@ -100,7 +101,7 @@ def test_a_lack_of_memory_says_what_to_lower(
     for size in (2**50, 2**62):
         monkeypatch.setattr(cli, "app", lambda size=size: torch.empty(size))
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         assert ended.value.code == 1
         said = capsys.readouterr().err
         assert said.startswith("Error: There is not enough memory. Lower optimizer.micro_batch")
@@ -161,7 +162,7 @@ def test_numbers_of_the_command_line_are_refused_at_the_edges(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["amsd", *command])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert command[-2].removeprefix("--").replace("-", "_") in said.replace("-", "_")

@@ -150,7 +150,7 @@ def test_nothing_is_exchanged_where_nothing_is_announced(monkeypatch: pytest.Mon
 PROCESS = """
 import sys, time
 import torch.distributed as dist
-from amsd.cli.app import main
+from amsd.cli import main
 from amsd.cli import app as cli
 from amsd.training import heartbeat, processes
 
