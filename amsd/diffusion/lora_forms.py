@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from amsd.diffusion.families import known_families
 from amsd.diffusion.families.base import Family
-from amsd.diffusion.families.lora_names import PEFT_PREFIX, LayerNames, Place, role_of
+from amsd.diffusion.families.lora_names import PEFT_PREFIX, LayerNames, Place, Role, role_of
 from amsd.diffusion.finite import require_finite_file
 from amsd.diffusion.lora_file import METADATA_KEY
 from amsd.errors import UsageError
@@ -156,12 +157,25 @@ def _sorted(tensors: Mapping[str, Tensor], names: LayerNames) -> tuple[dict[Plac
     astray = []
     for name, value in tensors.items():
         role = role_of(name)
-        place = None if role is None else names.find(role[0])
-        if role is None or place is None:
+        places = () if role is None else names.find(role[0])
+        if role is None or not places:
             astray.append(name)
-        else:
-            found.setdefault(place, {})[role[1]] = value
+            continue
+        for place, part in zip(places, _parts(value, role[1], places), strict=True):
+            found.setdefault(place, {})[role[1]] = part
     return found, astray
+
+
+def _parts(value: Tensor, role: Role, places: tuple[Place, ...]) -> Sequence[Tensor]:
+    """What each of several layers gets of a tensor for all of them: its own rows of what the outputs have.
+
+    Rows that are too few or too many go to the last one, where they are found not to fit.
+    """
+    if len(places) == 1 or role in ("down", "alpha"):
+        return [value] * len(places)
+    rows = [place.layer.out_features for place in places[:-1] if isinstance(place.layer, nn.Linear)]
+    flat = value.flatten() if role == "magnitude" else value
+    return flat.tensor_split(list(accumulate(rows)))
 
 
 def _layer(place: Place, roles: Mapping[str, Tensor], settings: Mapping[str, Any]) -> LoraLayer:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from diffusers.utils.state_dict_utils import convert_all_state_dict_to_peft, convert_state_dict_to_kohya
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -149,17 +150,87 @@ def test_flux_gets_what_the_files_of_other_tools_say(tool: Callable[..., Any], t
         torch.testing.assert_close(layer.weight, old + part @ down, rtol=1e-4, atol=1e-4)
 
 
-def test_joined_layers_that_diffusers_cannot_split_are_refused_with_the_reason(tmp_path: Path) -> None:
-    """Its converter knows queries, keys, values and MLP of a single block at the widths of FLUX.1 alone."""
+class Zeros(dict[str, torch.Tensor]):
+    """A checkpoint in the original layout, whose other tensors are zero."""
+
+    def pop(self, key: str, *default: Any) -> Any:
+        return super().pop(key, torch.zeros(3 * WIDTH, 1))
+
+
+def _original(layers: Sequence[tuple[str, int, int]], prefix: str, dots: bool) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A LoRA file of layers (name, inputs, outputs), and what it adds to each, by its name."""
+    tensors, added = {}, {}
+    for name, inputs, outputs in layers:
+        down, up = _matrices((4, inputs), (outputs, 4))
+        stem = prefix + (name if dots else name.replace(".", "_"))
+        tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(2.0)}
+        added[f"{name}.weight"] = 0.5 * up @ down
+    return tensors, added
+
+
+SD3_LAYERS = [
+    ("joint_blocks.0.x_block.attn.qkv", 16, 48), ("joint_blocks.0.x_block.attn2.qkv", 16, 48),
+    ("joint_blocks.0.x_block.attn2.proj", 16, 16), ("joint_blocks.1.context_block.attn.qkv", 16, 48),
+    ("joint_blocks.0.context_block.attn.proj", 16, 16), ("joint_blocks.1.x_block.mlp.fc1", 16, 64),
+    ("joint_blocks.0.context_block.mlp.fc2", 64, 16), ("joint_blocks.0.x_block.adaLN_modulation.1", 16, 144),
+    ("joint_blocks.0.context_block.adaLN_modulation.1", 16, 96), ("y_embedder.mlp.2", 16, 16),
+    ("context_embedder", 32, 16), ("final_layer.linear", 16, 64),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("prefix", "dots"), [("lora_unet_", False), ("diffusion_model.", True)])
+def test_stable_diffusion_3_in_the_original_layout_is_what_diffusers_makes_of_it(
+    prefix: str, dots: bool, tmp_path: Path
+) -> None:
+    """Of kohya's tools and ComfyUI; diffusers converts whole models in this layout, but no LoRA."""
+    tensors, added = _original(SD3_LAYERS, prefix, dots)
+    save_file(tensors, tmp_path / "lora.safetensors", metadata={"format": "pt"})
+    family = family_for(pipelines.stable_diffusion_3(t5=False))
+    before = {name: value.clone() for name, value in family.denoiser.state_dict().items()}
+    norms = ("0.x_block.attn.ln_q", "1.x_block.attn.ln_q", "0.x_block.attn2.ln_k")  # they say how many blocks there are
+    marks = {f"joint_blocks.{name}.weight": torch.zeros(1) for name in norms}
+    expected = convert_sd3_transformer_checkpoint_to_diffusers(Zeros(marks | added))
+    merge(family, tmp_path / "lora.safetensors", "the LoRA")
+    moved = {
+        name: value - before[name] for name, value in family.denoiser.state_dict().items()
+        if not torch.equal(value, before[name])
+    }  # fmt: skip
+    assert len(moved) == 18
+    for name, value in moved.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_single_block_of_flux_is_split_at_its_own_widths(tmp_path: Path) -> None:
     name, (down, up) = "lora_unet_single_blocks_0_linear1", _matrices((4, WIDTH), (7 * WIDTH, 4))
     file = tmp_path / "lora.safetensors"
     save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}, file, metadata={"format": "pt"})
     family = family_for(pipelines.flux(), Model(max_sequence_length=6, size=(16, 16)))
+    block = family.denoiser.single_transformer_blocks[0]
+    layers = [block.attn.to_q, block.attn.to_k, block.attn.to_v, block.proj_mlp]
+    before = torch.cat([layer.weight.detach().clone() for layer in layers])
+    merge(family, file, "the LoRA")
+    block = family.denoiser.single_transformer_blocks[0]
+    after = torch.cat([layer.weight for layer in (block.attn.to_q, block.attn.to_k, block.attn.to_v, block.proj_mlp)])
+    torch.testing.assert_close(after, before + up @ down, rtol=1e-4, atol=1e-4)
+    save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up[:-1]}, file, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="do not fit the layer"):
+        merge(family, file, "the LoRA")
+
+
+def test_layers_that_neither_amsd_nor_diffusers_can_place_are_refused_with_the_reason(tmp_path: Path) -> None:
+    """The modulation before FLUX's output has its halves in another order there: diffusers' converter is asked."""
+    name, (down, up) = "lora_unet_single_blocks_0_linear1", _matrices((4, WIDTH), (7 * WIDTH, 4))
+    other, pair = "lora_unet_final_layer_adaLN_modulation_1", _matrices((4, WIDTH), (2 * WIDTH, 4))
+    file = tmp_path / "lora.safetensors"
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    tensors |= {f"{other}.lora_down.weight": pair[0], f"{other}.lora_up.weight": pair[1]}
+    save_file(tensors, file, metadata={"format": "pt"})
+    family = family_for(pipelines.flux(), Model(max_sequence_length=6, size=(16, 16)))
     with pytest.raises(UsageError) as refusal:
         merge(family, file, "the LoRA")
     for part in (
-        f"the LoRA: {file} holds 2 tensors",
-        name,
+        f"the LoRA: {file} holds 4 tensors",
+        other,
         'AssertionError: at "assert sum(dims)',
         "widths of the publ",
     ):

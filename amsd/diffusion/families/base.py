@@ -116,6 +116,10 @@ class Family(Drawing):
         """Names that other tools give to the denoiser's layers, or to what contains them, by those of diffusers."""
         return {}
 
+    def joined_layer_names(self) -> Mapping[str, tuple[str, ...]]:
+        """Layers of other tools, each with the one or the several here whose outputs it has, one after the other."""
+        return {}
+
     @abstractmethod
     def network(self, module: nn.Module) -> Network:
         """A denoising module of this family as a function of (x, timesteps, condition)."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from amsd.diffusion.families.fit import Configs, require_channels, require_shift, require_velocity, require_width
 from amsd.diffusion.families.flow import FlowFamily
+from amsd.diffusion.families.original_names import flux_names
 from amsd.diffusion.families.published import CLIP_L, T5_XXL, VAE_16, Published
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.errors import UsageError
@@ -78,6 +79,10 @@ class Flux(FlowFamily):
 
     def _size_multiple(self) -> int:
         return 2 * int(self.pipeline.vae_scale_factor)
+
+    def joined_layer_names(self) -> Mapping[str, tuple[str, ...]]:
+        """Those of the original layout."""
+        return flux_names(self.denoiser)
 
     def network(self, module: nn.Module) -> Network:
         """The transformer as a function; ids of tokens and the embedded guidance are added."""

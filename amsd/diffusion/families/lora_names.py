@@ -80,25 +80,34 @@ class LayerNames:
     def __init__(self, family: Family) -> None:
         """Of a family around networks, which may have no storage."""
         networks = networks_of(family)
-        self._known: dict[str, Place] = {}
+        self._known: dict[str, tuple[Place, ...]] = {}
         for component, network in networks.items():
             spelled = dict(family.other_layer_names()) if component == family.denoiser_name else {}
             for module, layer in _layers(network):
                 place = Place(component, module, layer)
                 for name in _spellings(component, module, component == family.denoiser_name, spelled):
-                    self._known.setdefault(name, place)
+                    self._known.setdefault(name, (place,))
+        self._know_joined(family)
         # A family on paper has its denoiser alone: what a file says of its text encoders is taken as it is.
         absent = () if len(networks) > 1 else family.text_encoder_names
         self._absent = {f"{name}.": name for name in absent} | {
             prefix: name for name in absent for prefix in _TEXT.get(name, ())
         }
 
-    def find(self, spelled: str) -> Place | None:
-        """The layer of this name."""
+    def _know_joined(self, family: Family) -> None:
+        own = dict(_layers(family.denoiser))
+        for other, modules in family.joined_layer_names().items():
+            if all(module in own for module in modules):
+                places = tuple(Place(family.denoiser_name, module, own[module]) for module in modules)
+                for prefix in _DENOISER:
+                    self._known.setdefault(_spelled(prefix, other), places)
+
+    def find(self, spelled: str) -> tuple[Place, ...]:
+        """The layer of this name, or those whose outputs its own follow; none where there is no such layer."""
         for prefix, component in self._absent.items():
             if spelled.startswith(prefix):
-                return Place(component, spelled.removeprefix(prefix), None)
-        return self._known.get(spelled)
+                return (Place(component, spelled.removeprefix(prefix), None),)
+        return self._known.get(spelled, ())
 
 
 def networks_of(family: Family) -> dict[str, Any]:
@@ -120,7 +129,11 @@ def _spellings(component: str, module: str, denoiser: bool, other: Mapping[str, 
     prefixes = (f"{component}.", f"{PEFT_PREFIX}{component}.", *(_DENOISER if denoiser else _TEXT.get(component, ())))
     for name in _denoiser_names(module, other) if denoiser else _text_names(module):
         for prefix in prefixes:
-            yield prefix + (name.replace(".", "_") if prefix.endswith("_") else name)
+            yield _spelled(prefix, name)
+
+
+def _spelled(prefix: str, name: str) -> str:
+    return prefix + (name.replace(".", "_") if prefix.endswith("_") else name)
 
 
 def _denoiser_names(module: str, other: Mapping[str, str]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amsd.diffusion.families.fit import require_channels, require_shift, require_velocity, require_width
 from amsd.diffusion.families.flow import FlowFamily
+from amsd.diffusion.families.original_names import sd3_names
 from amsd.diffusion.families.published import CLIP_G_POOLED, CLIP_L_POOLED, T5_XXL, VAE_16, Published
 from amsd.diffusion.guidance import Network, TextCondition
 from amsd.diffusion.windows import encode_windows, tokens_read
@@ -85,6 +86,10 @@ class StableDiffusion3(FlowFamily):
         if positions is not None and max(self.size) > positions * self._size_multiple():
             largest = positions * self._size_multiple()
             raise UsageError(f"model.size = {list(self.size)}: this model draws at most {largest} pixels a side.")
+
+    def joined_layer_names(self) -> Mapping[str, tuple[str, ...]]:
+        """Those of the original layout."""
+        return sd3_names(self.denoiser)
 
     def network(self, module: nn.Module) -> Network:
         """The transformer as a function."""
