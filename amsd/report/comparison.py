@@ -16,6 +16,7 @@ from amsd.errors import UsageError
 from amsd.places import in_text, published
 from amsd.report.data import Run, is_run, named_together, read_run
 from amsd.report.figures.svg import MARKS
+from amsd.report.numbers import counted
 from amsd.report.story import Group, ShownRun, Story, chosen_metrics, metric_names, run_state, shown_settings
 from amsd.tracking.progress import Report, silent
 
@@ -214,7 +215,7 @@ def _gaps(story: Story) -> Iterator[str]:
             yield from (f"{entry.label}: {gap}" for gap in entry.run.gaps)
     settings = shown_settings(story)
     if len(settings) > 1:
-        words = ", ".join(f"{name} ({count} run{'s' * (count > 1)})" for name, count in settings.items())
+        words = ", ".join(f"{name} ({counted(count, 'run')})" for name, count in settings.items())
         yield (
             f"The runs were evaluated under different settings, so they cannot be compared prompt by prompt: {words}. "
             "`amsd eval RUN --set evaluation...` evaluates a run under the setting of another."

@@ -16,6 +16,7 @@ from amsd.errors import AmsdError, UsageError
 from amsd.evaluation.result import EvaluationResult, Metric, Paired
 from amsd.recipe import Recipe
 from amsd.recipe.load import read_run as read_recipe
+from amsd.report.numbers import counted
 from amsd.report.series import Found, Series, named, sort
 from amsd.run_directory import RunDirectory
 from amsd.tracking.log import ENDINGS, Log, LogEntry, read_log
@@ -192,8 +193,7 @@ def _log(file: Path, gaps: list[str]) -> Log:
         return Log()
     log = read_log(file)
     if log.broken:
-        lines = f"{log.broken} line{'s' * (log.broken > 1)}"
-        gaps.append(f"{lines} of metrics.jsonl cannot be read (cut off while written).")
+        gaps.append(f"{counted(log.broken, 'line')} of metrics.jsonl cannot be read (cut off while written).")
     return log
 
 

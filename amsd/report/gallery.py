@@ -14,7 +14,7 @@ from amsd.report.data import Checkpoint, Run, Samples
 from amsd.report.figures.scale import MINUS, number
 from amsd.report.story import ShownRun, Story, evaluation, points, setting_of
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Side of the largest embedded picture in pixels, and below which one is enlarged without smoothing.
 LARGEST, PIXEL_ART = 256, 96
@@ -71,8 +71,7 @@ def build_gallery(story: Story) -> Gallery | None:
     chosen = _chosen(story)
     if not chosen:
         return None
-    most = _PROMPTS if story.kind == "run" else _PROMPTS_OF_SWEEP
-    steps = _STEPS if story.kind == "run" else _STEPS_OF_SWEEP
+    most, steps = (_PROMPTS, _STEPS) if story.kind == "run" else (_PROMPTS_OF_SWEEP, _STEPS_OF_SWEEP)
     keys = {key for shown in chosen for point in shown.checkpoints for key in point.samples[shown.setting]}
     indices = sorted({prompt for prompt, _ in keys})[:most]
     reels = tuple(_reel(story, shown, indices, steps) for shown in chosen)
@@ -182,7 +181,7 @@ def _readable(file: Path) -> bool:
         with Image.open(file) as image:
             image.load()
     except (OSError, ValueError, SyntaxError) as error:
-        _LOG.warning("%s cannot be shown: %s", file, error)
+        logger.warning("%s cannot be shown: %s", file, error)
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Numbers in words: a mean with its standard error, a p-value, a duration."""
+"""Numbers in words: a mean with its standard error, a p-value, a duration, a count, the value of a searched key."""
 
 from __future__ import annotations
 
@@ -40,6 +40,18 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 run`, `3 runs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def plain(value: object) -> str:
+    """The value of a searched key; booleans as TOML writes them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return number(value) if isinstance(value, (int, float)) else str(value)
 
 
 def _pair(mean: float, error: float | None, sign: str = "") -> str:

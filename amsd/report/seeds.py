@@ -15,7 +15,7 @@ def by_trial(story: Story) -> dict[int, list[tuple[ShownRun, EvaluatedPoint]]]:
     """Trial number -> its runs with their last evaluated checkpoints; trials without any are left out."""
     groups: dict[int, list[tuple[ShownRun, EvaluatedPoint]]] = {}
     for entry in story.entries:
-        found = points(story, entry.run) if entry.run is not None else []
+        found = points(story, entry.run)
         if found and entry.trial is not None:
             groups.setdefault(entry.trial, []).append((entry, found[-1]))
     return groups

@@ -256,8 +256,10 @@ def base_metric(story: Story, run: Run, name: str) -> Metric | None:
     return found.metrics.get(name) if found else None
 
 
-def points(story: Story, run: Run) -> list[EvaluatedPoint]:
-    """The evaluated checkpoints of a run, by ascending step."""
+def points(story: Story, run: Run | None) -> list[EvaluatedPoint]:
+    """The evaluated checkpoints of a run, by ascending step; none of a trial without a run."""
+    if run is None:
+        return []
     found, setting = [], setting_of(story, run)
     for checkpoint in run.checkpoints:
         result = evaluation(checkpoint, setting)

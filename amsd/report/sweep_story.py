@@ -12,6 +12,7 @@ from urllib.parse import quote
 from amsd.places import in_text
 from amsd.recipe.guidance_modes import mode_named
 from amsd.report.data import Run, is_run, named_together, read_run
+from amsd.report.numbers import counted
 from amsd.report.story import Axis, Goal, ShownRun, Story, chosen_metrics, run_mode, shown_settings
 from amsd.tracking.progress import Report, silent
 
@@ -34,7 +35,6 @@ def sweep_story(source: Path | str, report: Report = silent) -> Story:
 
 def story_of(results: SweepResults, report: Report = silent) -> Story:
     """The story of a sweep that was read already."""
-
     gaps: list[str] = []
     found: list[ShownRun] = []
     for number, trial in enumerate(results.trials, 1):
@@ -49,7 +49,7 @@ def story_of(results: SweepResults, report: Report = silent) -> Story:
         title=results.name,
         path=results.directory,
         entries=tuple(entries),
-        reward=reward if runs else _first_metric(results),
+        reward=reward if runs else results.objectives[0].metric,
         diversity=diversity,
         setting=setting,
         axes=tuple(_axis(key, space, results.trials) for key, space in results.sweep.search.items()),
@@ -163,22 +163,18 @@ def _bound(constraint: Constraint) -> str:
     return f"{constraint.metric} at least {constraint.at_least:g}"
 
 
-def _first_metric(results: SweepResults) -> str:
-    return results.objectives[0].metric
-
-
 def _sweep_gaps(results: SweepResults, runs: Sequence[Run]) -> list[str]:
     said = []
     if results.stopped:
         said.append(f"The sweep stopped early: {results.stopped}")
     open_trials = sum(trial.state in ("queued", "running") for trial in results.trials)
     if open_trials:
-        said.append(f"The sweep is not over: {open_trials} trial{'s' * (open_trials > 1)} queued or running.")
+        said.append(f"The sweep is not over: {counted(open_trials, 'trial')} queued or running.")
     if not results.trials:
         said.append("No trial has begun yet.")
     without_base = sum(not run.base.evaluations for run in runs)
     if without_base:
-        said.append(f"{without_base} run{'s' * (without_base > 1)} without an evaluation of the base model.")
+        said.append(f"{counted(without_base, 'run')} without an evaluation of the base model.")
     failed = [trial.number for trial in results.trials if trial.state == "failed"]
     if failed:
         said.append(f"Failed: trial{'s' * (len(failed) > 1)} {', '.join(map(str, failed))} (errors in the table).")

@@ -10,8 +10,7 @@ from amsd.evaluation.result import Metric
 from amsd.places import in_text
 from amsd.recipe.cost import forwards_per_step
 from amsd.report.data import Checkpoint, Run
-from amsd.report.figures.scale import number
-from amsd.report.numbers import difference, duration, p_value, with_error
+from amsd.report.numbers import difference, duration, p_value, plain, with_error
 from amsd.report.seeds import by_trial, over_seeds
 from amsd.report.story import Axis, EvaluatedPoint, ShownRun, Story, kl_at, points
 from amsd.report.winner import standings
@@ -81,14 +80,12 @@ def _checkpoint_row(run: Run, point: Checkpoint, setting: str, names: Sequence[s
 
 def trial_table(story: Story) -> ReportTable:
     """Every run of a sweep at its last evaluated checkpoint, best reward first."""
-    rows = sorted((_trial_row(story, entry) for entry in story.entries), key=lambda pair: pair[0])
-    winners = _winners(story)
-    rows = [(order, replace(row, emphasis=row.key in winners)) for order, row in rows]
+    rows = [_trial_row(story, entry) for entry in story.entries]
     keys = tuple(axis.key for axis in _axes(story))
     measured = (story.reward, story.diversity or "diversity", "KL (nats)", *_others(story))
     calls = ("network calls",) if _several_methods(story) else ()
     heads = ("run", "CFG mode", *measured, *keys, "step", *calls, "time", "W&B")
-    return ReportTable("Runs", heads, tuple(row for _, row in rows), story.setting or "")
+    return ReportTable("Runs", heads, _ranked(story, rows), story.setting or "")
 
 
 def _axes(story: Story) -> list[Axis]:
@@ -104,15 +101,15 @@ def _axes(story: Story) -> list[Axis]:
     ]
 
 
-def _winners(story: Story) -> set[str]:
-    """Keys of the runs of the trial that won."""
+def _ranked(story: Story, rows: list[tuple[float, TableRow]]) -> tuple[TableRow, ...]:
+    """Rows by their ranks, those of the trial that won emphasized."""
     best = standings(story)[:1]
-    return {entry.key for entry in story.entries if best and entry.trial == best[0].entry.trial}
+    winners = {entry.key for entry in story.entries if best and entry.trial == best[0].entry.trial}
+    return tuple(replace(row, emphasis=row.key in winners) for _, row in sorted(rows, key=lambda pair: pair[0]))
 
 
 def _trial_row(story: Story, entry: ShownRun) -> tuple[float, TableRow]:
-    found = points(story, entry.run) if entry.run is not None else []
-    last = found[-1] if found else None
+    last = next(reversed(points(story, entry.run)), None)
     notes = []
     if entry.copy_of is not None:
         notes.append(f"same run as trial {entry.copy_of}")
@@ -124,13 +121,13 @@ def _trial_row(story: Story, entry: ShownRun) -> tuple[float, TableRow]:
     cells = (
         Cell(entry.label, tuple(notes), (entry.trial or 0) + 1e-6 * (entry.seed or 0), badge=state, link=entry.folder),
         _mode(entry),
-        *_point_cells(last),
+        *((metric_cell(last.reward), metric_cell(last.diversity), metric_cell(last.kl)) if last else (EMPTY,) * 3),
         *(metric_cell(last.others.get(name) if last else None) for name in _others(story)),
         *(_parameter(entry.params.get(axis.key)) for axis in _axes(story)),
         Cell(str(last.step) if last else "–", sort=last.step if last else None),
         *((_calls(entry, last),) if _several_methods(story) else ()),
         Cell(duration(entry.duration), sort=entry.duration),
-        Cell("run", link=address) if (address := _address(entry)) else EMPTY,
+        Cell("run", link=entry.run.address) if entry.run is not None and entry.run.address else EMPTY,
     )
     return (-last.reward.mean if last else float("inf"), TableRow(entry.key, cells))
 
@@ -157,16 +154,6 @@ def _others(story: Story) -> tuple[str, ...]:
     return (*story.held_out, *story.distances)
 
 
-def _address(entry: ShownRun) -> str:
-    return entry.run.address if entry.run is not None else ""
-
-
-def _point_cells(point: EvaluatedPoint | None) -> tuple[Cell, Cell, Cell]:
-    if point is None:
-        return EMPTY, EMPTY, EMPTY
-    return metric_cell(point.reward), metric_cell(point.diversity), metric_cell(point.kl)
-
-
 def seed_table(story: Story) -> ReportTable | None:
     """Trials averaged over training seeds; None where no trial has two runs with a result.
 
@@ -177,13 +164,13 @@ def seed_table(story: Story) -> ReportTable | None:
     if not any(len(group) > 1 for group in groups.values()):
         return None
     rows = []
-    for number_of, group in groups.items():
+    for number, group in groups.items():
         entry = group[0][0]
         rewards = over_seeds([point.reward for _, point in group])
         diversities = over_seeds([point.diversity for _, point in group])
         kls = over_seeds([point.kl for _, point in group])
         cells = (
-            Cell(f"trial {number_of}", sort=number_of),
+            Cell(f"trial {number}", sort=number),
             _mode(entry),
             *(metric_cell(metric) for metric in (rewards, diversities, kls)),
             Cell(str(len(group)), sort=len(group)),
@@ -192,9 +179,7 @@ def seed_table(story: Story) -> ReportTable | None:
         rows.append((-rewards.mean if rewards else float("inf"), TableRow(entry.key, cells)))
     keys = tuple(axis.key for axis in _axes(story))
     heads = ("trial", "CFG mode", story.reward, story.diversity or "diversity", "KL (nats)", "seeds", *keys)
-    winners = _winners(story)
-    ordered = tuple(replace(row, emphasis=row.key in winners) for _, row in sorted(rows, key=lambda pair: pair[0]))
-    return ReportTable("Trials, averaged over training seeds", heads, ordered, story.setting or "")
+    return ReportTable("Trials, averaged over training seeds", heads, _ranked(story, rows), story.setting or "")
 
 
 def metric_cell(metric: Metric | None) -> Cell:
@@ -212,8 +197,5 @@ def metric_cell(metric: Metric | None) -> Cell:
 def _parameter(value: Any) -> Cell:
     if value is None:
         return EMPTY
-    if isinstance(value, bool):
-        return Cell("true" if value else "false", sort=str(value))
-    if isinstance(value, (int, float)):
-        return Cell(number(value), sort=float(value))
-    return Cell(str(value), sort=str(value))
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return Cell(plain(value), sort=float(value) if is_number else str(value))

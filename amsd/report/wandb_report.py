@@ -223,10 +223,7 @@ def _parameter_panels(wr: Any, story: Story) -> list[Any]:
     key = evaluation_key(story.reward)
     results = [*([evaluation_key(story.diversity)] if story.diversity else []), *kl_names(story)[:1]]
     columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(name)) for name in _config_keys(story)]
-    columns += [
-        wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(name))
-        for name in (*results, *kl_names(story)[:1], key)
-    ]
+    columns += [wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(name)) for name in (*results, key)]
     return [
         wr.ParallelCoordinatesPlot(title="Every run as a line", columns=columns, layout=_place(wr, 0, w=24)),
         *(slices := _slices(wr, story, key)),

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amsd.evaluation.result import Metric, Paired
-from amsd.report.figures.scale import number
-from amsd.report.numbers import difference, p_value, with_error
+from amsd.report.numbers import counted, difference, p_value, plain, with_error
 from amsd.report.seeds import between, by_trial, over_seeds
 from amsd.report.story import ShownRun, Story, base_metric, points, setting_of
 
@@ -51,9 +50,8 @@ def headline(story: Story) -> str:
     if story.kind == "comparison" and len(ranked) > 1:
         return _compared(story, best, ranked[1])
     if story.kind == "sweep":
-        return (
-            f"Of {_trials(story)}, trial {best.entry.trial} has the highest {story.reward}: {with_error(best.reward)}"
-        )
+        trials = counted(len({entry.trial for entry in story.entries}), "trial")
+        return f"Of {trials}, trial {best.entry.trial} has the highest {story.reward}: {with_error(best.reward)}"
     paired = best.reward.paired
     if paired is None:
         return f"Fine-tuning reached a mean {story.reward} of {with_error(best.reward)}"
@@ -74,11 +72,6 @@ def _compared(story: Story, best: Standing, other: Standing) -> str:
     return f"{best.name} has the highest {story.reward}: {with_error(best.reward)}"
 
 
-def _trials(story: Story) -> str:
-    count = len({entry.trial for entry in story.entries})
-    return f"{count} trial{'s' * (count != 1)}"
-
-
 def standfirst(story: Story) -> str:
     """Two or three sentences with the main result and its uncertainty."""
     ranked = standings(story)
@@ -91,7 +84,8 @@ def standfirst(story: Story) -> str:
     else:
         among = " among trials that meet the constraints" if story.constraints else ""
         text = f"The highest mean {story.reward}{among} is {with_error(best.reward)}, by {best.name}"
-        text += f" ({_settings(best.entry)})" if _settings(best.entry) else ""
+        settings = _settings(best.entry)
+        text += f" ({settings})" if settings else ""
         text += f" over {best.runs} training seeds" if best.runs > 1 else ""
     text += _against_base(story, best) + "."
     if best.diversity is not None and best.diversity.paired is not None:
@@ -140,14 +134,8 @@ def _against_next(story: Story, best: Standing, other: Standing) -> str:
 def _settings(entry: ShownRun) -> str:
     """Guidance mode and searched values, as a reader would name the trial."""
     mode = [entry.mode.name] if entry.mode else []
-    params = [f"{key.rpartition('.')[2]} = {_value(value)}" for key, value in entry.params.items() if value not in mode]
+    params = [f"{key.rpartition('.')[2]} = {plain(value)}" for key, value in entry.params.items() if value not in mode]
     return "; ".join([*mode, ", ".join(params)]) if params else "".join(mode)
-
-
-def _value(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return number(value) if isinstance(value, (int, float)) else str(value)
 
 
 def _change(paired: Paired) -> str:

@@ -72,6 +72,9 @@ def test_sweep_report_has_run_sets_panels_media_and_tables(sent: list[dict[str, 
     assert all('"group"' in text and "cfg-modes" in text and "guidance_scale" in text for text in filters)
     assert len(set(filters)) == len(filters)
     text = json.dumps(spec)
+    lines = next(panel["config"] for panel in panels(spec) if panel["viewType"] == "Parallel Coordinates Plot")
+    columns = [json.dumps(column) for column in lines["columns"]]
+    assert len(set(columns)) == len(columns) > 3
     assert "adjoint_norm/first" in text
     assert "config:schedule.value.eta" in text
     assert "over 2 training seeds" in text

@@ -11,22 +11,13 @@ from operator import mul
 from amsd.evaluation.result import Metric
 from amsd.report.data import Curve
 from amsd.report.figures.scale import Kind, Scale, number, scale_for
-from amsd.report.figures.svg import Frame, axes, mark, path, picture, plane, tag
-from amsd.report.figures.tradeoff import hue_class, shape_of
-from amsd.report.numbers import with_error
+from amsd.report.figures.svg import Frame, Panel, axes, hue_class, mark, path, picture, plane, shape_of, tag
+from amsd.report.numbers import counted, with_error
 from amsd.report.story import ShownRun, Story, evaluation, reward_terms, setting_of
 
 #: Vertical pixels are few: more points than this per curve cannot be seen.
 _POINTS_ALONE, _POINTS_AMONG_MANY, _MANY = 400, 100, 6
 _HELD_OUT = 3
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One of the small multiples."""
-
-    title: str
-    svg: str
 
 
 @dataclass(frozen=True)
@@ -161,7 +152,7 @@ def _line(entry: ShownRun, curve: Curve, x: Scale, y: Scale, among: int) -> str:
     floor = [value if y.kind != "log" else max(value, y.low) for value in curve.values]
     raw = [(x(step), y(value)) for step, value in thin(curve.steps, floor, limit)]
     mean = [(x(step), y(value)) for step, value in thin(curve.steps, smooth(floor), limit)]
-    color = hue_class(entry)
+    color = hue_class(entry.hue)
     return tag("path", d=path(raw), class_=f"raw {color}", data_run=entry.key) + tag(
         "path", d=path(mean), class_=f"line {color}", data_run=entry.key, data_label=entry.label
     )
@@ -225,11 +216,13 @@ def _band(own: _Evaluated, x: Scale, y: Scale) -> str:
     """One standard error to each side of a curve, as an area."""
     above = [(x(step), y(metric.mean + (metric.standard_error or 0))) for step, metric in own.points]
     below = [(x(step), y(metric.mean - (metric.standard_error or 0))) for step, metric in own.points]
-    return tag("path", d=f"{path(above + below[::-1])}Z", class_=f"band {hue_class(own.entry)}", data_run=own.entry.key)
+    return tag(
+        "path", d=f"{path(above + below[::-1])}Z", class_=f"band {hue_class(own.entry.hue)}", data_run=own.entry.key
+    )
 
 
 def _checkpoints(own: _Evaluated, x: Scale, y: Scale, bars: bool) -> str:
-    entry, color = own.entry, hue_class(own.entry)
+    entry, color = own.entry, hue_class(own.entry.hue)
     places = [(x(step), y(metric.mean)) for step, metric in own.points]
     kind = f"line {color}{' beside' if own.series else ''}"
     parts = [tag("path", d=path(places), class_=kind, data_run=entry.key, data_label=own.label)]
@@ -238,15 +231,14 @@ def _checkpoints(own: _Evaluated, x: Scale, y: Scale, bars: bool) -> str:
         bar = ""
         if bars and error:
             bar = tag("path", d=f"M{left:.1f} {y(metric.mean - error):.1f}V{y(metric.mean + error):.1f}", class_="bar")
-        shape = shape_of(entry)
-        spot = tag("path", **mark(shape, left, level, 3), class_="spot small")
+        spot = mark(shape_of(entry.hue), left, level, 3, "spot small")
         words = f"{own.label}, step {step}: {with_error(metric)}"
         parts.append(tag("g", bar + spot, class_=f"dot {color}", data_run=entry.key, aria_label=words, role="img"))
     return "".join(parts)
 
 
 def _panel(title: str, axis: str, frame: Frame, x: Scale, y: Scale, content: str, count: int) -> Panel:
-    words = f"{title}: {axis} over optimizer steps, {count} run{'s' * (count > 1)}, up to step {number(x.high)}"
+    words = f"{title}: {axis} over optimizer steps, {counted(count, 'run')}, up to step {number(x.high)}"
     drawing = axes(frame, x, y, "optimizer step", axis, (5, 4)) + plane(frame, x, y, content)
     svg = picture(frame, drawing, words, "lines many" if count > _MANY else "lines")
     return Panel(title, svg)

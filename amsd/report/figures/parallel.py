@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amsd.report.figures.scale import Scale, number, scale_for, tick_labels
-from amsd.report.figures.svg import Figure, Frame, label, picture, tag
-from amsd.report.figures.tradeoff import hue_class
+from amsd.report.figures.scale import Scale, number, searched_scale, tick_labels
+from amsd.report.figures.svg import Figure, Frame, hue_class, label, picture, tag
+from amsd.report.numbers import plain
 from amsd.report.story import Axis, ShownRun, Story, points
-
-#: Ratio of largest to smallest value from which a positive axis is logarithmic.
-_DECADES = 30
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def _searched(axis: Axis, entries: Sequence[ShownRun]) -> _Column:
 
 
 def _results(story: Story) -> list[_Column]:
-    last = {entry.key: found[-1] for entry in story.entries if entry.run and (found := points(story, entry.run))}
+    last = {entry.key: found[-1] for entry in story.entries if (found := points(story, entry.run))}
     diversity = {key: point.diversity.mean for key, point in last.items() if point.diversity}
     kl = {key: point.kl.mean for key, point in last.items() if point.kl}
     columns = [
@@ -60,27 +57,18 @@ def _results(story: Story) -> list[_Column]:
 def _scale(column: _Column, start: float, end: float) -> Scale:
     if not column.numeric:
         return Scale(-0.25, max(len(_kinds(column)) - 0.75, 0.25), start, end)
-    values = [float(value) for value in column.values.values()]
-    low, high = min(values), max(values)
-    log = low > 0 and (column.log or high / low > _DECADES)
-    return scale_for(values, start, end, kind="log" if log else "linear")
+    return searched_scale([float(value) for value in column.values.values()], start, end, column.log)
 
 
 def _kinds(column: _Column) -> list[str]:
-    return sorted({_word(value) for value in column.values.values()})
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return number(value) if isinstance(value, (int, float)) else str(value)
+    return sorted({plain(value) for value in column.values.values()})
 
 
 def _place(column: _Column, scale: Scale, key: str) -> float | None:
     value = column.values.get(key)
     if value is None:
         return None
-    return scale(float(value)) if column.numeric else scale(float(_kinds(column).index(_word(value))))
+    return scale(float(value)) if column.numeric else scale(float(_kinds(column).index(plain(value))))
 
 
 def _ticks(column: _Column, scale: Scale, count: int) -> list[tuple[float, str]]:
@@ -90,12 +78,6 @@ def _ticks(column: _Column, scale: Scale, count: int) -> list[tuple[float, str]]
         return [(scale(stop), number(stop)) for stop in column.stops]
     ticks = scale.ticks(count)
     return [(scale(tick), words) for tick, words in zip(ticks, tick_labels(ticks), strict=True)]
-
-
-def _short(title: str) -> tuple[str, str]:
-    """Section and name of a key."""
-    head, _, tail = title.rpartition(".")
-    return head, tail
 
 
 def _shorten(words: str, length: int) -> str:
@@ -109,11 +91,11 @@ def _wide(columns: Sequence[_Column], entries: Sequence[ShownRun], words: str) -
     parts = []
     for index, (column, scale) in enumerate(zip(columns, scales, strict=True)):
         at = frame.left + index * gap
-        head, tail = _short(column.title)
+        section, _, name = column.title.rpartition(".")
         parts.append(tag("path", d=f"M{at:.1f} {frame.y[1]}V{frame.y[0]}", class_="axis strong"))
         room = int(gap / 6.4)
-        parts.append(label(at, 18, _shorten(head, room), "tick mid"))
-        parts.append(label(at, 34, _shorten(tail, room), f"title mid{' result' * column.result}"))
+        parts.append(label(at, 18, _shorten(section, room), "tick mid"))
+        parts.append(label(at, 34, _shorten(name, room), f"title mid{' result' * column.result}"))
         for level, text in _ticks(column, scale, 5):
             parts.append(tag("path", d=f"M{at - 3:.1f} {level:.1f}h6", class_="axis"))
             # Lines meet at the stops of an axis: labels stand above them.
@@ -162,4 +144,4 @@ def _line(entry: ShownRun, places: Sequence[tuple[float, float]], vertical: bool
         else:
             middle = (ax + bx) / 2
             data += f"C{middle:.1f} {ay:.1f} {middle:.1f} {by:.1f} {bx:.1f} {by:.1f}"
-    return tag("path", d=data, class_=f"line {hue_class(entry)}", data_run=entry.key, data_label=entry.label)
+    return tag("path", d=data, class_=f"line {hue_class(entry.hue)}", data_run=entry.key, data_label=entry.label)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["linear", "log", "sqrt"]
+#: Ratio of largest to smallest value of a searched key from which its axis is logarithmic.
+_DECADES = 30
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -57,6 +59,13 @@ def scale_for(
         room = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
         low, high = low - room, high + room
     return Scale(low, high, start, end, kind)
+
+
+def searched_scale(values: list[float], start: float, end: float, log: bool) -> Scale:
+    """The scale of a searched key or a result; `log`: it was searched on a logarithmic scale."""
+    low, high = min(values), max(values)
+    log = low > 0 and (log or high / low > _DECADES)
+    return scale_for(values, start, end, kind="log" if log else "linear")
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -6,15 +6,24 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from amsd.report.figures.curves import Panel
-from amsd.report.figures.scale import Scale, number, scale_for
-from amsd.report.figures.svg import Figure, Frame, axes, label, mark, picture, plane, tag
-from amsd.report.figures.tradeoff import hue_class, shape_of
+from amsd.report.figures.scale import Scale, number, scale_for, searched_scale
+from amsd.report.figures.svg import (
+    Figure,
+    Frame,
+    Panel,
+    axes,
+    hue_class,
+    label,
+    mark,
+    picture,
+    plane,
+    shape_of,
+    tag,
+    told,
+)
 from amsd.report.numbers import duration
 from amsd.report.story import Axis, ShownRun, Story
 
-#: Ratio of largest to smallest value from which a positive axis is logarithmic.
-_DECADES = 30
 _ROW, _MOST_ROWS = 15, 60
 
 
@@ -97,9 +106,7 @@ def _across(
     """Scale of a searched key, where a value stands on it, and its ticks where they are not round numbers."""
     taken = [entry.params[axis.key] for entry in entries]
     if axis.numeric:
-        values = [float(value) for value in taken]
-        log = min(values) > 0 and (axis.log or max(values) / min(values) > _DECADES)
-        scale = scale_for(values, *frame.x, kind="log" if log else "linear")
+        scale = searched_scale([float(value) for value in taken], *frame.x, log=axis.log)
         stops = [(scale(float(value)), number(float(value))) for value in axis.values] if axis.choices else None
         return scale, lambda value: scale(float(value)), stops
     kinds = [str(value) for value in axis.values]
@@ -127,7 +134,7 @@ def _timeline(entries: Sequence[ShownRun], frame: Frame) -> str:
         words = f"trial {entry.trial}, {entry.state}\nstarted {clock}\n{duration(entry.duration)}"
         level = y(row)
         bar = tag("rect", x=left, y=level - 4.5, width=max(right - left, 2.0), height=9, class_=f"span {entry.state}")
-        parts.append(_spot(entry, bar, words))
+        parts.append(_told(entry, bar, words))
         if len(entries) <= 2 * _MOST_ROWS // 3 or row % 5 == 0:
             parts.append(label(frame.left - 7, level + 3.8, f"trial {entry.trial}" if frame.left > 60 else
                                str(entry.trial), "tick end"))  # fmt: skip
@@ -141,19 +148,8 @@ def _mark(entry: ShownRun, left: float, level: float, name: str) -> str:
     words = f"trial {entry.trial}\n{name} {number(_value(entry))}"
     words += f"\n{entry.mode.name}" if entry.mode else ""
     words += "" if entry.feasible else "\nbreaks a constraint"
-    spot = tag("path", **mark(shape_of(entry), left, level, 5), class_="spot")
-    return _spot(entry, spot, words)
+    return _told(entry, mark(shape_of(entry.hue), left, level, 5, "spot"), words)
 
 
-def _spot(entry: ShownRun, content: str, words: str) -> str:
-    """A mark that speaks to pointer and keyboard."""
-    return tag(
-        "g",
-        content,
-        class_=f"mark {hue_class(entry)}{'' if entry.feasible else ' infeasible'}",
-        data_run=entry.key,
-        data_tip=words,
-        role="img",
-        aria_label=words.replace("\n", ", "),
-        tabindex="-1",
-    )
+def _told(entry: ShownRun, content: str, words: str) -> str:
+    return told(content, words, f"{hue_class(entry.hue)}{'' if entry.feasible else ' infeasible'}", entry.key)

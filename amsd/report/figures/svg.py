@@ -31,6 +31,14 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """One of several small figures beside each other."""
+
+    title: str
+    svg: str
+
+
+@dataclass(frozen=True)
 class Frame:
     """The rectangle of data in a picture of `width` x `height` user units."""
 
@@ -72,9 +80,33 @@ def path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-def mark(shape: str, x: float, y: float, radius: float) -> dict[str, str]:
-    """Attributes of a mark's path."""
-    return {"d": shape, "transform": f"translate({x:.1f} {y:.1f}) scale({radius:g})"}
+def hue_class(hue: int) -> str:
+    """CSS class of a color."""
+    return f"m{hue}"
+
+
+def mark(shape: str, x: float, y: float, radius: float, class_: str) -> str:
+    """A path of `MARKS` around a place."""
+    return tag("path", d=shape, transform=f"translate({x:.1f} {y:.1f}) scale({radius:g})", class_=class_)
+
+
+def shape_of(hue: int) -> str:
+    """Shape of the marks of a color."""
+    return MARKS[hue if hue < len(MARKS) else 0]
+
+
+def told(content: str, words: str, class_: str, run: str | None = None) -> str:
+    """A mark that pointer and keyboard reach; `words` are the lines of its tip, `run` the entry that it belongs to."""
+    return tag(
+        "g",
+        content,
+        class_=f"mark {class_}",
+        data_run=run,
+        data_tip=words,
+        role="img",
+        aria_label=words.replace("\n", ", "),
+        tabindex="-1",
+    )
 
 
 def axes(

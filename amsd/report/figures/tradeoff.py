@@ -7,9 +7,23 @@ from dataclasses import dataclass
 
 from amsd.evaluation.result import Metric
 from amsd.report.figures.scale import Scale, scale_for
-from amsd.report.figures.svg import BASE_MARK, MARKS, Figure, Frame, axes, label, mark, path, picture, plane, tag
+from amsd.report.figures.svg import (
+    BASE_MARK,
+    Figure,
+    Frame,
+    axes,
+    hue_class,
+    label,
+    mark,
+    path,
+    picture,
+    plane,
+    shape_of,
+    tag,
+    told,
+)
 from amsd.report.numbers import with_error
-from amsd.report.story import EvaluatedPoint, ShownRun, Story, base_metric, points
+from amsd.report.story import NO_HUE, EvaluatedPoint, ShownRun, Story, base_metric, points
 
 
 @dataclass(frozen=True)
@@ -68,8 +82,7 @@ def _figure(
 ) -> Figure | None:
     dots = []
     for entry in story.entries:
-        found = points(story, entry.run) if entry.run is not None else []
-        placed = [(point, metric) for point in found if (metric := across(point)) is not None]
+        placed = [(point, metric) for point in points(story, entry.run) if (metric := across(point)) is not None]
         for index, (point, metric) in enumerate(placed):
             dots.append(_Dot(entry, point, metric, index == len(placed) - 1))
     if not dots:
@@ -108,7 +121,7 @@ def _trails(plot: _Plot, x: Scale, y: Scale, single: bool) -> str:
         places = [(x(dot.across.mean), y(dot.point.reward.mean)) for dot in own]
         if plot.base:
             places.insert(0, (x(plot.base[0].mean), y(plot.base[1].mean)))
-        classes = f"trail{' strong' * single} {hue_class(own[0].entry)}"
+        classes = f"trail{' strong' * single} {hue_class(own[0].entry.hue)}"
         parts.append(tag("path", d=path(places), class_=classes, data_run=entry))
     return "".join(parts)
 
@@ -132,9 +145,7 @@ def _front(plot: _Plot, x: Scale, y: Scale, frame: Frame) -> str:
 
 def _mark(plot: _Plot, dot: _Dot, x: Scale, y: Scale, single: bool) -> str:
     left, level = x(dot.across.mean), y(dot.point.reward.mean)
-    bars = ""
-    if dot.last or single:
-        bars = _bars(dot.across, dot.point.reward, x, y)
+    bars = _bars(dot.across, dot.point.reward, x, y) if dot.last or single else ""
     mode = dot.entry.mode
     size = 6.0 if dot.last else 3.0 + single
     words = (
@@ -143,22 +154,13 @@ def _mark(plot: _Plot, dot: _Dot, x: Scale, y: Scale, single: bool) -> str:
     )
     if mode:
         words += f"\n{mode.name}"
-    spot = tag("path", **mark(shape_of(dot.entry), left, level, size), class_="spot" if dot.last else "spot small")
+    spot = mark(shape_of(dot.entry.hue), left, level, size, "spot" if dot.last else "spot small")
     step = ""
     if single and dot.last:
         near_end = left > (x.start + x.end) / 2
         place = (left - 10 if near_end else left + 10, level - 10)
         step = label(*place, f"step {dot.point.step}", f"note halo{' end' * near_end}")
-    return tag(
-        "g",
-        bars + spot + step,
-        class_=f"mark {hue_class(dot.entry)}",
-        data_run=dot.entry.key,
-        data_tip=words,
-        role="img",
-        aria_label=words.replace("\n", ", "),
-        tabindex="-1",
-    )
+    return told(bars + spot + step, words, hue_class(dot.entry.hue), dot.entry.key)
 
 
 def _bars(across: Metric, reward: Metric, x: Scale, y: Scale) -> str:
@@ -177,16 +179,8 @@ def _base_mark(plot: _Plot, x: Scale, y: Scale) -> str:
     words = f"base model\nreward {with_error(reward)}\n{plot.x_name} {with_error(across)}"
     near_end = place[0] > (x.start + x.end) / 2
     note = label(place[0] + (-10 if near_end else 10), place[1] + 16, "base", f"note halo{' end' * near_end}")
-    cross = tag("path", **mark(BASE_MARK, *place, 5), class_="cross")
-    return tag(
-        "g",
-        _bars(across, reward, x, y) + cross + note,
-        class_="mark base m9",
-        data_tip=words,
-        role="img",
-        aria_label=words.replace("\n", ", "),
-        tabindex="-1",
-    )
+    cross = mark(BASE_MARK, *place, 5, "cross")
+    return told(_bars(across, reward, x, y) + cross + note, words, f"base {hue_class(NO_HUE)}")
 
 
 def pareto(pairs: Sequence[tuple[float, float]]) -> list[int]:
@@ -199,13 +193,3 @@ def pareto(pairs: Sequence[tuple[float, float]]) -> list[int]:
             front.append(index)
             best = pairs[index][1]
     return front[::-1]
-
-
-def hue_class(entry: ShownRun) -> str:
-    """CSS class that carries the color of a run."""
-    return f"m{entry.hue}"
-
-
-def shape_of(entry: ShownRun) -> str:
-    """Shape of the marks of a run."""
-    return MARKS[entry.hue if entry.hue < len(MARKS) else 0]
