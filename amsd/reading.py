@@ -6,6 +6,7 @@ import codecs
 import errno
 import json
 import math
+import re
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,15 +20,11 @@ _LONGEST_REASON = 300
 WRAPPERS = ("_orig_mod.", "module.")
 """What `torch.compile` and data parallelism put before the names of a network's parameters."""
 _LISTED = 3
-#: How torch says that memory is short, or that no machine has so much.
-_SHORTAGE = (
-    "CUDA error: out of memory",
-    "DefaultCPUAllocator",
-    "Storage size calculation overflowed",
-    "Invalid buffer size",
-    "std::bad_alloc",
-    "could not create a primitive",
-    "can't start new thread",
+#: How torch and its libraries say that memory is short, or that no machine has so much.
+_SHORTAGE = re.compile(
+    "out of memory|can't allocate memory|_ALLOC_FAILED|DefaultCPUAllocator|Storage size calculation overflowed|"
+    "Invalid buffer size|std::bad_alloc|could not create a primitive|can't start new thread",
+    re.IGNORECASE,
 )
 
 
@@ -57,7 +54,7 @@ def is_shortage(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _SHORTAGE)
+    return isinstance(error, RuntimeError) and _SHORTAGE.search(str(error)) is not None
 
 
 def reason_of(error: BaseException) -> str:

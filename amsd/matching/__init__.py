@@ -1,7 +1,12 @@
 """Adjoint Matching as functions over tensors: adjoint, loss, step indices, mask, importance weights."""
 
 from amsd.matching.adjoint import LeanAdjoint, lean_adjoint, vector_jacobian_product
-from amsd.matching.importance import effective_sample_size, self_normalized_weights, stepwise_log_weights
+from amsd.matching.importance import (
+    effective_sample_size,
+    normalized_ess,
+    self_normalized_weights,
+    stepwise_log_weights,
+)
 from amsd.matching.indices import IndexPlan, inverse_probabilities, plan_indices, stratified_indices
 from amsd.matching.loss import MatchingLoss, control, matching_loss, norm_ratio, step_weights
 from amsd.matching.smoothing import SmoothedGradient, smooth
@@ -19,6 +24,7 @@ __all__ = [
     "lean_adjoint",
     "matching_loss",
     "norm_ratio",
+    "normalized_ess",
     "plan_indices",
     "self_normalized_weights",
     "smooth",

@@ -20,6 +20,11 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     return torch.exp(2 * torch.logsumexp(log_weights, -1) - torch.logsumexp(2 * log_weights, -1))
 
 
+def normalized_ess(log_weights: Tensor) -> float:
+    """ESS of weights (M,) as a share of their number; 1 for equal weights."""
+    return float(effective_sample_size(log_weights.double())) / len(log_weights)
+
+
 def self_normalized_weights(log_weights: Tensor) -> Tensor:
     """Weights of mean 1 over the last dimension, same shape."""
     return torch.softmax(log_weights, -1) * log_weights.shape[-1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from amsd.recipe.methods import methods_with
 from amsd.rewards.protocol import Reward
 
 _OWN = str(Path(amsd.__file__).parent)
-_SHORTAGE = re.compile(r"out of memory|can't allocate memory|_ALLOC_FAILED", re.IGNORECASE)
 _SHOWN = 300
 
 
@@ -82,7 +80,7 @@ def in_float32(scores: Tensor, device: torch.device, who: str) -> Tensor:
     try:
         own = scores.to(device, torch.float32, copy=True)
     except RuntimeError as error:
-        if is_shortage(error) or _SHORTAGE.search(str(error)):
+        if is_shortage(error):
             raise
         raise WrongScores(f"{who} returned scores on {scores.device}, which cannot be read: {error}") from error
     lost = scores.detach().isfinite().cpu() & ~own.detach().isfinite().cpu()
@@ -117,7 +115,7 @@ def _guarded(reward: Reward, images: Tensor, prompts: Sequence[str], kind: str) 
             f"{kind} {reward.name!r} tried to end the process (SystemExit: {error.code}){place_of(error)}"
         ) from error
     except BaseException as error:
-        if is_shortage(error) or (isinstance(error, RuntimeError) and _SHORTAGE.search(str(error))):
+        if is_shortage(error):
             error.add_note(f"This happened in the {kind} {reward.name!r}.")
             raise
         text = " ".join(str(error).split())

@@ -158,17 +158,16 @@ class CheckpointScores:
             raise RunError(f"step {step} has the score {score}, which cannot decide which checkpoint is best")
         scores = self.read() | {step: score}
         self._write(scores)
-        self._run.point("best", max(sorted(scores), key=lambda other: scores[other]))
 
     def drop_after(self, step: int) -> None:
         """Forget scores of steps that will be trained again."""
         scores = {other: value for other, value in self.read().items() if other <= step}
         if self._file.is_file():
             self._write(scores)
-        if scores:
-            self._run.point("best", max(sorted(scores), key=lambda other: scores[other]))
-        else:
+        if not scores:
             (self._run.checkpoints / "best").unlink(missing_ok=True)
 
     def _write(self, scores: dict[int, float]) -> None:
         write_json(self._file, {str(step): value for step, value in sorted(scores.items())})
+        if scores:
+            self._run.point("best", max(sorted(scores), key=lambda other: scores[other]))

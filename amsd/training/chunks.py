@@ -9,18 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from amsd.errors import RunError
+from amsd.reading import is_shortage
 from amsd.recipe import Recipe
 
 _LOG = logging.getLogger(__name__)
-
-#: Forms of the error that accelerate does not know.
-_SHORTAGES = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -175,21 +174,19 @@ def from_the_start(count: int, size: ChunkSize, work: Callable[[slice], R], begi
     while True:
         begin()
         done: list[R] = []
-        start, tried, shortage = 0, 0, None
-        try:
-            while start < count:
-                tried = min(size.next, count - start)
-                done.append(work(slice(start, start + tried)))
-                size.fitted(tried)
-                start += tried
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            shortage = str(error)  # not the error itself: its frames hold what the attempt had allocated
-        if shortage is None:
+        start = 0
+        while start < count:
+            tried = min(size.next, count - start)
+            found = _attempt(partial(work, slice(start, start + tried)))
+            if isinstance(found, _Shortage):
+                done.clear()  # what it holds is in the way of the next attempt
+                _make_smaller(size, tried, found)
+                break
+            done.append(found)
+            size.fitted(tried)
+            start += tried
+        else:
             return done
-        del done
-        _make_smaller(size, tried, shortage)
 
 
 def in_chunks(items: Sequence[T], size: ChunkSize, work: Callable[[Sequence[T]], R]) -> list[R]:
@@ -204,39 +201,44 @@ def in_chunks(items: Sequence[T], size: ChunkSize, work: Callable[[Sequence[T]],
     start = 0
     while start < len(items):
         chunk = items[start : start + size.next]
-        shortage = None
-        try:
-            done.append(work(chunk))
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            shortage = str(error)  # not the error itself: its frames hold what the attempt had allocated
-        if shortage is None:
+        found = _attempt(partial(work, chunk))
+        if isinstance(found, _Shortage):
+            _make_smaller(size, len(chunk), found)
+        else:
+            done.append(found)
             size.fitted(len(chunk))
             start += len(chunk)
-        else:
-            _make_smaller(size, len(chunk), shortage)
     return done
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says, in any of its forms, that memory was short."""
-    if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
-        return True
-    return any(text in str(error) for text in _SHORTAGES)
+@dataclass(frozen=True)
+class _Shortage:
+    """That memory was short, in the words of PyTorch."""
+
+    text: str
 
 
-def _make_smaller(size: ChunkSize, count: int, shortage: str) -> None:
+def _attempt(work: Callable[[], R]) -> R | _Shortage:
+    """What `work` returns, or that it found too little memory; not the error, whose frames hold what was allocated."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if is_shortage(error) or should_reduce_batch_size(error):
+            return _Shortage(str(error))
+        raise
+
+
+def _make_smaller(size: ChunkSize, count: int, shortage: _Shortage) -> None:
     clear_device_cache(garbage_collection=True)
     if count == 1 and size.inner:
-        raise torch.OutOfMemoryError(shortage)
+        raise torch.OutOfMemoryError(shortage.text)
     if count == 1 or size.fixed:
         what = f"while {size.work.one}"
         if count > 1:  # sharded networks: all processes make the same calls, so none can try less by itself
             what = (
                 f"({size.work.many.format(count=count)}); set optimizer.micro_batch and training.collection_batch to 1"
             )
-        raise RunError(f"Out of memory {what}. {size.work.way_out} PyTorch said: {shortage}")
+        raise RunError(f"Out of memory {what}. {size.work.way_out} PyTorch said: {shortage.text}")
     size.failed(count)
     what = size.work.many.format(count=count)
-    _LOG.warning("%s does not fit into memory; trying %d. (%s)", what, size.next, shortage)
+    _LOG.warning("%s does not fit into memory; trying %d. (%s)", what, size.next, shortage.text)

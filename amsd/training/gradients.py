@@ -65,7 +65,6 @@ class Gradients(Generic[E]):
     def _in_one_pass(self, batch: Batch[E], step: int) -> BatchLosses:
         """Gradients chunk by chunk, where the weights of a chunk need no other chunk."""
         method = self._method
-
         chunks = Fetcher(batch, self._carrier)
 
         def chunk(part: slice) -> ItemLosses:

@@ -51,6 +51,16 @@ def judged(
     return found
 
 
+def judged_alone(
+    problem: ControlProblem, clock: PhaseClock, latents: Tensor, prompts: Sequence[str], step: int
+) -> Scores:
+    """As `judged`; of a reward that compares the samples of a group, of which nothing is known yet: NaN."""
+    if problem.groupwise:
+        unknown = torch.full((len(prompts),), torch.nan)
+        return Scores(unknown, {}, unknown)
+    return judged(problem, clock, latents, prompts, step)
+
+
 def leave_one_out(groups: Tensor, rewards: Tensor) -> Tensor:
     """Reward minus the mean of the other samples of its group (b,).
 

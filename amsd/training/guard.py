@@ -23,10 +23,11 @@ _HINT = (
 class UpdateGuard:
     """Admits updates whose gradient is finite; others end the run, or are left out as often as the recipe allows."""
 
-    def __init__(self, patience: int, in_a_row: int = 0) -> None:
-        """`patience` updates in a row may be left out; `in_a_row` already were."""
+    def __init__(self, patience: int) -> None:
+        """`patience` updates in a row may be left out."""
         self.patience = patience
-        self.in_a_row = in_a_row
+        self.in_a_row = 0
+        """How many were left out since the last one that was made."""
 
     def admits(self, norm: float, step: int) -> bool:
         """Whether the update of optimizer step `step`, with a gradient of this norm, is to be made.

@@ -182,11 +182,11 @@ def _patience() -> float:
         return PATIENCE
 
 
-def missing(wait: float = LOOK) -> str | None:
-    """After an exchange has failed: which process is gone, as far as its silence shows it in `wait` seconds."""
+def missing() -> str | None:
+    """After an exchange has failed: which process is gone, as far as its silence shows it in `LOOK` seconds."""
     if not _running:
         return None
-    deadline = time.monotonic() + wait
+    deadline = time.monotonic() + LOOK
     while time.monotonic() < deadline:
         time.sleep(BEAT / 4)
         found = _running[0].quietest()

@@ -14,6 +14,7 @@ from amsd.reading import is_shortage
 from amsd.recipe import Smoothing
 from amsd.rewards.calling import RewardFailed
 from amsd.rewards.combination import RewardValues
+from amsd.rows import Rows
 from amsd.training import processes
 from amsd.training.chunks import in_chunks
 from amsd.training.experience import Sample
@@ -23,17 +24,23 @@ _PLAIN = Smoothing()
 
 
 @dataclass(frozen=True)
-class TerminalReward:
-    """Reward of terminal latents and its gradient."""
+class Scores(Rows):
+    """Rewards of latents."""
 
     rewards: Tensor
     """(B,), on the CPU."""
     terms: Mapping[str, Tensor]
     """Each term before weighting, (B,), on the CPU."""
+    clamped_share: Tensor
+    """Share of the decoded pixel values outside [0, 1], (B,), on the CPU."""
+
+
+@dataclass(frozen=True)
+class TerminalReward(Scores):
+    """Rewards of terminal latents and their gradient."""
+
     gradient: Tensor
     """d r / d x_N, shape of the latents."""
-    clamped_share: Tensor
-    """(B,), on the CPU."""
 
 
 def reward_gradient(
@@ -67,15 +74,9 @@ def plain_gradient(problem: ControlProblem, latents: Tensor, prompts: Sequence[s
             values = problem.reward(images.clamp(0, 1), prompts[chosen])
             gradient = _differentiated(problem, values, x, prompts[chosen])
         terms = {name: value.detach().cpu() for name, value in values.terms.items()}
-        return TerminalReward(values.total.detach().cpu(), terms, gradient, _outside(images).cpu())
+        return TerminalReward(values.total.detach().cpu(), terms, _outside(images).cpu(), gradient)
 
-    parts = in_chunks(range(len(latents)), problem.pictures_at_once, part)
-    return TerminalReward(
-        torch.cat([part.rewards for part in parts]),
-        {name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},
-        torch.cat([part.gradient for part in parts]),
-        torch.cat([part.clamped_share for part in parts]),
-    )
+    return TerminalReward.cat(in_chunks(range(len(latents)), problem.pictures_at_once, part))
 
 
 def _differentiated(problem: ControlProblem, values: RewardValues, x: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -87,7 +88,7 @@ def _differentiated(problem: ControlProblem, values: RewardValues, x: Tensor, pr
     try:
         (gradient,) = torch.autograd.grad(values.total.sum(), x)
     except RuntimeError as error:
-        if is_shortage(error) or "out of memory" in str(error):
+        if is_shortage(error):
             raise
         raise RewardFailed(f"reward {_joined(values.terms)} cannot be differentiated: {error}") from error
     if not bool(gradient.isfinite().all()):
@@ -118,18 +119,6 @@ _REWARD_OR_MODEL = (
 )
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Rewards of latents without their gradient."""
-
-    rewards: Tensor
-    """(B,), on the CPU."""
-    terms: Mapping[str, Tensor]
-    """Each term before weighting, (B,), on the CPU."""
-    clamped_share: Tensor
-    """Share of the decoded pixel values outside [0, 1], (B,), on the CPU."""
-
-
 def scores(problem: ControlProblem, latents: Tensor, prompts: Sequence[str]) -> Scores:
     """Rewards of the decoded latents (B, ...); any function of images will do, also one without a gradient."""
 
@@ -137,12 +126,7 @@ def scores(problem: ControlProblem, latents: Tensor, prompts: Sequence[str]) -> 
         chosen = slice(rows[0], rows[-1] + 1)
         return _scored(problem, latents[chosen], prompts[chosen])
 
-    parts = in_chunks(range(len(latents)), problem.pictures_at_once, part)
-    return Scores(
-        torch.cat([part.rewards for part in parts]),
-        {name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},
-        torch.cat([part.clamped_share for part in parts]),
-    )
+    return Scores.cat(in_chunks(range(len(latents)), problem.pictures_at_once, part))
 
 
 def group_scores(problem: ControlProblem, latents: Tensor, prompts: Sequence[str], groups: Tensor) -> Scores:

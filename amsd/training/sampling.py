@@ -9,7 +9,7 @@ from torch import Tensor
 
 from amsd.diffusion.finite import DIVERGED
 from amsd.diffusion.guidance import Conditioning
-from amsd.diffusion.noise import normal
+from amsd.diffusion.noise import generator, normal
 from amsd.diffusion.rollout import Trajectory, rollout
 from amsd.errors import Diverged
 from amsd.training.experience import Sample
@@ -38,6 +38,12 @@ def sampled(
         trajectory = rollout(predict, problem.steps, noise if count is None else noise[:, : count + 1])
     require_sampled(trajectory.terminal, step, "rollout", prompts)
     return conditioning, trajectory
+
+
+def dropped(problem: ControlProblem, samples: Sequence[Sample]) -> Tensor:
+    """Samples under prompt dropout, BoolTensor (B,)."""
+    draws = [torch.rand((), generator=generator(*sample.key, "dropout")) for sample in samples]
+    return torch.stack(draws) < problem.recipe.prompts.dropout
 
 
 def require_sampled(latents: Tensor, step: int, phase: str, prompts: Sequence[str]) -> None:

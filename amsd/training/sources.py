@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from amsd.diffusion.guidance import Conditioning
+from amsd.diffusion.policy import DTYPES
 from amsd.errors import RunError
 from amsd.files import Writes, write_nothing
 from amsd.prompts import BufferPromptDataModule, PromptDataModule
@@ -225,7 +226,6 @@ class Buffered(ExperienceSource[E]):
 
     def _stored(self, experience: E) -> E:
         buffer = self._buffer
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[buffer.dtype]
         pin = buffer.device == "cpu" and torch.cuda.is_available()
 
         def place(value: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class Buffered(ExperienceSource[E]):
             on_host = value.cpu()
             return on_host.pin_memory() if pin else on_host
 
-        stored = experience.stored(dtype, place)
+        stored = experience.stored(DTYPES[buffer.dtype], place)
         _require_representable(stored, buffer.dtype)
         return stored
 

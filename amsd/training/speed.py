@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 
 from amsd.diffusion.blueprint import forward_flops
+from amsd.diffusion.policy import DTYPES
 from amsd.recipe.cost import cost_per_trajectory
 from amsd.training import processes
 from amsd.training.problem import ControlProblem
@@ -15,7 +16,6 @@ from amsd.training.problem import ControlProblem
 _SIDE = {"cpu": 512, "cuda": 8192}
 """Side of the matrices whose product is timed: large enough that a device is busy, and gone in milliseconds."""
 _TRIES = 5
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Speed:
@@ -55,7 +55,7 @@ class Speed:
         """TFLOP/s of this device at matrix products in the recipe's precision."""
         device = self._problem.device
         side = _SIDE.get(device.type)
-        return None if side is None else matrix_rate(device, _DTYPES[self._recipe.model.precision], side)
+        return None if side is None else matrix_rate(device, DTYPES[self._recipe.model.precision], side)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:

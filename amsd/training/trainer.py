@@ -104,8 +104,7 @@ class SOCTrainer(Method[E]):
             notice = self._enough(self.keeper.record(self.step))
         if notice is None:
             return False
-        for listener in self.listeners:
-            listener.on_notice(notice)
+        self._tell(notice)
         return True
 
     def _end_if_asked(self) -> None:
@@ -182,6 +181,10 @@ class SOCTrainer(Method[E]):
             **self.speed.values(batch.collected, times["seconds/total"]),
         }
 
+    def _tell(self, notice: Notice) -> None:
+        for listener in self.listeners:
+            listener.on_notice(notice)
+
     def _tell_masked(self) -> None:
         text = (
             f"All {self.recipe.optimizer.prompts_per_step} samples of a step were masked as outliers, so nothing was "
@@ -201,19 +204,15 @@ class SOCTrainer(Method[E]):
         """Say a thing that holds for many steps once; in the same words after a resume, so that the log has it once."""
         if notice.kind not in self._said:
             self._said.add(notice.kind)
-            for listener in self.listeners:
-                listener.on_notice(notice)
+            self._tell(notice)
 
     def _tell_skipped(self, step: int) -> None:
         guard = self.updater.guard
-        notice = Notice(
-            "update-skipped",
+        text = (
             f"amsd skipped an update, because its loss or gradient is not finite ({guard.in_a_row} in a row; "
-            f"the run ends after more than {guard.patience}).",
-            step,
+            f"the run ends after more than {guard.patience})."
         )
-        for listener in self.listeners:
-            listener.on_notice(notice)
+        self._tell(Notice("update-skipped", text, step))
 
     def _collect(self, samples: Sequence[Sample], passes: int, step: int) -> E:
         if not samples:

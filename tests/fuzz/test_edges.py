@@ -110,6 +110,7 @@ def test_a_lack_of_memory_says_what_to_lower(
 
 @pytest.mark.parametrize("text", [
     "std::bad_alloc", "CUDA error: out of memory", "could not create a primitive", "can't start new thread",
+    "CUDA out of memory. Tried to allocate 2 GiB", "CUBLAS_STATUS_ALLOC_FAILED when calling",
 ])  # fmt: skip
 def test_a_library_that_lacks_memory_is_understood(text: str) -> None:
     assert is_shortage(RuntimeError(text))

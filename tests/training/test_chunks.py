@@ -157,7 +157,14 @@ def test_running_out_of_memory_in_the_middle_loses_nothing(phase: str, monkeypat
 
 @pytest.mark.parametrize(
     "text",
-    ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"],
+    [
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED when calling",
+        "Invalid buffer size: 9 GB",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED.",
+        "std::bad_alloc",
+    ],
 )
 def test_every_form_of_out_of_memory_is_known(text: str) -> None:
     def work(part: Sequence[int]) -> list[int]:

@@ -18,10 +18,10 @@ from amsd.matching import (
     MatchingLoss,
     QuantileThreshold,
     control,
-    effective_sample_size,
     inverse_probabilities,
     matching_loss,
     norm_ratio,
+    normalized_ess,
     self_normalized_weights,
     step_weights,
     stepwise_log_weights,
@@ -140,7 +140,7 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
         if self.method.per_sample_threshold_quantile >= 0:
             self.threshold = self._moved(items.loss.double().sqrt())
         if self.method.needs_log_weights:
-            self.source.feedback(_normalized_ess(items.logged["log_weights"]))
+            self.source.feedback(normalized_ess(items.logged["log_weights"]))
 
     def step_values(self, batch: Batch[AdjointExperience], items: ItemLosses) -> dict[str, float]:
         """Rewards, adjoints, controls, outliers and, where it is used, the effective sample size."""
@@ -183,8 +183,8 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
         if not self.method.needs_log_weights:
             return {}
         log_weights, index = items.logged["log_weights"], items.logged["index"]
-        by_step = [_normalized_ess(log_weights[index == k]) for k in torch.unique(index)]
-        return {"ess": _normalized_ess(log_weights), "ess/lowest_step": min(by_step)}
+        by_step = [normalized_ess(log_weights[index == k]) for k in torch.unique(index)]
+        return {"ess": normalized_ess(log_weights), "ess/lowest_step": min(by_step)}
 
     def state(self) -> dict[str, Any]:
         """The moving threshold."""
@@ -197,7 +197,3 @@ class AMTrainer(SOCTrainer[AdjointExperience]):
 
 class BufferAMTrainer(BufferSOCTrainer[AdjointExperience], AMTrainer):
     """Adjoint Matching from a buffer."""
-
-
-def _normalized_ess(log_weights: Tensor) -> float:
-    return float(effective_sample_size(log_weights.double())) / len(log_weights)

@@ -18,9 +18,9 @@ from amsd.diffusion.noise import generator
 from amsd.diffusion.steps import at
 from amsd.matching import (
     control,
-    effective_sample_size,
     inverse_probabilities,
     norm_ratio,
+    normalized_ess,
     plan_indices,
     stepwise_log_weights,
 )
@@ -28,7 +28,7 @@ from amsd.recipe import Recipe
 from amsd.recipe.methods.policy_gradient import DDPO
 from amsd.rows import on_device
 from amsd.training.experience import LATENT, ItemLosses, Sample, StoredSteps
-from amsd.training.groups import EQUAL_REWARDS, group_numbers, judged, scaled_advantages
+from amsd.training.groups import EQUAL_REWARDS, group_numbers, judged, judged_alone, scaled_advantages
 from amsd.training.record import gathered, means, reward_values
 from amsd.training.sampling import sampled
 from amsd.training.sources import Batch
@@ -79,20 +79,19 @@ class DDPOTrainer(BufferSOCTrainer[Actions]):
         with self.clock.phase("rollout"):
             conditioning, trajectory = sampled(problem, samples, step)
         end = trajectory.terminal
-        known = None if problem.groupwise else judged(problem, self.clock, end, prompts, step)
-        unknown = torch.full((len(samples),), torch.nan)
+        found = judged_alone(problem, self.clock, end, prompts, step)
         available = len(steps.controlled)
         plans = [plan_indices(available, count, passes, generator(*s.key, "indices")) for s in samples]
         stored = steps.controlled[torch.stack([plan.stored for plan in plans])]
         pick = torch.arange(len(stored))[:, None]
         return Actions(
-            prompts=tuple(prompts), conditioning=conditioning, rewards=known.rewards if known else unknown,
-            terms=known.terms if known else {},
+            prompts=tuple(prompts), conditioning=conditioning, rewards=found.rewards, terms=found.terms,
             indices=stored, columns=torch.stack([plan.columns for plan in plans]),
             states=trajectory.states[pick, stored], noises=trajectory.noises[pick, stored],
-            predictions=trajectory.predictions[pick, stored], clamped_share=known.clamped_share if known else unknown,
-            groups=group_numbers(samples, self.method.samples_per_prompt), advantages=unknown.double(),
-            endpoints=None if known else end,
+            predictions=trajectory.predictions[pick, stored], clamped_share=found.clamped_share,
+            groups=group_numbers(samples, self.method.samples_per_prompt),
+            advantages=torch.full((len(samples),), torch.nan, dtype=torch.float64),
+            endpoints=end if problem.groupwise else None,
         )  # fmt: skip
 
     def complete(self, experience: Actions) -> Actions:
@@ -135,7 +134,7 @@ class DDPOTrainer(BufferSOCTrainer[Actions]):
 
     def after_step(self, items: ItemLosses) -> None:
         """Collect again once the policy is too far from the one that sampled."""
-        self.source.feedback(_normalized_ess(items.logged["log_ratio"]))
+        self.source.feedback(normalized_ess(items.logged["log_ratio"]))
 
     def step_values(self, batch: Batch[Actions], items: ItemLosses) -> dict[str, float]:
         """Rewards, advantages, how far the policy has moved, and how much of it is clipped."""
@@ -152,7 +151,7 @@ class DDPOTrainer(BufferSOCTrainer[Actions]):
             "ratio/mean": float(ratio.mean()),
             "ratio/clipped_share": float((clipped & (advantage != 0)).double().mean()),
             "kl_to_sampler": float((ratio - 1 - log_ratio).mean()),
-            "ess": _normalized_ess(log_ratio),
+            "ess": normalized_ess(log_ratio),
         }
         if "control_norm" in items.logged:
             count = self.method.timesteps_per_trajectory
@@ -167,7 +166,3 @@ def clipped_loss(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Te
     """-min(rho A, clip(rho, 1 - c, 1 + c) A) of each item (M,) (Schulman et al., "PPO", arXiv 1707.06347, eq. 7)."""
     ratio = log_ratio.exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages)
-
-
-def _normalized_ess(log_weights: Tensor) -> float:
-    return float(effective_sample_size(log_weights.double())) / len(log_weights)

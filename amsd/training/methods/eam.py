@@ -25,6 +25,7 @@ from amsd.training.experience import Sample
 from amsd.training.methods.regression import PathPoints, RegressionTrainer
 from amsd.training.problem import remedy, require_finite
 from amsd.training.rewards import require_finite_reward, reward_gradient
+from amsd.training.sampling import dropped
 
 
 class EAMTrainer(RegressionTrainer):
@@ -84,10 +85,10 @@ class EAMTrainer(RegressionTrainer):
     def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> PathPoints:
         """Endpoints, the gradient of their reward, one base prediction each, and targets at K path points."""
         prompts = [sample.prompt for sample in samples]
-        indices, dropped = self.indices(samples), self.dropped(samples)
+        indices, without_prompt = self.indices(samples), dropped(self.problem, samples)
         with self.clock.phase("rollout"), self.sampler.applied():
             conditioning, trajectory = self.draw(samples, step)
-        used = conditioning.dropped(dropped)
+        used = conditioning.dropped(without_prompt)
         with self.clock.phase("reward gradient"):
             found = reward_gradient(self.problem, trajectory.terminal, samples)
             require_finite_reward(found, step, prompts)
@@ -101,7 +102,8 @@ class EAMTrainer(RegressionTrainer):
         return PathPoints(
             prompts=tuple(prompts), conditioning=conditioning, rewards=found.rewards, terms=found.terms,
             indices=indices, states=points.states, base_predictions=points.base, targets=points.targets,
-            dropped=dropped, clamped_share=found.clamped_share, groups=torch.zeros(len(samples), dtype=torch.long),
+            dropped=without_prompt, clamped_share=found.clamped_share,
+            groups=torch.zeros(len(samples), dtype=torch.long),
             noted={"null_drift": null_drift(points.null, points.base)},
         )  # fmt: skip
 

@@ -11,14 +11,14 @@ from torch import Tensor
 from amsd.diffusion.guidance import Conditioning
 from amsd.diffusion.noise import generator
 from amsd.diffusion.rollout import Trajectory
-from amsd.matching import IndexPlan, LeanAdjoint, lean_adjoint, plan_indices
+from amsd.matching import LeanAdjoint, lean_adjoint, plan_indices
 from amsd.recipe import AdjointMatching
 from amsd.rows import on_device
 from amsd.training.clock import PhaseClock
 from amsd.training.experience import LATENT, LOGGED_LATER, Sample, StoredSteps
 from amsd.training.problem import ControlProblem, remedy, require_finite
 from amsd.training.rewards import require_finite_reward, reward_gradient
-from amsd.training.sampling import sampled
+from amsd.training.sampling import dropped, sampled
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,6 @@ class Items:
     column: Tensor
     """LongTensor (M,)."""
 
-    def __len__(self) -> int:
-        return len(self.row)
-
     @property
     def indices(self) -> Tensor:
         """Step indices k, LongTensor (M,) on the CPU."""
@@ -88,15 +85,6 @@ class Items:
         """BoolTensor (M,)."""
         return self.experience.dropped[self.row]
 
-    def prompts(self) -> list[str]:
-        """Prompt of each item."""
-        return [self.experience.prompts[row] for row in self.row.tolist()]
-
-    def split(self, size: int) -> list[Items]:
-        """Consecutive chunks of at most `size` items."""
-        pairs = zip(self.row.split(size), self.column.split(size), strict=True)
-        return [Items(self.experience, row, column) for row, column in pairs]
-
 
 def collect(
     problem: ControlProblem,
@@ -114,18 +102,18 @@ def collect(
         terminal = reward_gradient(problem, trajectory.terminal, samples, method.smoothing)
         require_finite_reward(terminal, step, prompts)
     with clock.phase("adjoint"):
-        plans = [_plan(problem, method, sample, passes) for sample in samples]
+        available, count = len(steps.controlled), method.timesteps_per_trajectory
+        plans = [plan_indices(available, count, passes, generator(*sample.key, "indices")) for sample in samples]
         stored = steps.controlled[torch.stack([plan.stored for plan in plans])]
-        dropped = torch.tensor([_dropped(problem, sample) for sample in samples])
-        used = conditioning.dropped(dropped)
+        without_prompt = dropped(problem, samples)
+        used = conditioning.dropped(without_prompt)
         shift = 1 if method.adjoint_at == "next" else 0
         lowest = stored.min(1).values + shift
         adjoint = _adjoint(problem, trajectory, -method.reward_multiplier * terminal.gradient, used, lowest)
         pick = torch.arange(len(stored))[:, None]
-        needed = adjoint.adjoints[pick, stored + shift]
-        require_finite(needed, "lean adjoint", step, "adjoint", prompts, remedy(problem.recipe))
+        matched = adjoint.adjoints[pick, stored + shift]
+        require_finite(matched, "lean adjoint", step, "adjoint", prompts, remedy(problem.recipe))
         base = _base_predictions(problem, trajectory, adjoint, used, stored, lowest)
-    pick = torch.arange(len(samples))[:, None]
     weighed = method.needs_log_weights
     return AdjointExperience(
         prompts=tuple(prompts),
@@ -135,27 +123,16 @@ def collect(
         indices=stored,
         columns=torch.stack([plan.columns for plan in plans]),
         states=trajectory.states[pick, stored],
-        adjoints=adjoint.adjoints[pick, stored + shift],
+        adjoints=matched,
         base_predictions=base,
         noises=trajectory.noises[pick, stored] if weighed else None,
         sampler_predictions=trajectory.predictions[pick, stored] if weighed else None,
-        dropped=dropped,
+        dropped=without_prompt,
         reward_gradient_norm=terminal.gradient.flatten(1).norm(dim=1).cpu(),
         clamped_share=terminal.clamped_share,
         adjoint_norm=_adjoint_norms(adjoint, lowest),
         initial_cosine=_initial_cosine(trajectory),
     )
-
-
-def _plan(problem: ControlProblem, method: AdjointMatching, sample: Sample, passes: int) -> IndexPlan:
-    available = len(problem.steps.controlled)
-    count = method.timesteps_per_trajectory
-    return plan_indices(available, count, passes, generator(*sample.key, "indices"))
-
-
-def _dropped(problem: ControlProblem, sample: Sample) -> bool:
-    draw = torch.rand((), generator=generator(*sample.key, "dropout"))
-    return bool(draw < problem.recipe.prompts.dropout)
 
 
 def _adjoint(

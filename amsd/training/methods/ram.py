@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from amsd.training.experience import Sample
-from amsd.training.groups import EQUAL_REWARDS, group_numbers, judged, leave_one_out
+from amsd.training.groups import EQUAL_REWARDS, group_numbers, judged, judged_alone, leave_one_out
 from amsd.training.methods.regression import PathPoints, RegressionTrainer
+from amsd.training.sampling import dropped
 
 
 class RAMTrainer(RegressionTrainer):
@@ -26,10 +27,10 @@ class RAMTrainer(RegressionTrainer):
     def compute_experience(self, samples: Sequence[Sample], passes: int, step: int) -> PathPoints:
         """Endpoints, their rewards, and the two frozen predictions at path points of each."""
         prompts, steps = [sample.prompt for sample in samples], self.problem.steps
-        indices, dropped = self.indices(samples), self.dropped(samples)
+        indices, without_prompt = self.indices(samples), dropped(self.problem, samples)
         with self.clock.phase("rollout"), self.sampler.applied():
             conditioning, trajectory = self.draw(samples, step)
-            used = conditioning.dropped(dropped)
+            used = conditioning.dropped(without_prompt)
             end, noises = trajectory.terminal, self.noises(samples)
             columns = range(indices.shape[1])
             states = torch.stack([steps.point(indices[:, j], end, noises[:, j]) for j in columns], 1)
@@ -37,14 +38,12 @@ class RAMTrainer(RegressionTrainer):
             wanted = torch.stack([steps.target(end, noises[:, j]) for j in columns], 1)
         with self.clock.phase("rollout"):
             base = self.predictions("base", used, states, indices)
-        known = None if self.problem.groupwise else judged(self.problem, self.clock, end, prompts, step)
-        unknown = torch.full((len(samples),), torch.nan)
+        found = judged_alone(self.problem, self.clock, end, prompts, step)
         return PathPoints(
-            prompts=tuple(prompts), conditioning=conditioning, rewards=known.rewards if known else unknown,
-            terms=known.terms if known else {}, indices=indices, states=states, base_predictions=base,
-            targets=wanted - old, dropped=dropped, clamped_share=known.clamped_share if known else unknown,
-            groups=group_numbers(samples, self.method.samples_per_prompt), noted={},
-            endpoints=None if known else end,
+            prompts=tuple(prompts), conditioning=conditioning, rewards=found.rewards, terms=found.terms,
+            indices=indices, states=states, base_predictions=base, targets=wanted - old, dropped=without_prompt,
+            clamped_share=found.clamped_share, groups=group_numbers(samples, self.method.samples_per_prompt), noted={},
+            endpoints=end if self.problem.groupwise else None,
         )  # fmt: skip
 
     def complete(self, experience: PathPoints) -> PathPoints:

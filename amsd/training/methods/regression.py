@@ -90,11 +90,6 @@ class RegressionTrainer(SOCTrainer[PathPoints]):
         shape = (self.method.timesteps_per_trajectory, *self.problem.family.latent_shape)
         return normal([(*s.key, "renoising") for s in samples], shape, self.problem.device, torch.float32)
 
-    def dropped(self, samples: Sequence[Sample]) -> Tensor:
-        """Samples under prompt dropout, BoolTensor (B,)."""
-        rate = self.recipe.prompts.dropout
-        return torch.tensor([bool(torch.rand((), generator=generator(*s.key, "dropout")) < rate) for s in samples])
-
     @torch.no_grad()
     def predictions(self, network: str, conditioning: Conditioning, states: Tensor, indices: Tensor) -> Tensor:
         """Prediction of the `base` or the `finetuned` policy at path points (B, K, ...), guided as the control is."""
