@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,12 @@ def require_folder(path: Path, option: str, way_out: str = "choose another folde
     effective = os.access in os.supports_effective_ids
     if not os.access(existing, os.W_OK | os.X_OK, effective_ids=effective):
         raise UsageError(f"{option} {path}: {existing} cannot be written to; {way_out}")
+
+
+def warn(notices: Iterable[str]) -> None:
+    """Say on standard error what a user should know."""
+    for notice in notices:
+        typer.echo(f"Warning: {notice}", err=True)
 
 
 def hanging(head: str, text: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
+from amsd.cli.outputs import warn
 
 if TYPE_CHECKING:
     from amsd.recipe import Recipe
@@ -21,9 +21,7 @@ def show_plan(recipe: Recipe, processes: int, output: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from amsd.experiment.inputs import check_inputs, require_space
-    from amsd.recipe.rules import warnings
-    from amsd.tracking.backend import absent
+    from amsd.experiment.inputs import check_inputs, remarks, require_space
 
     inputs = check_inputs(recipe, download=False)
     from amsd.diffusion.blueprint import blueprint
@@ -32,11 +30,9 @@ def show_plan(recipe: Recipe, processes: int, output: Path) -> None:
     from amsd.experiment.rehearsal import can_try, rehearse
 
     found = blueprint(recipe.model)
-    remarks = examine(recipe, inputs, found)
+    examined = examine(recipe, inputs, found)
     plan = make_plan(recipe, processes, found)
-    told = (*map(str, warnings(recipe)), *absent(recipe.tracking.trackers), *inputs.remarks(recipe), *remarks)
-    for notice in told:
-        typer.echo(f"Warning: {notice}", err=True)
+    warn([*remarks(recipe, inputs), *examined])
     if can_try(recipe, processes):
         plan = replace(plan, rehearsal=rehearse(recipe))
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))

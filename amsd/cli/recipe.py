@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from amsd.cli.options import RecipeArgument, SetOption
+from amsd.cli.outputs import warn
 
 app = typer.Typer(help="Look at recipes and check them.", no_args_is_help=True)
 
@@ -52,19 +53,15 @@ def check(recipe: RecipeArgument, assignments: SetOption = None) -> None:
 
     Every problem is told at once, with its key, its value and the nearest valid name.
     """
-    from amsd.experiment.inputs import check_inputs
+    from amsd.experiment.inputs import check_inputs, remarks
     from amsd.recipe import identity, load_recipe
-    from amsd.recipe.rules import warnings
     from amsd.rewards.table import unchecked
-    from amsd.tracking.backend import absent
 
     resolved = load_recipe(recipe, assignments or [])
     inputs = check_inputs(resolved, download=False)
     from amsd.experiment.examine import examine
 
-    told = (*map(str, warnings(resolved)), *absent(resolved.tracking.trackers), *inputs.remarks(resolved))
-    for warning in (*told, *examine(resolved, inputs)):
-        typer.echo(f"Warning: {warning}", err=True)
+    warn([*remarks(resolved, inputs), *examine(resolved, inputs)])
     advice = unchecked([term.name for term in resolved.reward], resolved.evaluation.metrics)
     if advice is not None:
         typer.echo(f"Note: {advice}", err=True)

@@ -29,7 +29,7 @@ class Source:
     model: str | None = None
 
 
-def resolve(source: str, recipe: str | None, assignments: Sequence[str], say: bool = True) -> Source:
+def resolve(source: str, recipe: str | None, assignments: Sequence[str]) -> Source:
     """Find the checkpoint and its recipe; where a run is named, say which of its checkpoints that is.
 
     Raises:
@@ -41,7 +41,7 @@ def resolve(source: str, recipe: str | None, assignments: Sequence[str], say: bo
     if source == BASE:
         return Source(load_recipe(recipe or "shapes", assignments))
     checkpoint = resolve_checkpoint(Path(source))
-    if say and checkpoint != Path(source):
+    if checkpoint != Path(source):
         typer.echo(f"Checkpoint: {checkpoint}", err=True)
     return Source(load_recipe(recipe or recipe_of(checkpoint), assignments), checkpoint)
 

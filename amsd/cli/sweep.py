@@ -18,8 +18,9 @@ from amsd.cli.outputs import (
     place_option,
     require_file,
     require_folder,
+    warn,
 )
-from amsd.cli.sweep_start import require_backend, say, say_memory
+from amsd.cli.sweep_start import require_backend, say_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,13 +77,13 @@ def run(
         from amsd.sweep.checks import memory_lines
         from amsd.sweep.display import outline
 
-        say(require_inputs(plan, download=False))
+        warn(require_inputs(plan, download=False))
         for line in (*outline(plan), *memory_lines(plan)):
             typer.echo(line)
         if launcher in PREVIEWS:
             typer.echo(resolve_name(PREVIEWS[launcher])(plan, folder, workers))
         return
-    say(require_inputs(plan))
+    warn(require_inputs(plan))
     say_memory(plan, launcher)
     if backend == "wandb":
         from amsd.sweep.jobs import exit_code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -33,9 +32,3 @@ def say_memory(plan: SweepPlan, launcher: str) -> None:
     if launcher != "local" or gpu_bytes():
         for line in memory_lines(plan):
             typer.echo(line, err=True)
-
-
-def say(notices: Sequence[str]) -> None:
-    """What a user should know of the trials' recipes."""
-    for notice in notices:
-        typer.echo(f"Warning: {notice}", err=True)

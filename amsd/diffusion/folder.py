@@ -22,7 +22,7 @@ _WEIGHTS = re.compile(
 _SHARD = re.compile(r"-\d+-of-\d+")
 _OWN = ("amsd", "amsd.diffusion.scheduler")
 """Where pipelines that were saved with amsd's own scheduler look for its class, today and in early versions."""
-_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that amsd does not load: they play no role in drawing a picture from a prompt."""
 _LORA = "name its base model here, and the LoRA in model.start to begin from it"
 _KINDS = {
@@ -128,7 +128,7 @@ def _parts(
 ) -> Iterator[Part]:
     """The parts that an index names; a message about an `optional` one says how to leave it out."""
     for name, entry in index.items():
-        if name.startswith("_") or name in (*_UNUSED, *left_out) or not isinstance(entry, list) or entry[:1] == [None]:
+        if name.startswith("_") or name in (*UNUSED, *left_out) or not isinstance(entry, list) or entry[:1] == [None]:
             continue
         try:
             yield _part(path, name, entry, what, variant)

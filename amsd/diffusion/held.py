@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, cast
@@ -53,9 +53,8 @@ class HalfCopy(HeldCopy):
     differentiable = True
 
     def __init__(self, trained: nn.Module, dtype: torch.dtype) -> None:
-        own = _trainable(trained)
-        halves: dict[int, Any] = {id(value): nn.Parameter(value.detach().to(dtype)) for value in own.values()}
-        self._masters = list(own.values())
+        self._masters = [value for value in trained.parameters() if value.requires_grad]
+        halves: dict[int, Any] = {id(value): nn.Parameter(value.detach().to(dtype)) for value in self._masters}
         self._copies = [halves[id(value)] for value in self._masters]
         for master, copied in zip(self._masters, self._copies, strict=True):
             copied.register_post_accumulate_grad_hook(partial(_hand_over, master))
@@ -66,7 +65,7 @@ class HalfCopy(HeldCopy):
     def refresh(self) -> None:
         """Round every trained weight once."""
         # Not in place for autograd: a graph that is waiting for its backward pass holds the same values.
-        _copy_all([value.data for value in self._copies], self._masters)
+        torch._foreach_copy_([value.data for value in self._copies], [value.data for value in self._masters])
 
 
 def _hand_over(master: nn.Parameter, copied: Tensor) -> None:
@@ -153,14 +152,6 @@ class _Cast:
         if isinstance(value, Mapping):
             return {key: self._cast(key, each) for key, each in value.items()}
         return value.to(self._dtype) if name in _STATES_AND_TEXT and isinstance(value, Tensor) else value
-
-
-def _copy_all(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
-    torch._foreach_copy_(list(targets), list(sources))
-
-
-def _trainable(network: nn.Module) -> Mapping[str, nn.Parameter]:
-    return {name: value for name, value in network.named_parameters() if value.requires_grad}
 
 
 def _sharing_copy(

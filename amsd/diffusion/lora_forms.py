@@ -23,7 +23,6 @@ from amsd.errors import UsageError
 from amsd.reading import parsed_object, read_json, reading, reason_of
 
 NO_PLACE = "The LoRA belongs to another architecture than the base model, or to a tool whose format is unknown."
-_FACTORS = ("down", "up", "magnitude")
 
 
 @dataclass(frozen=True)

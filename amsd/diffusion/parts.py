@@ -12,7 +12,7 @@ from amsd.diffusion.families import family_class
 from amsd.diffusion.families.fit import require_lengths, require_parts, require_scaling, require_vocabularies
 from amsd.diffusion.families.single_file import stored_shapes
 from amsd.diffusion.finite import require_finite_file
-from amsd.diffusion.folder import Folder, Part
+from amsd.diffusion.folder import UNUSED, Folder, Part
 from amsd.errors import UsageError
 from amsd.reading import audit, is_safetensors, reading, wrapper_hint
 
@@ -51,8 +51,7 @@ def absent(pipeline_class: Any, index: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that leave out the parts that draw no picture."""
     import inspect
 
-    names = ("safety_checker", "feature_extractor", "image_encoder")
-    left_out: dict[str, Any] = {name: None for name in names if name in index}
+    left_out: dict[str, Any] = {name: None for name in UNUSED if name in index}
     if "requires_safety_checker" in inspect.signature(pipeline_class).parameters:
         left_out |= {"safety_checker": None, "requires_safety_checker": False}
     return left_out
@@ -149,14 +148,18 @@ def require_sound(folder: Folder, what: str) -> None:
 
 
 def _on_paper(part: Part, what: str) -> Any:
-    """The network of a part without storage."""
+    """The network of a part without storage, for its parameters and shapes.
+
+    Raises:
+        UsageError: the library has no such class, or cannot read its configuration.
+    """
     import torch
 
-    if part.library == "diffusers":
-        return on_meta(part, what)
-    network_class = _class_of(part, what)
+    found = _class_of(part, what)
     with reading(what, part.folder / "config.json"), torch.device("meta"):
-        return network_class(network_class.config_class.from_pretrained(str(part.folder)))
+        if part.library == "diffusers":
+            return found.from_config(dict(part.config))
+        return found(found.config_class.from_pretrained(str(part.folder)))
 
 
 def _values(part: Part, network: Any) -> Iterable[Any]:
@@ -183,19 +186,6 @@ def _left_over(stored: Iterable[str], network: Any) -> list[str]:
 def _forms(name: str) -> tuple[str, str]:
     """A name, and the name without its first part."""
     return name, name.partition(".")[2]
-
-
-def on_meta(part: Part, what: str) -> Any:
-    """A diffusers network without storage, for its parameters and shapes.
-
-    Raises:
-        UsageError: diffusers has no such class, or cannot read its configuration.
-    """
-    import diffusers
-    import torch
-
-    with reading(what, part.folder / "config.json"), torch.device("meta"):
-        return getattr(diffusers, part.class_name).from_config(dict(part.config))
 
 
 def load_plain(part: Part, what: str) -> Any:

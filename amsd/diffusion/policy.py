@@ -46,7 +46,7 @@ class Policy(ABC):
 
     @property
     def pipeline(self) -> Any:
-        """The diffusers pipeline; `sampling` and `sampling_base` say which network it holds."""
+        """The diffusers pipeline; `sampling` says which network it holds."""
         return self.family.pipeline
 
     @property

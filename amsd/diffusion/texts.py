@@ -72,5 +72,4 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _bytes(condition: TextCondition) -> int:
-    tensors = [condition.hidden_states, *condition.added.values()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in condition.tensors())

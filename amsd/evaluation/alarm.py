@@ -40,11 +40,10 @@ class TrainingSigns:
     def of_log(cls, entries: Iterable[LogEntry]) -> TrainingSigns:
         """From the lines of metrics.jsonl."""
         steps = [entry.values for entry in entries if entry.kind == "step"]
-        ratios = [values["prediction_ratio"] for values in steps if "prediction_ratio" in values]
-        measured = [
-            values["validation/prediction_ratio"] for values in steps if "validation/prediction_ratio" in values
-        ]
-        clamped = [values["clamped_share"] for values in steps if "clamped_share" in values]
+        ratios, measured, clamped = (
+            [values[name] for values in steps if name in values]
+            for name in ("prediction_ratio", "validation/prediction_ratio", "clamped_share")
+        )
         rise = math.fsum(clamped[-WINDOW:]) / WINDOW - math.fsum(clamped[:WINDOW]) / WINDOW
         ratio = math.fsum(ratios[-WINDOW:]) / WINDOW if len(ratios) >= WINDOW else None
         return cls(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from amsd.diffusion.families.base import Family
+from amsd.diffusion.texts import ReadPrompts
 from amsd.errors import Diverged
 from amsd.evaluation import protocol
 from amsd.evaluation.scorers import Images
@@ -60,14 +61,14 @@ class Painter:
         self, family: Family, sampler: protocol.Sampler, total: int, own: int, look: Callable[[], None]
     ) -> Callable[[Sequence[protocol.Index]], Tensor]:
         """The pictures of some of this process's `own` (prompt, sample), of `total`; calls `look` before each part."""
-        encode = protocol.PromptEncoder(family, self._prompts, self._recipe.guidance.negative_prompt)
+        read = ReadPrompts(family, self._recipe.guidance.negative_prompt)
         done = 0
 
         def draw(batch: Sequence[protocol.Index]) -> Tensor:
             nonlocal done
             look()
             texts = [self._prompts[prompt] for prompt, _ in batch]
-            drawn = protocol.generate(family, sampler, encode(batch), batch, self._recipe.evaluation.seed, texts)
+            drawn = protocol.generate(family, sampler, read, batch, self._recipe.evaluation.seed, texts)
             done += len(batch)
             if rank() == 0:
                 self._progress(f"pictures, {sampler.setting.name}", total * done // own, total)

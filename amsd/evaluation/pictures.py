@@ -66,13 +66,7 @@ def save_pictures(result: EvaluationResult, folder: Path) -> Path | None:
     return target
 
 
-def side_by_side(
-    base: Tensor,
-    tuned: Tensor,
-    prompts: Sequence[str] = (),
-    labels: tuple[str, str] = ("base model", "fine-tuned"),
-    cell: int = _CELL,
-) -> Image.Image:
+def side_by_side(base: Tensor, tuned: Tensor, prompts: Sequence[str] = ()) -> Image.Image:
     """Pictures (n, 3, H, W), uint8, of two models: the base's in the upper row, the same noise fine-tuned below.
 
     `prompts` stand above their columns, broken into lines of a picture's width.
@@ -82,7 +76,7 @@ def side_by_side(
     """
     if base.shape != tuned.shape or base.ndim != 4:
         raise ValueError(f"expected two equal shapes (n, 3, H, W) but got {tuple(base.shape)} and {tuple(tuned.shape)}")
-    zoom = max(1, -(-cell // base.shape[-1]))
+    zoom = max(1, -(-_CELL // base.shape[-1]))
     rows = [grid(pictures[None], zoom) for pictures in (base, tuned)]
     head = _captions(prompts[: len(base)], base.shape[-1] * zoom, rows[0].width)
     size = max(14, rows[0].height // 9)
@@ -91,7 +85,7 @@ def side_by_side(
     canvas = Image.new("RGB", (rows[0].width, head.height + 2 * (rows[0].height + band)), "white")
     canvas.paste(head, (0, 0))
     draw = ImageDraw.Draw(canvas)
-    for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
+    for index, (row, label) in enumerate(zip(rows, ("base model", "fine-tuned"), strict=True)):
         top = head.height + index * (row.height + band)
         draw.text((size // 4, top + band // 2), label, fill="black", font=font, anchor="lm")
         canvas.paste(row, (0, top + band))

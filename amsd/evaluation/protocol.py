@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from amsd.diffusion.families.base import Family
 from amsd.diffusion.finite import require_finite_images
-from amsd.diffusion.guidance import TextCondition
 from amsd.diffusion.noise import generator
-from amsd.diffusion.texts import on_device
+from amsd.diffusion.texts import ReadPrompts
 from amsd.errors import UsageError
 from amsd.evaluation.metrics import quantize
 from amsd.recipe import EvaluationSetting, Schedule
@@ -76,54 +75,28 @@ def noise_generator(seed: int, index: Index) -> torch.Generator:
     return generator("evaluation", seed, *index)
 
 
-class PromptEncoder:
-    """Encodes each prompt once, alone, so that its embedding does not depend on its neighbors in a batch."""
-
-    def __init__(self, family: Family, prompts: Sequence[str], negative_prompt: str = "") -> None:
-        self._family = family
-        self._prompts = prompts
-        self._known: dict[str, TextCondition] = {}
-        with on_device(family):
-            self._negative = family.encode_negative(negative_prompt, 1)
-
-    def __call__(self, batch: Sequence[Index]) -> dict[str, Any]:
-        """Arguments of the pipeline's call that stand for the prompts of these images."""
-        new = dict.fromkeys(text for prompt, _ in batch if (text := self._prompts[prompt]) not in self._known)
-        if new:
-            with on_device(self._family):
-                self._known |= {text: self._family.encode([text]) for text in new}
-        condition = TextCondition.cat([self._known[self._prompts[prompt]] for prompt, _ in batch])
-        negative = TextCondition.cat([self._negative] * len(batch))
-        return self._family.prompt_arguments(condition, negative)
-
-
 @torch.no_grad()
 def generate(
-    family: Family,
-    sampler: Sampler,
-    arguments: dict[str, Any],
-    batch: Sequence[Index],
-    seed: int,
-    prompts: Sequence[str],
+    family: Family, sampler: Sampler, read: ReadPrompts, batch: Sequence[Index], seed: int, prompts: Sequence[str]
 ) -> Tensor:
     """Pictures (B, 3, H, W), uint8 on the CPU, through the pipeline's own `__call__`.
 
+    `prompts` has one text per image, which `read` encodes: an embedding does not depend on its neighbors in a batch.
     The initial noise is drawn and the latents are decoded in float32, whatever the networks' precision. The pipeline
     must hold the sampler's scheduler (`sampling`).
 
     Raises:
-        Diverged: an image is not finite; `prompts` (one per image) names it.
+        Diverged: an image is not finite; its prompt is named.
     """
-    generators = [noise_generator(seed, index) for index in batch]
-    noise = torch.stack([torch.randn(family.latent_shape, generator=each) for each in generators])
+    generators, conditions = [noise_generator(seed, index) for index in batch], read(prompts)
     latents = family.draw(
-        arguments,
+        family.prompt_arguments(conditions.prompt, conditions.negative),
         generators,
         eta=sampler.setting.eta,
         guidance_scale=sampler.setting.guidance_scale,
         num_inference_steps=sampler.setting.num_inference_steps,
         output_type="latent",
-        latents=noise.to(family.device),
+        latents=family.initial_noise(generators).to(family.device),
     )
     images = family.decode(latents)
     require_finite_images(images, prompts)

@@ -50,9 +50,9 @@ def _evaluated(
         return base, load_model(model, recipe.model, device).evaluated(evaluator, base), model
     evaluation = standalone(recipe)
     if checkpoint is None:
-        return evaluation.base.results, (), ""
+        return evaluation.base, (), ""
     name = f"{checkpoint.absolute().parent.parent.name}/{checkpoint.name}"
-    return evaluation.base.results, evaluation.of_checkpoint(checkpoint).results, name
+    return evaluation.base, evaluation.of_checkpoint(checkpoint), name
 
 
 def _log_to_wandb(recipe: Recipe, table: Benchmark, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,16 +24,8 @@ from amsd.training import processes
 from amsd.training.checkpoint import CheckpointScores, retire, weights_sha256
 from amsd.training.events import AnyCheckpoint, Notice
 
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Results of one set of weights, one per setting."""
-
-    results: tuple[EvaluationResult, ...]
-
-    def score(self, metric: str) -> float:
-        """Mean of a metric under the first setting."""
-        return self.results[0].metrics[metric].mean
+Results = tuple[EvaluationResult, ...]
+"""Of one set of weights, one per setting."""
 
 
 class PolicyEvaluation:
@@ -44,7 +36,7 @@ class PolicyEvaluation:
         self._policy, self._base_weights = identified.policy, identified.base_weights
         self.evaluator = evaluator
         with self._policy.sampling(base=True) as pipeline:
-            self.base = Evaluated(tuple(evaluator.evaluate(pipeline, self._base_weights)))
+            self.base: Results = tuple(evaluator.evaluate(pipeline, self._base_weights))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -56,16 +48,16 @@ class PolicyEvaluation:
         """Where the networks lie."""
         return self._policy.family.device
 
-    def finetuned(self, weights: str, against: Sequence[EvaluationResult] | None = None) -> Evaluated:
+    def finetuned(self, weights: str, against: Sequence[EvaluationResult] | None = None) -> Results:
         """Results of the fine-tuned network, whose weights have the hash `weights`, compared with the base.
 
         `against` are results of another model to compare with.
         """
         with self._policy.sampling() as pipeline:
             identity = f"{self._base_weights}+{weights}"
-            return Evaluated(tuple(self.evaluator.evaluate(pipeline, identity, against or self.base.results)))
+            return tuple(self.evaluator.evaluate(pipeline, identity, against or self.base))
 
-    def of_checkpoint(self, checkpoint: Path, against: Sequence[EvaluationResult] | None = None) -> Evaluated:
+    def of_checkpoint(self, checkpoint: Path, against: Sequence[EvaluationResult] | None = None) -> Results:
         """Results of a checkpoint on disk, which is loaded into the policy."""
         self._policy.load(checkpoint)
         return self.finetuned(weights_sha256(checkpoint), against)
@@ -79,10 +71,11 @@ class CheckpointEvaluation:
         self._recipe = evaluation.recipe
         self._run = run
         self._tracker = tracker
-        self.latest: Evaluated | None = None
+        self.latest: Results = ()
+        """Of the newest checkpoint that was evaluated."""
         self._labels: dict[str, str] = {}
         if processes.rank() == 0:
-            base = evaluation.base.results
+            base = evaluation.base
             pictures = write_results(base, run.base_evaluation, run.base_samples)
             self._labels = dict(_changed(run, base))
             if self._labels:
@@ -93,17 +86,16 @@ class CheckpointEvaluation:
         """Evaluate a checkpoint where the recipe wants it, also one that is being written; returns its score."""
         if not self._due(record.step):
             return None
-        self.latest = self._evaluation.finetuned(record.weights_sha256)
+        self.latest = results = self._evaluation.finetuned(record.weights_sha256)
         if processes.rank() == 0:
-            results = self.latest.results
             pictures = write_results(results, record.path / "evaluation", record.path / "samples")
             self._track(record.step, results, pictures)
             trained = {term.name: term.weight for term in self._recipe.reward}
             notice = reward_hacking(results, trained, record.step, self._signs())
             if notice is not None:
                 self._tracker.on_notice(notice)
-            compare_pictures(self._evaluation.base.results, results, self._run.path)
-        return self.latest.score(self._recipe.best_metric)
+            compare_pictures(self._evaluation.base, results, self._run.path)
+        return results[0].metrics[self._recipe.best_metric].mean
 
     def _signs(self) -> TrainingSigns:
         return TrainingSigns.of_log(read_log(self._run.metrics).entries if self._run.metrics.is_file() else ())
@@ -148,7 +140,7 @@ def _changed(run: RunDirectory, base: Sequence[EvaluationResult]) -> Iterator[tu
 
 def evaluate_checkpoint(
     recipe: Recipe, checkpoint: Path | str, base: str | None = None, progress: Report | None = None
-) -> tuple[EvaluationResult, ...]:
+) -> Results:
     """Evaluate a checkpoint as in training: against the model it began from, or against another one called `base`.
 
     `checkpoint` is its folder, or a run's (its best one). One result per setting of the recipe; files and pictures are
@@ -160,14 +152,14 @@ def evaluate_checkpoint(
     """
     checkpoint = resolve_checkpoint(checkpoint)
     evaluation = standalone(recipe, progress)
-    against = evaluation.base.results
+    against = evaluation.base
     if base is not None:
         from amsd.experiment.models import load_model
 
         model = load_model(base, recipe.model, evaluation.device)
         model.require_size(evaluation.size)
         against = tuple(model.evaluated(evaluation.evaluator))
-    results = evaluation.of_checkpoint(checkpoint, against).results
+    results = evaluation.of_checkpoint(checkpoint, against)
     if processes.rank() == 0:
         write_results(results, checkpoint / "evaluation", checkpoint / "samples")
         run = RunDirectory(checkpoint.absolute().parent.parent)
@@ -176,9 +168,7 @@ def evaluate_checkpoint(
     return results
 
 
-def watch_run(
-    folder: Path, recipe: str | None, assignments: Sequence[str]
-) -> Iterator[tuple[int, tuple[EvaluationResult, ...]]]:
+def watch_run(folder: Path, recipe: str | None, assignments: Sequence[str]) -> Iterator[tuple[int, Results]]:
     """Evaluate the checkpoints of a running training as they appear.
 
     Ends when the last step's checkpoint is done, or when the run says that it failed or was interrupted. A run that was
@@ -194,11 +184,11 @@ def watch_run(
         nonlocal evaluation
         if evaluation is None:
             evaluation = standalone(resolved)
-            write_results(evaluation.base.results, run.base_evaluation, run.base_samples)
+            write_results(evaluation.base, run.base_evaluation, run.base_samples)
         return evaluation
 
     def wanted(checkpoint: Path) -> bool:
-        names = [f"{result.stem}.json" for result in evaluator().base.results]
+        names = [f"{result.stem}.json" for result in evaluator().base]
         return not all((checkpoint / "evaluation" / name).is_file() for name in names)
 
     def finished() -> bool:
@@ -207,7 +197,7 @@ def watch_run(
     for checkpoint in new_checkpoints(run, finished=finished, wanted=wanted):
         step = int(checkpoint.name.removeprefix("step-"))
         try:
-            results = evaluator().of_checkpoint(checkpoint).results
+            results = evaluator().of_checkpoint(checkpoint)
             write_results(results, checkpoint / "evaluation", checkpoint / "samples")
         except OSError:
             if (checkpoint / "manifest.json").is_file():

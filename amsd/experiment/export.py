@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,12 +67,17 @@ def export(
         _forget_places(folder)
         if isinstance(policy, LoraPolicy):
             write_diffusers(checkpoint / ADAPTER_FILE, folder / LORA_FILE)
-        (folder / "recipe.toml").write_text(published_toml(read_run(checkpoint / "recipe.toml")), encoding="utf-8")
-        report("step 3 of 3: writing the model card and its pictures", 0, 0)
-        write_card(folder, recipe, checkpoint, departures)
+        _describe(folder, recipe, checkpoint, departures, report)
 
     write_folder(to, fill, replace=False)
     return to
+
+
+def _describe(folder: Path, recipe: Recipe, checkpoint: Path, departures: Sequence[str], report: Report) -> None:
+    """Write the run's recipe and the model card beside the weights."""
+    (folder / "recipe.toml").write_text(published_toml(read_run(checkpoint / "recipe.toml")), encoding="utf-8")
+    report("step 3 of 3: writing the model card and its pictures", 0, 0)
+    write_card(folder, recipe, checkpoint, departures)
 
 
 def _forget_places(folder: Path) -> None:
@@ -127,9 +132,7 @@ def _export_kohya(recipe: Recipe, checkpoint: Path, to: Path, report: Report) ->
     def fill(folder: Path) -> None:
         report("step 2 of 3: writing the LoRA file", 0, 0)
         write_kohya(checkpoint / ADAPTER_FILE, folder / f"{to.resolve().name}.safetensors", version)
-        (folder / "recipe.toml").write_text(published_toml(read_run(checkpoint / "recipe.toml")), encoding="utf-8")
-        report("step 3 of 3: writing the model card and its pictures", 0, 0)
-        write_card(folder, recipe, checkpoint)
+        _describe(folder, recipe, checkpoint, (), report)
 
     write_folder(to, fill, replace=False)
     return to

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from amsd.errors import UsageError, option
 from amsd.hub import PREFIX as HUB
@@ -14,10 +15,11 @@ from amsd.prompts import PromptSet, load_prompts
 from amsd.prompts.hub import hub_name
 from amsd.recipe import Recipe
 from amsd.recipe.methods import methods_with
+from amsd.recipe.rules import warnings
 from amsd.recipe.schema import only_path
 from amsd.rewards.code import check_code, without_gradient
 from amsd.rewards.table import require_known
-from amsd.tracking.backend import TRACKERS
+from amsd.tracking.backend import TRACKERS, absent
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Inputs:
                 yield f"{some} in the training set too."
 
 
+def remarks(recipe: Recipe, inputs: Inputs) -> list[str]:
+    """What a check says of a recipe that can run; a run itself says it as notices."""
+    return [*map(str, warnings(recipe)), *absent(recipe.tracking.trackers), *inputs.remarks(recipe)]
+
+
 def check_inputs(recipe: Recipe, download: bool = True) -> Inputs:
     """Find everything that a recipe names on this machine: scorers, code, model, prompts. Nothing of it is run.
 
@@ -62,13 +69,12 @@ def check_inputs(recipe: Recipe, download: bool = True) -> Inputs:
 
     found: dict[str, PromptSet] = {}
 
-    def read(key: str) -> None:
-        source = recipe.prompts.train if key == "train" else recipe.prompts.evaluation
+    def read(split: Literal["train", "evaluation"]) -> None:
+        source = recipe.prompts.train if split == "train" else recipe.prompts.evaluation
         if not download and isinstance(source, str) and source.startswith(HUB):
             hub_name(source)
         else:
-            split = "train" if key == "train" else "evaluation"
-            found[key] = load_prompts(source, split, recipe.prompts.column)  # type: ignore[arg-type]
+            found[split] = load_prompts(source, split, recipe.prompts.column)
 
     attempt(lambda: require_known([term.name for term in recipe.reward], recipe.evaluation))
     attempt(lambda: TRACKERS.require(recipe.tracking.trackers, "tracking.trackers: "))

@@ -15,6 +15,7 @@ from amsd.errors import UsageError
 from amsd.matching import lean_adjoint
 from amsd.recipe import AdjointMatching, Guidance
 from amsd.recipe.guidance_modes import FULL, TRAJECTORIES, UNGUIDED, GuidanceMode
+from amsd.rows import Rows
 from amsd.tracking.progress import Report, silent
 from amsd.training.chunks import chunk_size, in_chunks
 from amsd.training.experience import Sample
@@ -39,7 +40,7 @@ class GuidanceScales:
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Rows):
     """Figures of B samples; every tensor on the CPU, the sample first."""
 
     first: Tensor
@@ -98,29 +99,13 @@ def probe(problem: ControlProblem, samples: Sequence[Sample], own: GuidanceScale
 
     def work(part: Sequence[Sample]) -> Probe:
         nonlocal measured
-        found = _probe(problem, part, own)
+        found = _probe(problem, part, own).map(Tensor.cpu)
         measured += len(part)
         report("trajectories measured", measured, len(samples))
         return found
 
     report("trajectories measured", 0, len(samples))
-    parts = in_chunks(samples, chunk_size(recipe, problem.device.type != "cpu"), work)
-
-    def joined(values: Sequence[Tensor]) -> Tensor:
-        return torch.cat([value.cpu() for value in values])
-
-    return Probe(
-        first=joined([part.first for part in parts]),
-        second=joined([part.second for part in parts]),
-        rewards=joined([part.rewards for part in parts]),
-        gradient_norm=joined([part.gradient_norm for part in parts]),
-        adjoint_norms={
-            name: joined([part.adjoint_norms[name] for part in parts]) for name in parts[0].adjoint_norms
-        },
-        control_norm=joined([part.control_norm for part in parts]),
-        deviation=joined([part.deviation for part in parts]),
-        magnitude=joined([part.magnitude for part in parts]),
-    )  # fmt: skip
+    return Probe.cat(in_chunks(samples, chunk_size(recipe, problem.device.type != "cpu"), work))
 
 
 def _probe(problem: ControlProblem, samples: Sequence[Sample], own: GuidanceScales) -> Probe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,8 +201,7 @@ def _fit(
     for notice in trainer.remarks():
         tracker.on_notice(notice)
     trainer.fit()
-    results: Sequence[EvaluationResult] = evaluate.latest.results if evaluate and evaluate.latest else ()
-    return Finished(run, tuple(results), accelerator.is_main_process)
+    return Finished(run, evaluate.latest if evaluate is not None else (), accelerator.is_main_process)
 
 
 def _remark(problem: ControlProblem, inputs: Inputs, tracker: Tracker) -> None:

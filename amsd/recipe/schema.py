@@ -10,18 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from amsd.recipe.section import Fraction, Name, Positive, Section, named
+from amsd.recipe.section import Fraction, Name, Positive, Section, count_or, named
 
 
 def only_path(name: str) -> bool:
     """Whether the name of a model can only be a path: hub ids have one slash at most."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-def _count_or_auto(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return value
-    raise ValueError('must be "auto" or a whole number from 1 on')
 
 
 def _source(value: Any) -> Any:
@@ -33,7 +27,7 @@ def _source(value: Any) -> Any:
 
 
 PromptSource = Annotated[str | tuple[str, ...], BeforeValidator(_source)]
-CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
+CountOrAuto = Annotated[int | Literal["auto"], count_or("auto")]
 
 
 class Lora(Section):

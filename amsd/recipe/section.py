@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def named(value: str) -> str:
@@ -16,6 +16,17 @@ def named(value: str) -> str:
     if not value.strip():
         raise ValueError("names nothing (is a shell variable unset?); leave the key out to keep its default")
     return value
+
+
+def count_or(word: str) -> BeforeValidator:
+    """Of a whole number from 1 on, or this word."""
+
+    def check(value: Any) -> Any:
+        if value == word or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        raise ValueError(f'must be "{word}" or a whole number from 1 on')
+
+    return BeforeValidator(check)
 
 
 Name = Annotated[str, AfterValidator(named)]

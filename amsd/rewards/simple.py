@@ -9,12 +9,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from amsd.rewards.preprocess import check_pairs
+
 _SMOOTHING = 1e-4
 """Added under square roots, so that a gray image has a finite gradient; values in squared intensities."""
 
 
-class _Statistic:
-    """Common part of rewards that have no weights and read no prompt."""
+class PixelReward:
+    """Base of rewards that have no weights and read no prompt."""
 
     version = "1"
 
@@ -27,19 +29,19 @@ class _Statistic:
         return 0
 
 
-class Brightness(_Statistic):
+class Brightness(PixelReward):
     """Mean luma, 0 (black) to 1 (white), with the weights of ITU-R BT.601."""
 
     name = "brightness"
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) in [0, 1] of images (B, 3, H, W)."""
-        _check(images, prompts)
+        check_pairs(images, prompts)
         red, green, blue = images.float().mean((2, 3)).unbind(1)
         return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
-class Colorfulness(_Statistic):
+class Colorfulness(PixelReward):
     """Colorfulness of Hasler and Süsstrunk (2003), eq. M^(3), in units of full intensity; 0 for gray images.
 
     With rg = R - G and yb = (R + G)/2 - B: |(sd rg, sd yb)| + 0.3 |(mean rg, mean yb)|, both lengths smoothed at 0.
@@ -49,7 +51,7 @@ class Colorfulness(_Statistic):
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,), 0 or more, of images (B, 3, H, W)."""
-        _check(images, prompts)
+        check_pairs(images, prompts)
         red, green, blue = images.float().unbind(1)
         opponents = torch.stack([red - green, (red + green) / 2 - blue], dim=1)
         spread = opponents.var((2, 3), unbiased=False).sum(1)
@@ -66,10 +68,3 @@ class FormerColorfulness(Colorfulness):
 def _root(squared: Tensor) -> Tensor:
     """Square root that is 0 at 0 and smooth there."""
     return (squared + _SMOOTHING).sqrt() - math.sqrt(_SMOOTHING)
-
-
-def _check(images: Tensor, prompts: Sequence[str]) -> None:
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 3, H, W) in [0, 1]")
-    if len(prompts) != images.shape[0]:
-        raise ValueError(f"{len(prompts)} prompts for {images.shape[0]} images; expected one per image")

@@ -12,6 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from amsd.rewards.preprocess import check_pairs
+from amsd.rewards.simple import PixelReward
 from amsd.shapes import pipeline_path
 from amsd.shapes.captions import BACKGROUND, COLORS, FORMS, SHAPES, parse_caption
 from amsd.shapes.classifier import AttributeClassifier, Readings, weights_version
@@ -37,28 +39,7 @@ def _grid(size: int, like: Tensor) -> Tensor:
     return (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) * (2 / size) - 1
 
 
-def _check(images: Tensor, prompts: Sequence[str]) -> None:
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 3, H, W) in [0, 1]")
-    if len(prompts) != images.shape[0]:
-        raise ValueError(f"{len(prompts)} prompts for {images.shape[0]} images; expected one per image")
-
-
-class _Geometric:
-    """Common part of rewards that only look at where objects are."""
-
-    version = "1"
-
-    def to(self, device: torch.device | str) -> Self:
-        """Nothing to move: the computation follows the images."""
-        return self
-
-    def truncated(self, prompts: Sequence[str]) -> int:
-        """No prompt is read, so none is cut."""
-        return 0
-
-
-class RightReward(_Geometric):
+class RightReward(PixelReward):
     """Position of the objects: -1 at the left border, 0 in the middle, 1 at the right border.
 
     The objectness-weighted mean of x, with `ballast` pixels (of 32x32) of weight at 0: without them a vanishing
@@ -74,24 +55,24 @@ class RightReward(_Geometric):
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) in (-1, 1)."""
-        _check(images, prompts)
+        check_pairs(images, prompts)
         weight = objectness(images)
         moment = (weight * _grid(images.shape[-1], images)).mean((1, 2))
         return moment / (weight.mean((1, 2)) + self.ballast / 1024)
 
 
-class AreaReward(_Geometric):
+class AreaReward(PixelReward):
     """Share of the image that objects cover, in [0, 1]."""
 
     name = "shapes:area"
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) in [0, 1]."""
-        _check(images, prompts)
+        check_pairs(images, prompts)
         return objectness(images).mean((1, 2))
 
 
-class RoundnessReward(_Geometric):
+class RoundnessReward(PixelReward):
     """Area against moment of inertia, A²/(2π I): 1 for a disc, .95 for a square, less for triangles and pairs.
 
     Of all objects of one area the disc has the least moment of inertia, so 1 is the largest value. Unlike a perimeter,
@@ -102,7 +83,7 @@ class RoundnessReward(_Geometric):
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) in [0, 1]."""
-        _check(images, prompts)
+        check_pairs(images, prompts)
         weight = objectness(images)
         x, y = _grid(images.shape[-1], images).view(1, 1, -1), _grid(images.shape[-2], images).view(1, -1, 1)
         pixel = (2 / images.shape[-1]) * (2 / images.shape[-2])
@@ -162,7 +143,7 @@ class AlignmentReward(_Reading):
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) in [0, 1]."""
-        _check(images, prompts)
+        check_pairs(images, prompts)
         masks, named = _wanted(prompts, images.device)
         probabilities = self.classifier(images.float()).probabilities()
         satisfied = torch.stack([(p * m).sum(1) for p, m in zip(probabilities, masks, strict=True)], dim=1)
@@ -181,7 +162,7 @@ class AttributeAccuracy(_Reading):
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,), 0 or 1."""
-        _check(images, prompts)
+        check_pairs(images, prompts)
         masks, _ = _wanted(prompts, images.device)
         readings: Readings = self.classifier(images.float())
         logits = (readings.color, readings.shape, readings.form)

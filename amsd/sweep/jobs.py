@@ -18,7 +18,7 @@ from amsd.ends import SIGNALS, AnnouncedEnd, code_of, is_free
 from amsd.errors import RunError
 from amsd.evaluation.result import FID, KID
 from amsd.recipe import Recipe
-from amsd.sweep.schema import TRAINING, Constraint, Objective, Sweep
+from amsd.sweep.schema import TRAINING, Objective, Sweep
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,8 @@ def measure(sweep: Sweep, log: RunLog) -> dict[str, float]:
         RunError: the run has not measured one of them, or it is not finite.
     """
     values = {objective.label: objective_value(objective, log) for objective in sweep.objective}
-    return values | {constraint_label(c.metric): constraint_value(c, log) for c in sweep.constraint}
+    bounded = {constraint_label(c.metric): Objective(metric=c.metric) for c in sweep.constraint}
+    return values | {label: objective_value(objective, log) for label, objective in bounded.items()}
 
 
 def errors(sweep: Sweep, log: RunLog) -> dict[str, float]:
@@ -181,7 +182,7 @@ def objective_value(objective: Objective, log: RunLog, step: int | None = None) 
     key = _key(objective)
     if key not in scalars:
         where = "no evaluation" if step is None else f"the evaluation of step {step}"
-        raise RunError(f"{objective.label}: {where} in metrics.jsonl has no {key!r}{_reason(objective.metric)}")
+        raise _lacking(objective, where)
     return _finite(objective.label, scalars[key])
 
 
@@ -196,17 +197,17 @@ def check_distance(objective: Objective, log: RunLog) -> None:
     for step in log.evaluation_steps() if objective.metric.startswith(FID) else ():
         scalars, key = _scalars(objective, log, step), _key(objective)
         if scalars and key not in scalars:
-            reason = _reason(objective.metric)
-            raise RunError(f"{objective.label}: the evaluation of step {step} in metrics.jsonl has no {key!r}{reason}")
+            raise _lacking(objective, f"the evaluation of step {step}")
 
 
-def _reason(metric: str) -> str:
-    """What a missing metric means, where it is known."""
-    if not metric.startswith(FID):
-        return ""
-    distance = KID + metric.removeprefix(FID)
-    return (
-        ": FID is left out where evaluation.prompts x evaluation.samples_per_prompt images do not exceed the "
+def _lacking(objective: Objective, where: str) -> RunError:
+    """That an evaluation has not measured the objective, and what that means where it is known."""
+    text = f"{objective.label}: {where} in metrics.jsonl has no {_key(objective)!r}"
+    if not objective.metric.startswith(FID):
+        return RunError(text)
+    distance = KID + objective.metric.removeprefix(FID)
+    return RunError(
+        f"{text}: FID is left out where evaluation.prompts x evaluation.samples_per_prompt images do not exceed the "
         f"dimensions of the embedding (log.txt has both numbers). Raise prompts or samples, or use {distance}, which "
         "has no such limit"
     )
@@ -236,11 +237,6 @@ def _scalars(objective: Objective, log: RunLog, step: int | None) -> Mapping[str
 
 def _key(objective: Objective) -> str:
     return f"eval/{objective.metric}" + ("" if objective.value == "mean" else f"/{objective.value}")
-
-
-def constraint_value(constraint: Constraint, log: RunLog) -> float:
-    """The bounded quantity at the end of a run; errors as `objective_value`."""
-    return objective_value(Objective(metric=constraint.metric), log)
 
 
 def _training_value(metric: str, log: RunLog, until: int | None) -> float:

@@ -39,13 +39,13 @@ def is_storage(source: str) -> bool:
     return scheme_of(source) in (*STORAGES, "postgres") and not Path(source).exists()
 
 
-def open_storage(url: str, patience: float = PATIENCE) -> BaseStorage:
-    """Connect to a storage; every call waits for a server that is away, up to `patience` seconds.
+def open_storage(url: str) -> BaseStorage:
+    """Connect to a storage; every call waits for a server that is away, up to `PATIENCE` seconds.
 
     Raises:
         UsageError: the URL has no known form, a needed package is missing, or nothing answers there.
     """
-    return patient(_connect(url), patience)
+    return patient(_connect(url))
 
 
 def _connect(url: str) -> BaseStorage:

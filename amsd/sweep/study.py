@@ -216,16 +216,13 @@ def _check_folder(plan: SweepPlan, directory: Path) -> None:
 
 def _check_same(plan: SweepPlan, earlier: dict[str, Any], url: str) -> None:
     """A study may go on with another budget, machinery or description, not with another question."""
-    mine = plan.dump()
-    for key in ("search", "override", "recipe", "seeds", "objective", "constraint", "first"):
-        if mine["sweep"].get(key) != earlier["sweep"].get(key):
-            raise UsageError(
-                f"{printable(url)} already holds a sweep {plan.sweep.name!r} whose {key!r} differs. "
-                "Give this one another name (--set name=...) or another --output."
-            )
+    mine, keys = plan.dump(), ("search", "override", "recipe", "seeds", "objective", "constraint", "first")
+    differing = [repr(key) for key in keys if mine["sweep"].get(key) != earlier["sweep"].get(key)]
     if mine["recipe"] != earlier["recipe"]:
+        differing.append("base recipe")
+    if differing:
         raise UsageError(
-            f"{printable(url)} already holds a sweep {plan.sweep.name!r} whose base recipe differs. "
+            f"{printable(url)} already holds a sweep {plan.sweep.name!r} whose {differing[0]} differs. "
             "Give this one another name (--set name=...) or another --output."
         )
 

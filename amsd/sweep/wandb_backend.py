@@ -101,8 +101,8 @@ def _pointed(folder: Path) -> tuple[str, Any]:
         raise UsageError(f"{folder}: {POINTER} is missing or damaged; --directory names the sweep's folder") from None
 
 
-def run_agent(path: str, plan: SweepPlan, folder: Path, executor: TrialExecutor, count: int | None = None) -> bool:
-    """W&B's own agent, which calls us once per point; `count` limits how often. Returns whether it was interrupted.
+def run_agent(path: str, plan: SweepPlan, folder: Path, executor: TrialExecutor) -> bool:
+    """W&B's own agent, which calls us once per point. Returns whether it was interrupted.
 
     SIGINT, SIGTERM or SIGHUP ends the running trial with a checkpoint, and then the agent.
     """
@@ -139,7 +139,7 @@ def run_agent(path: str, plan: SweepPlan, folder: Path, executor: TrialExecutor,
     with on_signals(stop):
         threading.Thread(target=end_agent, name="amsd-agent-end", daemon=True).start()
         try:
-            wandb.agent(parts[-1], function=trial, entity=entity, project=project, count=count)
+            wandb.agent(parts[-1], function=trial, entity=entity, project=project)
         except KeyboardInterrupt:
             if not stop.requested:
                 raise

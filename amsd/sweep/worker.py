@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amsd.errors import AmsdError, RunError
 from amsd.recipe import identity
@@ -145,9 +145,10 @@ class Worker:
 
     def _outcome(self, trial: Trial, point: Point) -> Outcome:
         if names.POINT not in trial.user_attrs:
+            folder = self._handle.directory
             trial.set_user_attr(names.POINT, point.facts())
             runs = [
-                {"seed": job.seed, "identity": identity(job.recipe), "directory": self._relative(job.run)}
+                {"seed": job.seed, "identity": identity(job.recipe), "directory": str(job.run.relative_to(folder))}
                 for job in point.jobs
             ]
             trial.set_user_attr(names.RUNS, runs)
@@ -159,9 +160,6 @@ class Worker:
         if twin is not None:
             return _copied(twin, trial)
         return run_point(trial, point, self._sweep, self._executor, self._stop, lambda: self._liveness.fenced)
-
-    def _relative(self, path: Any) -> str:
-        return str(path.relative_to(self._handle.directory))
 
     def _released(self) -> bool:
         return self._stop.requested or self._liveness.fenced

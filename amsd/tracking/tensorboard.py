@@ -7,7 +7,6 @@ import json
 from amsd.tracking.backend import Announce, Backend
 from amsd.tracking.entries import Entry, Picture, Table
 from amsd.tracking.protocol import RunInfo
-from amsd.training.events import Notice
 
 
 class TensorBoardBackend(Backend):
@@ -26,7 +25,7 @@ class TensorBoardBackend(Backend):
     def log(self, entry: Entry) -> None:
         """Write the values."""
         if entry.notice is not None:
-            self._writer.add_text("notices", _notice(entry.notice), entry.position)
+            self._writer.add_text("notices", f"**{entry.notice.kind}**: {entry.notice.text}", entry.position)
         for name, value in entry.values.items():
             match value:
                 case Picture():
@@ -58,7 +57,3 @@ def markdown(table: Table) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     return "\n".join([line(table.columns), line(("---",) * len(table.columns)), *map(line, table.rows)])
-
-
-def _notice(notice: Notice) -> str:
-    return f"**{notice.kind}**: {notice.text}"

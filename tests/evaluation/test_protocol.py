@@ -14,12 +14,12 @@ from torch import Tensor
 from amsd.diffusion.families import family_for
 from amsd.diffusion.families.ddim_scheduler import SOCDDIMScheduler
 from amsd.diffusion.loading import load_family
+from amsd.diffusion.texts import ReadPrompts
 from amsd.errors import UsageError
 from amsd.evaluation.identity import identity
 from amsd.evaluation.metrics import quantize
 from amsd.evaluation.protocol import (
     Index,
-    PromptEncoder,
     Sampler,
     batches,
     generate,
@@ -41,12 +41,10 @@ def setting(eta: float = 1.0, scheduler: Any = "fine-tuning", scale: float = 3.0
 def pictures_of(pipeline: Any, chosen: EvaluationSetting, indices: Sequence[Index], size: int, seed: int = 0) -> Tensor:
     family = family_for(pipeline)
     sampler = sampler_for(chosen, family_for(pipeline), SCHEDULE)
-    encode = PromptEncoder(family, PROMPTS)
+    read = ReadPrompts(family, "")
     with sampling(pipeline, sampler):
         parts = [list(indices[start : start + size]) for start in range(0, len(indices), size)]
-        return torch.cat(
-            [generate(family, sampler, encode(part), part, seed, [PROMPTS[p] for p, _ in part]) for part in parts]
-        )
+        return torch.cat([generate(family, sampler, read, part, seed, [PROMPTS[p] for p, _ in part]) for part in parts])
 
 
 @pytest.fixture(scope="module")
@@ -114,17 +112,6 @@ def test_half_precision_text_does_not_touch_the_noise(pipeline: Any) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = pictures_of(pipeline, setting(), [(0, 0)], size=1)
     assert (exact.int() - mixed.int()).abs().float().mean() < 3
-
-
-def test_a_prompt_is_encoded_once(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Any] = []
-    family = family_for(pipeline)
-    encode = type(family).encode
-    monkeypatch.setattr(type(family), "encode", lambda self, texts: calls.append(list(texts)) or encode(self, texts))
-    encoder = PromptEncoder(family, PROMPTS)
-    for batch in ([(0, 0), (0, 1), (1, 0)], [(1, 1), (0, 2)]):
-        encoder(batch)
-    assert calls == [[""], [PROMPTS[0]], [PROMPTS[1]]]
 
 
 def test_fine_tuning_sampler_follows_the_recipe(pipeline: Any) -> None:

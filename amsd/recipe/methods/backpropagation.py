@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from amsd.recipe.errors import Problem
 from amsd.recipe.methods.base import Cost, MethodSection, sampled_rows, unguided_roles, without_dropout
-from amsd.recipe.section import Fraction
+from amsd.recipe.section import Fraction, count_or
 from amsd.recipe.tables import Tables
 
 
@@ -28,12 +28,6 @@ class BackpropagationSection(MethodSection):
         yield from super().advice(recipe)
 
 
-def _count_or_all(value: Any) -> Any:
-    if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return value
-    raise ValueError('must be "all" or a whole number from 1 on')
-
-
 class DRaFT(BackpropagationSection):
     """DRaFT-K (arXiv 2309.17400): the reward's gradient through the last K steps of the sampler."""
 
@@ -41,7 +35,7 @@ class DRaFT(BackpropagationSection):
     trainer: ClassVar[str] = "amsd.training.methods.draft:DRaFTTrainer"
 
     name: Literal["draft"] = "draft"
-    backpropagated_steps: Annotated[int | Literal["all"], BeforeValidator(_count_or_all)] = 1
+    backpropagated_steps: Annotated[int | Literal["all"], count_or("all")] = 1
     """Last steps K of the sampler that the gradient goes through: 1 is the cheapest and sees only details that the last
     step decides, "all" also sees the layout. With `training.gradient_checkpointing` memory holds the activations of one
     step at a time, whatever K is."""
