@@ -86,6 +86,16 @@ def _stays_here(family: int, address: Any) -> bool:
         return host in ("", "localhost", socket.gethostname())
 
 
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Stable Diffusion, which nobody may write to."""
+    from tests import pipelines
+
+    folder = tmp_path_factory.mktemp("models") / "sd"
+    pipelines.stable_diffusion(scheduler=pipelines.ddim()).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_outside_network() -> Iterator[None]:
     """Connections leave this process to loopback and to unix sockets only."""

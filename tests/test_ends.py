@@ -16,7 +16,6 @@ import pytest
 from amsd.ends import AnnouncedEnd, Ends, announced, keeping
 from amsd.experiment.train import train
 from amsd.run_directory import RunDirectory
-from tests import pipelines
 from tests.experiment.test_train import BUFFER, lines, merged
 
 
@@ -124,13 +123,6 @@ def test_ignored_signals_stay_ignored_and_handlers_come_back() -> None:
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "sd"
-    pipelines.stable_diffusion(scheduler=pipelines.ddim()).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.slow

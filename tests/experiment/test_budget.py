@@ -12,15 +12,7 @@ from amsd.experiment.budget import shares
 from amsd.experiment.train import train
 from amsd.recipe import load_recipe
 from amsd.run_directory import RunDirectory
-from tests import pipelines
 from tests.experiment.test_train import lines, recipe
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "sd"
-    pipelines.stable_diffusion(scheduler=pipelines.ddim()).save_pretrained(folder)
-    return folder
 
 
 def ended(model: Path, run: Path, resume: bool = False, **budget: float) -> tuple[list[int], list[str]]:

@@ -26,17 +26,9 @@ from amsd.run_directory import FORMAT, RunDirectory, damage
 from amsd.training.events import AnyCheckpoint
 from amsd.training.keeper import Keeper
 from benchmarks.fault_parts.damaging import damage_file
-from tests import pipelines
 from tests.experiment.test_train import lines, recipe
 
 KINDS = ("truncated", "emptied", "another type", "folder", "deleted")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "sd"
-    pipelines.stable_diffusion(scheduler=pipelines.ddim()).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -20,16 +20,8 @@ from amsd.experiment.train import train
 from amsd.recipe import Recipe, from_dict
 from amsd.run_directory import RunDirectory, damage
 from amsd.training.checkpoint import weights_sha256
-from tests import pipelines
 
 TIMES = ("seconds/", "share/", "collection/", "performance/", "time")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "sd"
-    pipelines.stable_diffusion(scheduler=pipelines.ddim()).save_pretrained(folder)
-    return folder
 
 
 def recipe(folder: Path, /, **changes: dict[str, Any]) -> Recipe:

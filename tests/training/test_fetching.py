@@ -15,7 +15,6 @@ from amsd.experiment.train import train
 from amsd.training import chunks, gradients
 from amsd.training.fetching import SideStream, _flat
 from amsd.training.gradients import Gradients
-from tests import pipelines
 from tests.experiment.test_train import merged
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -49,13 +48,6 @@ class Late:
     def arrive(self, value: Tensor) -> None:
         value.copy_(self._under_way.pop(id(value)))
         self.told.append("arrive")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "sd"
-    pipelines.stable_diffusion(scheduler=pipelines.ddim()).save_pretrained(folder)
-    return folder
 
 
 def weights(model: Path, folder: Path, name: str, micro_batch: int = 2) -> dict[str, Tensor]:

@@ -25,13 +25,6 @@ from tests.experiment.test_train import lines, recipe
 OPTIMIZER = {"learning_rate": 1e-3, "prompts_per_step": 4, "micro_batch": 4, "warmup_steps": 0}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "sd"
-    pipelines.stable_diffusion(scheduler=pipelines.ddim()).save_pretrained(folder)
-    return folder
-
-
 def every_number(run: RunDirectory) -> Iterator[tuple[str, torch.Tensor]]:
     for step in run.steps():
         for file in run.checkpoint(step).rglob("*.safetensors"):

@@ -40,13 +40,6 @@ def no_collection_of_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "clear_device_cache", lambda garbage_collection: None)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "sd"
-    pipelines.stable_diffusion(scheduler=pipelines.ddim()).save_pretrained(folder)
-    return folder
-
-
 def trained(model: Path, folder: Path, micro_batch: int | str, method: dict[str, Any]) -> dict[str, Tensor]:
     chosen = recipe(
         model,

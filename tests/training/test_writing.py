@@ -25,18 +25,10 @@ from amsd.training import keeper, writing
 from amsd.training.checkpoint import CheckpointScores
 from amsd.training.events import StepRecord
 from amsd.training.writing import CheckpointWriter, Parts
-from tests import pipelines
 from tests.experiment.test_train import lines, merged
 from tests.training.threads import as_processes
 
 PATIENCE = 60.0
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "sd"
-    pipelines.stable_diffusion(scheduler=pipelines.ddim()).save_pretrained(folder)
-    return folder
 
 
 def short(model: Path, evaluated: bool = False, **training: Any) -> Recipe:
