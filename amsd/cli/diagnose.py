@@ -32,8 +32,10 @@ def diagnose(
     from rich.table import Table
     from rich.text import Text
 
-    from amsd.experiment.diagnose import diagnose as run
-    from amsd.tracking.progress import progress
+    from amsd.tracking.progress import loading, progress
+
+    with loading():
+        from amsd.experiment.diagnose import diagnose as run
 
     with progress() as report:
         findings = run(resolved, pairs, report)

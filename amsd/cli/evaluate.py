@@ -100,8 +100,10 @@ def _watch(run: Path, recipe: str | None, assignments: list[str], as_json: bool,
 
 def _checkpoint(recipe: Recipe, folder: Path, given: str, base: str | None, as_json: bool) -> None:
     """Evaluate a checkpoint, which was `given` by its own name or by that of its run."""
-    from amsd.experiment.evaluate import evaluate_checkpoint
-    from amsd.tracking.progress import progress
+    from amsd.tracking.progress import loading, progress
+
+    with loading():
+        from amsd.experiment.evaluate import evaluate_checkpoint
 
     require_folder(folder / "evaluation", "The results'", _OF_A_RUN)
     with progress() as report:
@@ -111,8 +113,10 @@ def _checkpoint(recipe: Recipe, folder: Path, given: str, base: str | None, as_j
 
 def _model(source: Source, given: str, base: str | None, output: Path | None, as_json: bool) -> None:
     """Evaluate a model that is no checkpoint of amsd, or the recipe's base."""
-    from amsd.experiment.models import FOLDER, evaluate_model
-    from amsd.tracking.progress import progress
+    from amsd.tracking.progress import loading, progress
+
+    with loading():
+        from amsd.experiment.models import FOLDER, evaluate_model
 
     if output is None:
         require_folder(Path(FOLDER), "The results'", "name another one with --output.")

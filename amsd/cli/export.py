@@ -45,8 +45,10 @@ def export(
     source = resolve(checkpoint, recipe, [])
     if source.checkpoint is None:
         raise UsageError("The base model needs no export; give a checkpoint or a run directory.")
-    from amsd.experiment.export import export as write
-    from amsd.tracking.progress import progress
+    from amsd.tracking.progress import loading, progress
+
+    with loading():
+        from amsd.experiment.export import export as write
 
     with progress() as report:
         written = write(source.recipe, source.checkpoint, to, style.value, report)

@@ -37,15 +37,16 @@ def sample(
     """Draw pictures; plain diffusers draws the same ones from an exported checkpoint."""
     require_folder(out, "--output")
     source = resolve_model(checkpoint, recipe, assignments or [], drawing=True)
-    from amsd.experiment.sample import SampleRequest
-    from amsd.experiment.sample import sample as draw
+    from amsd.tracking.progress import loading, progress
+
+    with loading():
+        from amsd.experiment.sample import SampleRequest
+        from amsd.experiment.sample import sample as draw
 
     own = with_base(source.recipe, base)
     if source.model is not None and own.model.pretrained == source.model:
         _require_base(source.model)
     request = SampleRequest(tuple(prompt), count, seed, eta, guidance_scale, steps, negative_prompt)
-    from amsd.tracking.progress import progress
-
     kept = f"Pictures that it has written to {out} are whole: run the same command again to draw all of them."
     with progress() as report, keeping(lambda: kept):
         written = draw(own, source.checkpoint, request, out, source.model, report)

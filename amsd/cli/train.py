@@ -55,8 +55,11 @@ def train(
     with keeping(lambda: _kept(run, again)):
         if processes > 1 and not launched():
             raise typer.Exit(relaunch([*arguments, *(["--resume"] if resume else [])], processes))
+        from amsd.tracking.progress import loading
+
         with Ends() as ends:  # before torch is imported, which takes seconds
-            from amsd.experiment.train import train as run_training
+            with loading():
+                from amsd.experiment.train import train as run_training
 
             finished = run_training(resolved, run, resume=resume, ends=ends)
     if finished.main:

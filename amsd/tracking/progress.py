@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -84,3 +85,14 @@ def print_line(line: str) -> None:
     """A line on standard error, at once."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Something moves on the main process's terminal while the block imports large libraries, which takes seconds."""
+    console = Console(stderr=True, markup=False)
+    if not console.is_terminal or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with console.status("loading PyTorch and diffusers"):
+        yield
