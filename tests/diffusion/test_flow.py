@@ -22,9 +22,10 @@ from amsd.diffusion.parameterizations import build_policy
 from amsd.diffusion.rollout import rollout
 from amsd.diffusion.steps import flow_steps
 from amsd.errors import UsageError
+from amsd.evaluation.protocol import sampler_for
 from amsd.experiment.diagnose import unit_variance_correlation
 from amsd.matching import lean_adjoint
-from amsd.recipe import Model, Schedule, load_recipe
+from amsd.recipe import EvaluationSetting, Model, Schedule, load_recipe
 from amsd.training.methods import trainer_of
 from amsd.training.methods.adjoint_matching import AMTrainer
 from tests import pipelines
@@ -174,6 +175,23 @@ def test_the_grid_ends_where_the_recipe_says() -> None:
     assert family.own_sampler(0.0)[0].config.shift_terminal is None
     with pytest.raises(UsageError, match=r"schedule.shift_terminal = 0.2 has no effect"):
         family_for(pipelines.stable_diffusion()).check_schedule(ended)
+
+
+def test_a_grid_that_ends_somewhere_has_two_steps() -> None:
+    """Asked for one, diffusers' own scheduler divides zero by zero; the model's own may end so, or the recipe's."""
+    ended, free = Schedule(num_inference_steps=4, shift_terminal=0.2), Schedule(num_inference_steps=4)
+    one = EvaluationSetting(eta=0.0, scheduler="fine-tuning", guidance_scale=1.0, num_inference_steps=1)
+    family = family_for(pipelines.stable_diffusion_3(t5=False))
+    assert sampler_for(one, family, free).setting.num_inference_steps == 1
+    for scheduler in ("fine-tuning", "default"):
+        own = family_for(pipelines.stable_diffusion_3(t5=False, shift=3.0, shift_terminal=0.1))
+        with pytest.raises(UsageError, match=r"shift_terminal = 0\.1 has at least 2 steps"):
+            sampler_for(one.model_copy(update={"scheduler": scheduler}), own, free)
+    with pytest.raises(UsageError, match=r"shift_terminal = 0\.2 has at least 2 steps"):
+        sampler_for(one, family, ended)
+    family.pipeline.scheduler = family.exported_sampler(ended)
+    with pytest.raises(UsageError, match=r"shift_terminal = 0\.2 has at least 2 steps"):
+        family.check_drawing(0.0, 1.0, 1)
 
 
 def test_a_step_that_dominates_the_loss_is_announced() -> None:

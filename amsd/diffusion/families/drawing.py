@@ -28,12 +28,13 @@ class Drawing(Texts):
     """Height and width of a picture in pixels."""
 
     @final
-    def check_step_count(self, num_inference_steps: int) -> None:
-        """Refuse more steps than the model's scheduler has.
+    def check_step_count(self, num_inference_steps: int, scheduler: Any = None) -> None:
+        """Refuse more steps than the model's scheduler has, or fewer than its grid (or that of `scheduler`) can have.
 
         Raises:
-            UsageError: there are too many.
+            UsageError: there are too many, or too few.
         """
+        self._check_fewest(num_inference_steps, scheduler or getattr(self.pipeline, "scheduler", None))
         most = self._most_steps()
         if most is not None and num_inference_steps > most:
             raise UsageError(
@@ -59,6 +60,13 @@ class Drawing(Texts):
                 'evaluation.scheduler = ["fine-tuning"].'
             )
         self.check_step_count(num_inference_steps)
+
+    def _check_fewest(self, num_inference_steps: int, scheduler: Any) -> None:
+        """Refuse fewer steps than the grid of a scheduler (None: of no known one) can have.
+
+        Raises:
+            UsageError: there are too few.
+        """
 
     def _most_steps(self) -> int | None:
         """Steps that a sampler can take at most; None where there is no limit."""

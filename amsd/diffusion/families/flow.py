@@ -80,6 +80,15 @@ class FlowFamily(Family):
         reason = f"the model's own {type(own).__name__} has no eta: the steps of fine-tuning replace it"
         return SOCFlowMatchScheduler.of(own), reason
 
+    def _check_fewest(self, num_inference_steps: int, scheduler: Any) -> None:
+        """A grid that is stretched to an end needs one besides its beginning: diffusers would divide zero by zero."""
+        end = None if scheduler is None else scheduler.config.get("shift_terminal")
+        if end and num_inference_steps == 1:
+            raise UsageError(
+                f"num_inference_steps = 1: a grid that ends at shift_terminal = {end:g} has at least 2 steps. "
+                "Take more, or remove shift_terminal."
+            )
+
     @contextmanager
     def _sampled(self, eta: float, generators: Sequence[torch.Generator]) -> Iterator[None]:
         """The pipeline's call has no `eta`, so its scheduler brings the noise."""
