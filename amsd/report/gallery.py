@@ -14,7 +14,7 @@ from amsd.report.data import Checkpoint, Run, Samples
 from amsd.report.figures.scale import MINUS, number
 from amsd.report.story import ShownRun, Story, evaluation, points, setting_of
 
-logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 #: Side of the largest embedded picture in pixels, and below which one is enlarged without smoothing.
 LARGEST, PIXEL_ART = 256, 96
@@ -181,7 +181,7 @@ def _readable(file: Path) -> bool:
         with Image.open(file) as image:
             image.load()
     except (OSError, ValueError, SyntaxError) as error:
-        logger.warning("%s cannot be shown: %s", file, error)
+        _LOG.warning("%s cannot be shown: %s", file, error)
         return False
     return True
 
