@@ -36,6 +36,14 @@ class Repository:
     revision: str | None = None
     kind: Literal["model", "dataset"] = "model"
 
+    def require_name(self, what: str | None = None) -> None:
+        """Check that the hub could have a repository of this name. Makes no request.
+
+        Raises:
+            UsageError: it cannot; `what` gives the recipe's key and value (unset: the name alone).
+        """
+        _require_name(self.name, f"{what or repr(self.name)} is neither a folder nor a hub id")
+
     def cached(self, file: str, what: str | None = None) -> Path | None:
         """A file as the local cache has it; None if it was never downloaded. Makes no request.
 
@@ -43,12 +51,9 @@ class Repository:
             UsageError: the name cannot be one of the hub.
         """
         from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
 
-        try:
-            found = try_to_load_from_cache(self.name, file, revision=self.revision, repo_type=self.kind)
-        except HFValidationError as error:
-            raise UsageError(f"{what or repr(self.name)} is neither a folder nor a hub id: {error}") from None
+        self.require_name(what)
+        found = try_to_load_from_cache(self.name, file, revision=self.revision, repo_type=self.kind)
         return Path(found) if isinstance(found, str) else None
 
     def require(self, what: str, way_out: str) -> None:
@@ -150,12 +155,12 @@ class Repository:
         """Inside, whatever the hub's client raises becomes one message; `otherwise` begins that of any other reason."""
         from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of the client's HTTP library
             GatedRepoError,
-            HFValidationError,
             HTTPError,
             RepositoryNotFoundError,
             RevisionNotFoundError,
         )
 
+        self.require_name(what)
         try:
             yield
         except GatedRepoError:
@@ -167,8 +172,6 @@ class Repository:
             ) from None
         except RevisionNotFoundError:
             raise UsageError(f"{what}: {self.name} has no revision {self.revision!r} on the hub.") from None
-        except HFValidationError as error:
-            raise UsageError(f"{what} is neither a folder nor a hub id: {error}") from None
         except (HTTPError, OSError, ValueError) as error:
             raise UsageError(f"{otherwise} ({reason_of(error)}) {way_out}") from error
 
@@ -186,6 +189,21 @@ def parse_file(source: str) -> tuple[Repository, str]:
             f"{source!r} does not name a file on the hub; expected {PREFIX}OWNER/REPOSITORY/FILE[@REVISION]"
         )
     return Repository("/".join(parts[:2]), revision or None), parts[2]
+
+
+def _require_name(name: str, refusal: str) -> None:
+    """Check by the client's own rule that the hub could have a repository of this name.
+
+    Raises:
+        UsageError: `refusal`, and the rule.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(f"{refusal}: {error}") from None
 
 
 def is_offline() -> bool:
@@ -246,13 +264,7 @@ def require_pushable(repository: str) -> None:
     Raises:
         UsageError: the name is not one of the hub, or requests are forbidden.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise UsageError(f"--push {repository!r} is not OWNER/REPOSITORY: {error}") from None
+    _require_name(repository, f"--push {repository!r} is not OWNER/REPOSITORY")
     if is_offline():
         raise UsageError(f"--push {repository}: HF_HUB_OFFLINE is set; unset it to upload.")
 

@@ -38,7 +38,7 @@ from amsd.rewards.combination import WeightedReward
 from amsd.run_directory import RunDirectory
 from amsd.tracking import FINISHED, RunInfo, Tracker, Trackers, standard
 from amsd.tracking.log import lost_steps
-from amsd.training.checkpoint import newest_whole
+from amsd.training.checkpoint import Start
 from amsd.training.events import Notice
 from amsd.training.methods import trainer_of
 from amsd.training.persistence import checkpoint_bytes
@@ -102,8 +102,8 @@ def _train(recipe: Recipe, run: RunDirectory, resume: bool, ends: Ends) -> Finis
             standard(Console(markup=False), recipe.tracking) if accelerator.is_main_process else Trackers([])
         )
         identified = load_identified(recipe, torch.device("cpu") if shares(recipe) else accelerator.device)
-        newest = newest_whole(run) if resume else None
-        if newest is None:
+        start = Start.of(run) if resume else Start(None)
+        if start.checkpoint is None:
             start_from(identified.policy, recipe.model)
         stack.enter_context(divided(identified.policy, recipe, accelerator))
         require_space(run.path, checkpoint_bytes(recipe, identified.policy.trained_parameters), recipe)
@@ -120,13 +120,12 @@ def _train(recipe: Recipe, run: RunDirectory, resume: bool, ends: Ends) -> Finis
             if accelerator.is_main_process:
                 write_start(run, recipe, prompts)
             require_shared(run)
-            resumed_from = None if newest is None else int(newest.name.removeprefix("step-"))
-            lost = lost_steps(run.metrics, resumed_from) if resumed_from and accelerator.is_main_process else ""
-            with _told(tracker, RunInfo(recipe, run, identity(recipe), resumed_from), ends):
+            lost = lost_steps(run.metrics, start.step) if start.step and accelerator.is_main_process else ""
+            with _told(tracker, RunInfo(recipe, run, identity(recipe), start.step), ends):
                 if lost:
                     tracker.on_notice(Notice("damaged-log", lost))
                 _remark(problem, inputs, tracker)
-                return _fit(problem, identified, evaluator, run, accelerator, tracker, prompts, ends)
+                return _fit(problem, identified, evaluator, run, accelerator, tracker, prompts, ends, start)
 
 
 @contextmanager
@@ -186,6 +185,7 @@ def _fit(
     tracker: Tracker,
     prompts: tuple[PromptSet, PromptSet],
     ends: Ends,
+    start: Start,
 ) -> Finished:
     recipe = problem.recipe
     training, held_out = prompts
@@ -200,7 +200,7 @@ def _fit(
     )  # fmt: skip
     for notice in trainer.remarks():
         tracker.on_notice(notice)
-    trainer.fit()
+    trainer.fit(start)
     return Finished(run, evaluate.latest if evaluate is not None else (), accelerator.is_main_process)
 
 

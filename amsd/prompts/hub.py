@@ -42,7 +42,7 @@ def hub_name(source: str) -> tuple[str, str, str]:
         return name, "", ""
     if not Path(name).is_dir():
         try:
-            Repository(name, kind="dataset").cached("README.md", repr(source))
+            Repository(name, kind="dataset").require_name(repr(source))
         except UsageError as error:
             raise PromptError(str(error)) from error
     return name, split, column

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from amsd.errors import RunError
 from amsd.files import move_file, write_json
@@ -25,6 +26,24 @@ def weights_sha256(checkpoint: Path) -> str:
     return read_manifest(checkpoint).weights_sha256
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a training goes on."""
+
+    checkpoint: Path | None
+    """The newest whole checkpoint; None at the beginning of a run."""
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> Self:
+        """Look for it, which reads and hashes all of a checkpoint; errors as `newest_whole`."""
+        return cls(newest_whole(run))
+
+    @property
+    def step(self) -> int | None:
+        """The optimizer steps that are done; None at the beginning."""
+        return None if self.checkpoint is None else int(self.checkpoint.name.removeprefix("step-"))
+
+
 def newest_whole(run: RunDirectory) -> Path | None:
     """The newest checkpoint that matches its manifest, with what is wrong with the newer ones logged.
 
@@ -37,18 +56,12 @@ def newest_whole(run: RunDirectory) -> Path | None:
         fault = damage(checkpoint)
         if fault is None:
             for text in faults:
-                _say_once(run.path, f"{text}; resuming from {checkpoint.name} instead")
+                _LOG.warning("%s; resuming from %s instead", text, checkpoint.name)
             return checkpoint
         faults.append(f"checkpoint {checkpoint.name} is damaged: {fault}")
     if faults:
         raise RunError("No whole checkpoint is left to resume from:\n" + "\n".join(faults))
     return None
-
-
-@cache
-def _say_once(run: Path, text: str) -> None:
-    """Say what is wrong with a run's checkpoint: a resume looks twice."""
-    _LOG.warning("%s", text)
 
 
 def withdraw(run: RunDirectory, step: int) -> bool:

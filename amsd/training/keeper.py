@@ -17,6 +17,7 @@ from amsd.rewards.calling import happening
 from amsd.run_directory import RunDirectory
 from amsd.training import checkpoint as checkpoints
 from amsd.training import processes
+from amsd.training.checkpoint import Start
 from amsd.training.events import AnyCheckpoint, CheckpointRecord, Listener, Notice
 from amsd.training.method import Method
 from amsd.training.persistence import checkpoint_bytes, load_training, training_as_it_is
@@ -241,14 +242,16 @@ class Keeper:
             kept = "no checkpoint is left" if left is None else f"the newest is now {left.name}"
             raise Diverged(f"{error}\namsd removed the checkpoint of step {step}; {kept}.") from error
 
-    def resume(self) -> int:
+    def resume(self, start: Start | None = None) -> int:
         """Bring everything back to the newest whole checkpoint; returns its step, 0 if there is none.
+
+        `start` is what has been found already (unset: it is looked for).
 
         Raises:
             RunError: every checkpoint is damaged.
             UsageError: the newest is whole, but holds something else than this run's state.
         """
-        path = checkpoints.newest_whole(self.run)
+        path = (start or Start.of(self.run)).checkpoint
         self._updater.accelerator.wait_for_everyone()
         if path is None:
             return 0

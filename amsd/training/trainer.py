@@ -18,6 +18,7 @@ from amsd.recipe import Recipe
 from amsd.rewards.calling import happening
 from amsd.run_directory import RunDirectory
 from amsd.training import processes
+from amsd.training.checkpoint import Start
 from amsd.training.chunks import chunk_size, in_chunks
 from amsd.training.clock import PhaseClock
 from amsd.training.events import Listener, Notice, StepRecord
@@ -65,17 +66,18 @@ class SOCTrainer(Method[E]):
         self._said: set[str] = set()
         self._enough = enough
 
-    def fit(self) -> None:
+    def fit(self, start: Start | None = None) -> None:
         """Train up to the recipe's number of steps, from the newest whole checkpoint of the run if there is one.
 
-        It ends before that, and in good order, at a checkpoint that is `enough`.
+        `start` is that one, where somebody has looked for it already. Training ends before, and in good order, at a
+        checkpoint that is `enough`.
 
         Raises:
             RunError: a reward, an adjoint or a loss is not finite, or every checkpoint is damaged.
             AnnouncedEnd: a signal asked for it; the newest step has a checkpoint.
         """
         with processes.obeying(self._ends):
-            self.step = self.keeper.resume()
+            self.step = self.keeper.resume(start)
         if self.step and self._ends_here():
             return
         # Between two steps a signal waits until all processes have heard of it.
