@@ -39,6 +39,10 @@ class Seam:
     """Names that are understood and not shown."""
     patterns: tuple[str, ...] = ()
     """Shown beside the names."""
+    base: str = ""
+    """`module:class` that the class of a package is derived from; empty where anything that can be called will do."""
+    members: tuple[str, ...] = ()
+    """What the class of a package must have besides the abstract methods of `base`."""
 
     def rows(self) -> dict[str, str]:
         """Every name with its `module:attribute`; nothing is imported."""
@@ -60,11 +64,23 @@ class Seam:
             if name not in known:
                 raise UsageError(f"{where}{name!r} is not {self.kind}. {nearest(name, self.shown())}")
 
+    def check(self, names: Iterable[str], where: str = "") -> None:
+        """As `require`; what packages bring is imported and looked at too, before anything is begun.
+
+        Raises:
+            UsageError: a name is unknown, or what a package brings is broken or lacks something.
+        """
+        names = list(names)
+        self.require(names, where)
+        for name in names:
+            if name not in self.own:
+                self.load(name)
+
     def load(self, name: str) -> Any:
         """What a name stands for, imported now.
 
         Raises:
-            UsageError: the name is unknown, or the package that brings it is broken.
+            UsageError: the name is unknown, or what a package brings is broken or lacks something.
             ImportError: what amsd's own row needs is not installed.
         """
         self.require([name])
@@ -72,9 +88,34 @@ class Seam:
             return resolve_name(self.own[name])
         row = self.rows()[name]
         try:
-            return resolve_name(row)
+            found = resolve_name(row)
         except Exception as error:  # somebody else's code
-            raise UsageError(
-                f"{name!r} is {self.kind} of an installed package, and {row} cannot be imported "
-                f"({type(error).__name__}: {error}). Mend or uninstall that package."
-            ) from error
+            fault = f"cannot be imported ({type(error).__name__}: {error})"
+            raise self.refusal(name, fault) from error
+        fault = fault_of(found, resolve_name(self.base) if self.base else None, self.members)
+        if fault:
+            raise self.refusal(name, fault)
+        return found
+
+    def refusal(self, name: str, fault: str) -> UsageError:
+        """What is wrong with the thing of a package, and what to do."""
+        row = self.rows()[name]
+        return UsageError(
+            f"{name!r} is {self.kind} of an installed package, and {row} {fault}. Mend or uninstall that package."
+        )
+
+
+def fault_of(found: Any, base: type | None, members: Iterable[str] = ()) -> str:
+    """What is wrong with somebody's class for a seam, as the end of a sentence about it; empty if nothing is.
+
+    It is derived from `base`, none of whose abstract methods is left, and has the `members`. Without a base a function
+    will do, whose members nobody knows.
+    """
+    if base is not None and not (isinstance(found, type) and issubclass(found, base)):
+        return f"is not a class derived from {base.__module__}.{base.__qualname__} (got {found!r:.200})"
+    if not callable(found):
+        return f"is neither a class nor a function (got {found!r:.200})"
+    if not isinstance(found, type):
+        return ""
+    lacking = {*getattr(found, "__abstractmethods__", ()), *(name for name in members if not hasattr(found, name))}
+    return f"has no {' and no '.join(sorted(lacking))} (docs/extending.md)" if lacking else ""

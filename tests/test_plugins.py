@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from amsd.cli.app import app
 from amsd.diffusion.families import FAMILIES, family_class, known_families
 from amsd.errors import UsageError
-from amsd.plugins import Seam
+from amsd.plugins import Seam, fault_of
 from amsd.recipe import Evaluation, MethodSection, load_recipe
 from amsd.recipe.methods import METHODS, methods_with, rows, section_of
 from amsd.rewards.table import require_known, resolve_embedder, resolve_reward, reward_names
-from amsd.sweep.launchers import LAUNCHERS, SEAM
+from amsd.sweep.launchers import LAUNCHERS, SEAM, launch
 from amsd.tracking.backend import TABLE, TRACKERS
 from amsd.training.methods import trainer_of
 
@@ -25,6 +28,7 @@ SEAMS = {
     "amsd.trackers": ("Tracker", "wandb"),
     "amsd.launchers": ("Launcher", "local"),
 }
+HALF = {"Method": "HalfMethod", "Family": "HalfFamily"}
 CODE = """
 from typing import ClassVar, Literal
 
@@ -36,15 +40,27 @@ class Method(MethodSection):
     name: Literal["mine"] = "mine"
     def cost(self, recipe, processes): return Cost({})
 
-class Family: pass
+from amsd.diffusion.families.stable_diffusion import StableDiffusion
+from amsd.diffusion.families.unet import UNetFamily
+
+class Family(StableDiffusion): pass
 class Embedder:
     name, version = "mine", "1"
     def __call__(self, *given): ...
     def to(self, device): return self
 class Reward(Embedder):
     def truncated(self, prompts): return 0
-class Tracker: pass
-class Launcher: pass
+class Tracker:
+    def log(self, entry): ...
+    def close(self, status, error): ...
+    def interrupt(self): ...
+class Launcher:
+    def launch(self, request): return "nothing"
+
+class Half: ...  # lacks all that a seam asks for
+class HalfMethod(MethodSection):
+    name: Literal["half"] = "half"
+class HalfFamily(UNetFamily): ...
 """
 
 
@@ -53,7 +69,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installed package that offers one thing under a new name and one under a name of amsd's, at every seam."""
     (tmp_path / "mine.py").write_text(CODE, encoding="utf-8")
     points = "".join(
-        f"[{group}]\nmine = mine:{name}\n{taken} = mine:{name}\n" for group, (name, taken) in SEAMS.items()
+        f"[{group}]\nmine = mine:{name}\n{taken} = mine:{name}\nhalf = mine:{HALF.get(name, 'Half')}\n"
+        for group, (name, taken) in SEAMS.items()
     )
     (tmp_path / "mine-1.dist-info").mkdir()
     (tmp_path / "mine-1.dist-info" / "METADATA").write_text("Name: mine\nVersion: 1\n")
@@ -118,3 +135,67 @@ def test_a_broken_package_is_named_and_spoils_no_other_recipe(
 def test_a_trainer_that_is_not_there_is_named() -> None:
     with pytest.raises(UsageError, match="method 'mine': its trainer 'mine:Trainer' cannot be imported"):
         trainer_of(section_of("mine")())
+
+
+#: How each seam finds its thing -> what is said of one that lacks something.
+LACKING: dict[str, tuple[Callable[[], object], str]] = {
+    "method": (lambda: section_of("half"), "'half' is a method of an installed package, and mine:HalfMethod has no "
+               "cost and no label and no trainer "),
+    "family": (lambda: family_class("half"), "'half' is a family of an installed package, and mine:HalfFamily has no "
+               "_encode_window and no encode_empty "),
+    "reward": (lambda: resolve_reward("half"), "reward 'half': mine.Half has no __call__ and no name and "
+               "no to and no truncated and no version"),
+    "embedder": (lambda: resolve_embedder("half"), "embedder 'half': mine.Half has no __call__ and no name "
+                 "and no to and no version"),
+    "tracker": (lambda: TRACKERS.load("half"), "'half' is a tracker of an installed package, and mine:Half has no "
+                "close and no interrupt and no log "),
+    "launcher": (lambda: SEAM.load("half"), "'half' is a launcher of an installed package, and mine:Half has no "
+                 "launch "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LACKING)
+@pytest.mark.usefixtures("package")
+def test_a_class_that_lacks_something_is_named_with_what_it_lacks(kind: str) -> None:
+    find, text = LACKING[kind]
+    with pytest.raises(UsageError) as refused:
+        find()
+    assert str(refused.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (["train", "shapes", "--set", 'tracking.trackers=["half"]'], "mine:Half has no close and no interrupt"),
+        (["recipe", "check", "shapes", "--set", "method.name=mine"], "its trainer 'mine:Trainer' cannot be imported"),
+        (["sweep", "run", "shapes-smoke", "--launcher", "half"], "mine:Half has no launch"),
+    ],
+)
+@pytest.mark.usefixtures("package")
+def test_commands_refuse_it_before_anything_begins(
+    command: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    refused = CliRunner().invoke(app, command).exception
+    assert isinstance(refused, UsageError)
+    assert text in str(refused)
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("thing", [3, "text", sys])
+def test_what_cannot_be_called_is_refused(thing: object) -> None:
+    assert fault_of(thing, None).startswith("is neither a class nor a function (got ")
+
+
+def test_an_abstract_trainer_is_named_with_what_it_lacks() -> None:
+    section = section_of("am")()
+    section.__class__ = type("Mine", (type(section),), {"trainer": "amsd.training.trainer:SOCTrainer"})
+    with pytest.raises(UsageError, match="has no compute_experience and no experience_class and no losses"):
+        trainer_of(section)
+
+
+@pytest.mark.usefixtures("package")
+def test_a_launcher_that_returns_something_else_is_named() -> None:
+    with pytest.raises(UsageError, match="mine:Launcher has not returned a Launched but 'nothing'"):
+        launch("mine", None)  # type: ignore[arg-type]

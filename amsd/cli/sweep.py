@@ -106,7 +106,7 @@ def _run(name: str, request: Launch, console: Console) -> None:
     from amsd.errors import RunError
     from amsd.sweep.display import following, overview
     from amsd.sweep.jobs import exit_code
-    from amsd.sweep.launchers import SEAM
+    from amsd.sweep.launchers import launch
     from amsd.sweep.results import results_of
 
     folder = request.folder
@@ -117,7 +117,7 @@ def _run(name: str, request: Launch, console: Console) -> None:
         before.extend((trial.number, trial.state) for trial in results_of(handle).trials)
         return following(console, lambda: results_of(handle))
 
-    done = SEAM.load(name)().launch(replace(request, view=view))
+    done = launch(name, replace(request, view=view))
     if done.jobs:
         console.print(
             f"Submitted {', '.join(done.jobs)}. Watch with: amsd sweep show {as_argument(folder)}", soft_wrap=True

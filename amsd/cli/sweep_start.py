@@ -14,12 +14,12 @@ def require_backend(backend: str, launcher: str) -> None:
     """Check what runs the search and its trials.
 
     Raises:
-        UsageError: there is no such backend or launcher, or the two do not go together.
+        UsageError: there is no such backend or launcher, it is broken, or the two do not go together.
     """
     from amsd.errors import UsageError
     from amsd.sweep.launchers import SEAM
 
-    SEAM.require([launcher], "--launcher: ")
+    SEAM.check([launcher], "--launcher: ")
     if backend not in ("optuna", "wandb") or (backend == "wandb" and launcher != "local"):
         raise UsageError(f"--backend {backend} --launcher {launcher}: backends are optuna and wandb (wandb on this "
                          "machine only)")  # fmt: skip

@@ -14,7 +14,7 @@ from amsd.packages import require_bitsandbytes
 from amsd.prompts import PromptSet, load_prompts
 from amsd.prompts.hub import hub_name
 from amsd.recipe import Recipe
-from amsd.recipe.methods import methods_with
+from amsd.recipe.methods import METHODS, methods_with
 from amsd.recipe.rules import warnings
 from amsd.recipe.schema import only_path
 from amsd.rewards.code import check_code, without_gradient
@@ -77,7 +77,8 @@ def check_inputs(recipe: Recipe, download: bool = True) -> Inputs:
             found[split] = load_prompts(source, split, recipe.prompts.column)
 
     attempt(lambda: require_known([term.name for term in recipe.reward], recipe.evaluation))
-    attempt(lambda: TRACKERS.require(recipe.tracking.trackers, "tracking.trackers: "))
+    attempt(lambda: TRACKERS.check(recipe.tracking.trackers, "tracking.trackers: "))
+    attempt(lambda: _require_trainer(recipe))
     attempt(lambda: check_code(recipe))
     attempt(lambda: _require_gradient(recipe))
     attempt(lambda: _require_groups(recipe))
@@ -89,6 +90,14 @@ def check_inputs(recipe: Recipe, download: bool = True) -> Inputs:
         count = "" if len(problems) == 1 else f"{len(problems)} things are missing or wrong:\n  "
         raise UsageError(count + "\n  ".join(problems))
     return Inputs(found.get("train"), found.get("evaluation"))
+
+
+def _require_trainer(recipe: Recipe) -> None:
+    """The trainer of a package's method is looked at before a model is loaded; those of amsd are whole."""
+    if recipe.method.name not in METHODS:
+        from amsd.training.methods import trainer_of
+
+        trainer_of(recipe.method)
 
 
 def _require_gradient(recipe: Recipe) -> None:

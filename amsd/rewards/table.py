@@ -236,6 +236,11 @@ def _whole(kind: str, name: str, scorer: Any) -> Any:
             f"{kind} {name!r}: {type(scorer).__module__}.{type(scorer).__name__} has no {' and no '.join(lacking)}. "
             "docs/extending.md shows a whole one."
         )
+    if not (isinstance(scorer.name, str) and isinstance(scorer.version, str)):
+        raise UsageError(
+            f"{kind} {name!r}: name = {scorer.name!r:.100} and version = {scorer.version!r:.100} of its class must be "
+            "strings."
+        )
     if scorer.name != name and name not in REWARDS and name not in EMBEDDERS:
         raise UsageError(f"{kind} {name!r}: its class calls itself {scorer.name!r}. Give both one name.")
     return scorer

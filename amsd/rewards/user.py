@@ -69,6 +69,8 @@ class FunctionReward:
         self._network: nn.Module | None = None
         self._function: Callable[..., Any]
         if isinstance(found, type) and issubclass(found, nn.Module):
+            if found.forward is nn.Module.forward:
+                raise UsageError(f"reward {self.name!r}: the class {attribute} has no forward(images, prompts)")
             with unchanged():
                 self._network = found(**options)
             freeze(self._network)

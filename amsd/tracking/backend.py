@@ -22,7 +22,7 @@ TABLE = {
     "tensorboard": "amsd.tracking.tensorboard:TensorBoardBackend",
     "trackio": "amsd.tracking.trackio:TrackioBackend",
 }
-TRACKERS = Seam("a tracker", "amsd.trackers", TABLE)
+TRACKERS = Seam("a tracker", "amsd.trackers", TABLE, members=("log", "close", "interrupt"))
 #: Trackers whose package is an extra of amsd; tracker, package and extra have one name.
 EXTRAS = frozenset({"tensorboard", "trackio"})
 

@@ -24,7 +24,10 @@ FAMILIES: dict[str, str] = {
 }
 """Class of the pipeline, as its model_index.json names it -> `module:class` of its family."""
 
-_SEAM = Seam("a family", "amsd.families", FAMILIES)
+_SEAM = Seam(
+    "a family", "amsd.families", FAMILIES, base="amsd.diffusion.families.base:Family",
+    members=("denoiser_name", "denoiser_class", "output_layers"),
+)  # fmt: skip
 
 
 def known_families() -> dict[str, str]:
@@ -36,7 +39,7 @@ def family_class(pipeline_class: str) -> type[Family]:
     """The family of a pipeline's class.
 
     Raises:
-        UsageError: it is not supported.
+        UsageError: it is not supported, or lacks something that a family has.
     """
     if pipeline_class not in _SEAM.rows():
         raise UsageError(f"{pipeline_class} is not supported; amsd supports {', '.join(_SEAM.shown())}.")

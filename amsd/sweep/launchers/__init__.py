@@ -25,7 +25,7 @@ LAUNCHERS: Final = {
 }
 #: Name -> module and function of the plan, the folder and the number of workers: what a dry run shows of a launcher.
 PREVIEWS: Final = {"slurm": "amsd.sweep.launchers.slurm:script"}
-SEAM = Seam("a launcher", "amsd.launchers", LAUNCHERS)
+SEAM = Seam("a launcher", "amsd.launchers", LAUNCHERS, members=("launch",))
 #: Shows a sweep inside a block; what it yields is called whenever there may be something new to show.
 View = Callable[["StudyHandle"], AbstractContextManager[Callable[[], None]]]
 
@@ -69,3 +69,21 @@ class Launcher(Protocol):
             RunError: it stopped by itself.
         """
         ...
+
+
+def launch(name: str, request: Launch) -> Launched:
+    """Have the launcher of this name run a sweep.
+
+    Raises:
+        UsageError: see `Launcher.launch`; or the launcher of a package is broken.
+        RunError: see `Launcher.launch`.
+    """
+    kind = SEAM.load(name)
+    try:
+        launcher = kind()
+    except TypeError as error:
+        raise SEAM.refusal(name, f"cannot be called without arguments ({error})") from error
+    done = launcher.launch(request)
+    if not isinstance(done, Launched):
+        raise SEAM.refusal(name, f"has not returned a Launched but {done!r:.200}")
+    return done
