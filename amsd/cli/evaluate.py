@@ -14,6 +14,7 @@ from amsd.cli.outputs import path_option, place_option, require_folder
 from amsd.cli.source import Source, require_consent, resolve_model, with_base
 from amsd.ends import keeping
 from amsd.errors import UsageError
+from amsd.occupied import require_lasting
 
 if TYPE_CHECKING:
     from amsd.evaluation.result import EvaluationResult
@@ -60,6 +61,7 @@ def evaluate(
             _watch(watch, recipe, changes, as_json, allow_code)
         elif table is not None:
             require_folder(table, "--table")
+            require_lasting(table, "--table")
             _benchmark(checkpoint, recipe, changes, base, table, allow_code)
         else:
             _one(checkpoint, recipe, changes, base, output, as_json, allow_code)
@@ -77,6 +79,7 @@ def _one(
     """Evaluate a checkpoint or a model, which was `given` by its name."""
     if output is not None:
         require_folder(output, "--output")
+        require_lasting(output, "--output")
     source = resolve_model(given, recipe, assignments)
     _consent(source, None, allow_code, recipe)
     if source.checkpoint is None:

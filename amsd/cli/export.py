@@ -14,6 +14,7 @@ from amsd.cli.source import resolve
 from amsd.ends import keeping
 from amsd.errors import UsageError
 from amsd.files import require_vacant
+from amsd.occupied import require_lasting
 
 
 class Style(StrEnum):
@@ -37,6 +38,7 @@ def export(
 ) -> None:
     """Write a diffusers pipeline (and the LoRA file) that plain diffusers loads without amsd, or a kohya LoRA file."""
     require_folder(to, "--output")
+    require_lasting(to, "--output")
     require_vacant(to)
     if push is not None:
         from amsd import hub

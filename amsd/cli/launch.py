@@ -38,6 +38,11 @@ def relaunched() -> bool:
     return _CODES in os.environ
 
 
+def in_sweep() -> bool:
+    """Whether this process runs a trial of a sweep."""
+    return _SWEEP in os.environ
+
+
 def rank() -> int:
     """Index of this process among those of the command."""
     return int(os.environ.get("RANK", "0"))
@@ -50,7 +55,7 @@ def require_one_task() -> None:
         UsageError: says how many there are, and how to start processes that do.
     """
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
-    if launched() or _SWEEP in os.environ or not tasks.isdigit() or int(tasks) < 2:
+    if launched() or in_sweep() or not tasks.isdigit() or int(tasks) < 2:
         return
     raise UsageError(
         f"srun has started {tasks} tasks of this command (SLURM_STEP_NUM_TASKS = {tasks}), and each would train alone. "

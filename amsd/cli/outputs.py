@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from amsd.errors import UsageError
+from amsd.occupied import require_lasting
 
 
 def _place(value: str) -> str:
@@ -67,6 +68,7 @@ def require_file(path: Path | None, option: str) -> None:
     """
     if path is not None:
         require_folder(path.parent, option)
+        require_lasting(path, option)
 
 
 def require_folder(path: Path, option: str, way_out: str = "choose another folder.") -> None:

@@ -12,6 +12,7 @@ from amsd.cli.outputs import path_option, place_option, require_folder
 from amsd.cli.source import resolve_model, with_base
 from amsd.ends import keeping
 from amsd.errors import UsageError
+from amsd.occupied import require_lasting
 
 
 def sample(
@@ -36,6 +37,7 @@ def sample(
 ) -> None:
     """Draw pictures; plain diffusers draws the same ones from an exported checkpoint."""
     require_folder(out, "--output")
+    require_lasting(out, "--output")
     source = resolve_model(checkpoint, recipe, assignments or [], drawing=True)
     from amsd.tracking.progress import loading, progress
 

@@ -63,6 +63,7 @@ def run(
     """Start a sweep. The same command continues a sweep that was interrupted."""
     from rich.console import Console
 
+    from amsd.occupied import require_place
     from amsd.sweep.checks import require_inputs
     from amsd.sweep.launchers import PREVIEWS, Launch
     from amsd.sweep.load import load_plan
@@ -72,6 +73,7 @@ def run(
     plan = load_plan(sweep, [*(assignments or []), *budget])
     folder = output or Path("runs") / f"sweep-{plan.sweep.name}"
     require_folder(folder, "--output")
+    require_place(folder, "--output", "sweep")
     console = Console(markup=False)
     if dry_run:
         from amsd.sweep.checks import memory_lines

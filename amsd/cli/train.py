@@ -31,8 +31,9 @@ def train(
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Fine-tune a model as a recipe says. Each checkpoint is evaluated automatically."""
-    from amsd.cli.launch import launched, relaunch, relaunched, require_one_task
+    from amsd.cli.launch import in_sweep, launched, relaunch, relaunched, require_one_task
     from amsd.cli.source import require_consent
+    from amsd.occupied import require_place
     from amsd.recipe import load_recipe
     from amsd.run_directory import RunDirectory
 
@@ -40,6 +41,7 @@ def train(
     resolved = load_recipe(recipe, assignments or [])
     run = output or _place(resolved, recipe, resume, several=launched())
     require_folder(run, "--output")
+    require_place(run, "--output", "run", within_sweep=in_sweep())
     if not resume and not relaunched():  # at once, before torch is imported; the processes of one command check again
         RunDirectory(run).require_unused()
     require_consent(resolved, run if resume else None, allow_code, file=recipe)

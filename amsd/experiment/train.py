@@ -16,7 +16,7 @@ from rich.console import Console
 
 from amsd.diffusion.start_weights import require_start, start_from
 from amsd.ends import AnnouncedEnd, Ends
-from amsd.errors import UsageError
+from amsd.errors import UsageError, option
 from amsd.evaluation.evaluator import Evaluator
 from amsd.evaluation.result import EvaluationResult
 from amsd.experiment.budget import Budgets
@@ -27,6 +27,7 @@ from amsd.experiment.setup import Identified, build_accelerator, build_problem, 
 from amsd.experiment.start import require_same, write_start
 from amsd.files import clear_unfinished
 from amsd.lock import locked
+from amsd.occupied import require_place
 from amsd.prompts import PromptSet
 from amsd.prompts.cut import cut_by_scorers, cut_prompts
 from amsd.recipe import Recipe, identity
@@ -81,6 +82,7 @@ def train(recipe: Recipe, output: Path | str, resume: bool = False, ends: Ends |
 
 
 def _train(recipe: Recipe, run: RunDirectory, resume: bool, ends: Ends) -> Finished:
+    require_place(run.path, option("output"), "run", within_sweep=MARK in os.environ)
     if not resume:
         run.require_unused()
     elif run.used and run.recipe.is_file():
