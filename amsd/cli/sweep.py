@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="sweep", help="Search over recipes with Optuna or W&B.", no_args_is_help=True)
 
-_Study = Annotated[str | None, typer.Option("--study", help="Name of the study, if the storage has several.")]
+_Study = Annotated[
+    str | None, place_option("--study", metavar="NAME", help="Name of the study, if the storage has several.")
+]
 _Where = Annotated[str, place_argument("SWEEP", "The sweep's folder, or its storage URL.")]
 
 
@@ -56,7 +58,10 @@ def run(
     backend: Annotated[str, typer.Option(help="optuna or wandb.")] = "optuna",
     launcher: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
     ray_address: Annotated[
-        str | None, typer.Option(help="Address of a Ray cluster: auto or HOST:PORT [default: one on this machine].")
+        str | None,
+        place_option(
+            metavar="ADDRESS", help="Address of a Ray cluster: auto or HOST:PORT [default: one on this machine]."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the sweep and show its size; run nothing.")] = False,
 ) -> None:
@@ -165,7 +170,8 @@ def worker(
         place_option("--sweep", metavar="SWEEP", help="Your own sweep file, whose command and code may run."),
     ] = None,
     command: Annotated[
-        str | None, typer.Option(help="Command that runs a trial; RECIPE --output DIR [--resume] is appended.")
+        str | None,
+        place_option(metavar="COMMAND", help="Command that runs a trial; RECIPE --output DIR [--resume] is appended."),
     ] = None,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Allow the code and pickles that only the storage names.")

@@ -63,7 +63,7 @@ def problems_from(error: ValidationError, root: type[BaseModel], prefix: Locatio
 
 
 def _problem(detail: Mapping[str, Any], root: type[BaseModel], prefix: Location) -> Problem:
-    location = tuple(detail["loc"])
+    location = tuple(part for part in detail["loc"] if part != "[key]")  # pydantic's mark of a name in a table
     key = dotted((*prefix, *location))
     value = detail.get("input")
     match detail["type"]:
@@ -86,7 +86,8 @@ def dotted(location: Sequence[str | int]) -> str:
     """`("reward", 0, "name")` as `reward[0].name`."""
     text = ""
     for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        name = str(part) if str(part).strip() else f'"{part}"'
+        text += f"[{part}]" if isinstance(part, int) else f".{name}" if text else name
     return text or "(recipe)"
 
 

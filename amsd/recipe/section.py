@@ -29,6 +29,19 @@ def count_or(word: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def required(value: str) -> str:
+    """As `named`, of what has no default.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if not value.strip():
+        raise ValueError("names nothing (is a shell variable unset?)")
+    return value
+
+
+RequiredName = Annotated[str, AfterValidator(required)]
+"""A name without a default, or the name of a key."""
 Name = Annotated[str, AfterValidator(named)]
 """What names a file, a model or a scorer: an empty text would be the current folder, or nothing."""
 Positive = Annotated[float, Field(gt=0)]

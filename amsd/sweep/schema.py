@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, field_validator, model_validator
 
 from amsd.recipe import Recipe, from_dict
 from amsd.recipe.load import as_before, assign
-from amsd.recipe.section import Positive, Section
+from amsd.recipe.section import Name, Positive, RequiredName, Section, required
 from amsd.sweep.search import Dimension
 
 #: Prefix of objectives and constraints that are read from the training log instead of the evaluation.
@@ -24,15 +24,25 @@ TRAINING = "train/"
 FORMAT: Final = 1
 
 
+def _measured(metric: str) -> str:
+    if metric == TRAINING:
+        raise ValueError(f"names no scalar of the training log after {TRAINING}, such as train/kl")
+    return metric
+
+
+Measured = Annotated[RequiredName, AfterValidator(_measured)]
+"""An evaluation metric, or `train/<scalar>`."""
+
+
 class Objective(Section):
     """What is optimized: an evaluation metric, or `train/<scalar>` of the training log."""
 
-    metric: str
+    metric: Measured
     """Such as `shapes:alignment`, `diversity/shapes:classifier` or `train/kl`."""
     direction: Literal["maximize", "minimize"] = "maximize"
     value: Literal["mean", "difference"] = "mean"
     """The mean, or the paired difference to the base model."""
-    setting: str | None = None
+    setting: Name | None = None
     """Evaluation setting by name; unset: the first of each run."""
     at: Literal["last", "best"] = "last"
     """Which checkpoint's evaluation counts."""
@@ -52,7 +62,7 @@ class Objective(Section):
 class Constraint(Section):
     """A bound that a feasible trial keeps, such as a KL budget: `metric = "train/kl"`, `at_most = 20`."""
 
-    metric: str
+    metric: Measured
     at_most: float | None = None
     at_least: float | None = None
 
@@ -127,6 +137,13 @@ class Execution(Section):
     stop_after_failures: int = Field(default=3, ge=1)
     """The sweep stops if its first n finished trials all fail with the same error."""
 
+    @field_validator("command")
+    @classmethod
+    def _names_a_program(cls, command: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if command is not None:
+            required(command[0])
+        return command
+
     @field_validator("gpus")
     @classmethod
     def _whole_or_a_share(cls, gpus: float | None) -> float | None:
@@ -138,26 +155,26 @@ class Execution(Section):
 class Slurm(Section):
     """What `--launcher slurm` asks for, per worker."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
+    partition: Name | None = None
+    account: Name | None = None
+    qos: Name | None = None
     minutes: int = Field(default=1440, ge=1)
     """Time limit of a job. At the limit its trial goes back with a checkpoint, and the job is queued again."""
     nodes: int = Field(default=1, ge=1)
     """Nodes per trial, with `execution.processes` processes on each; torchrun's rendezvous joins them."""
     gpus: int | None = Field(default=None, ge=0)
     """Per node. Unset: `execution.processes`; none if `gres` is set."""
-    gres: str | None = None
+    gres: Name | None = None
     """Generic resources instead of `gpus`, such as `gpu:a100:2`."""
-    constraint: str | None = None
+    constraint: Name | None = None
     """Features that a node must have."""
-    exclude: str | None = None
+    exclude: Name | None = None
     """Nodes that are not used."""
     cpus: int = Field(default=8, ge=1)
     memory_gb: int | None = Field(default=None, ge=1)
     signal_seconds: int = Field(default=180, ge=1)
     """How long before the time limit a job is told to hand back its trial: time for a step and a checkpoint."""
-    options: Mapping[str, str | int] = Field(default_factory=dict)
+    options: Mapping[RequiredName, str | int] = Field(default_factory=dict)
     """Any further options of sbatch, such as `mail-type`."""
     setup: tuple[str, ...] = ()
     """Shell lines before the worker starts, such as `module load cuda`."""
@@ -168,14 +185,14 @@ class Sweep(Section):
 
     format: Literal[1] = FORMAT
     """Version of this file's format."""
-    name: str = Field(min_length=1, max_length=100)
+    name: Name = Field(max_length=100)
     """Study name and W&B group; unset in a file: the file's stem."""
     description: str = ""
-    recipe: str
+    recipe: RequiredName
     """Base recipe: a file, relative to the sweep file, or the name of a shipped recipe."""
     override: Mapping[str, Any] = Field(default_factory=dict)
     """Recipe keys that differ from the base recipe in every trial."""
-    search: Mapping[str, Dimension] = Field(min_length=1)
+    search: Mapping[RequiredName, Dimension] = Field(min_length=1)
     """Recipe key (or a free name, with `variants`) -> dimension."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(default=(0,), min_length=1)
     """Training seeds per point; objectives are means over them."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from amsd.errors import UsageError
-from amsd.recipe.section import Section
+from amsd.recipe.section import RequiredName, Section
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -54,7 +54,7 @@ class Dimension(Section):
 
     choices: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
     """The values to choose from."""
-    variants: Mapping[str, Mapping[str, Any]] | None = Field(default=None, min_length=1)
+    variants: Mapping[RequiredName, Mapping[RequiredName, Any]] | None = Field(default=None, min_length=1)
     """Name -> recipe keys that this variant sets."""
     low: int | float | None = None
     high: int | float | None = None
@@ -66,7 +66,7 @@ class Dimension(Section):
     """Of a range; unset: int if `low` and `high` are written as integers."""
     points: int | None = Field(default=None, ge=2, le=100_000)
     """How many values of a float range `sampler = "grid"` tries."""
-    when: Mapping[str, Condition] = Field(default_factory=dict)
+    when: Mapping[RequiredName, Condition] = Field(default_factory=dict)
     """Other dimension -> condition; all must hold, else the key keeps the recipe's value."""
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -161,3 +162,43 @@ def test_a_sweep_looks_at_what_its_trainings_begin_from(tmp_path: Path) -> None:
     base = {**BASE, "model": {"pretrained": "embedded:shapes", "start": str(tmp_path / "lora.safetensors")}}
     with pytest.raises(UsageError, match=r"sweep s: model\.start = .*lora_A\.weight are not finite"):
         require_inputs(plan_of(OBJECTIVE + ETA, base), False)
+
+
+EMPTY = {
+    "name": 'name = ""', "name, blank": 'name = "  "', "recipe": 'recipe = ""',
+    "objective[0].metric": '[[objective]]\nmetric = ""', "objective[0].setting":
+    '[[objective]]\nmetric = "shapes:right"\nsetting = ""', "constraint[0].metric":
+    '[[constraint]]\nmetric = " "\nat_most = 1.0', 'search.""': '[search]\n"" = { choices = [1.0] }',
+    'search.kind.variants.""': '[search.kind.variants]\n"" = { "schedule.eta" = 0.5 }\nb = { "schedule.eta" = 1.0 }',
+    'search.kind.variants.a.""': '[search.kind.variants]\na = { "" = 0.5 }\nb = { "schedule.eta" = 1.0 }',
+    'search.schedule.eta.when.""': '[search."schedule.eta"]\nchoices = [1.0]\nwhen = { "" = { above = 1.0 } }',
+    "slurm.partition": 'slurm.partition = ""', "slurm.account": 'slurm.account = ""', "slurm.qos": 'slurm.qos = ""',
+    "slurm.gres": 'slurm.gres = ""', "slurm.constraint": 'slurm.constraint = ""', "slurm.exclude": 'slurm.exclude = ""',
+    'slurm.options.""': 'slurm.options = { "" = 1 }', "execution.command": 'execution.command = [""]',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", EMPTY)
+def test_an_empty_name_is_refused_by_its_key_and_file(key: str, tmp_path: Path) -> None:
+    whole = {"name": 'name = "s"', "recipe": 'recipe = "shapes"', "objective": OBJECTIVE, "search": ETA}
+    part = re.split(r"[.\[,]", key)[0]
+    head, tail = [], []
+    for text in {**whole, part: EMPTY[key]}.values():
+        (tail if text.startswith("[") else head).append(text)
+    file = tmp_path / "mine.toml"
+    file.write_text("\n".join([*head, *tail]), encoding="utf-8")
+    with pytest.raises(RecipeError) as refused:
+        load_plan(file)
+    assert str(refused.value).startswith(f"mine.toml: 1 problem\n  {key.partition(',')[0]}: names nothing")
+
+
+def test_an_objective_of_the_training_log_names_a_scalar() -> None:
+    assert "objective[0].metric: names no scalar" in problems_of(ETA + '[[objective]]\nmetric = "train/"\n')
+
+
+def test_an_empty_text_may_be_a_choice() -> None:
+    """Such as no negative prompt; whether the recipe takes it is the recipe's to say."""
+    plan_of('[search]\nguidance.negative_prompt = { choices = ["", "ugly"] }\n' + OBJECTIVE)
+    assert "model.pretrained: names nothing" in problems_of(
+        '[search]\nmodel.pretrained = { choices = ["", "embedded:shapes"] }\n' + OBJECTIVE
+    )
