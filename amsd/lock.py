@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +128,27 @@ def _alive(owner: dict[str, Any]) -> bool:
     import psutil
 
     try:
-        return bool(abs(psutil.Process(int(owner["pid"])).create_time() - float(owner["started"])) < 2)
+        now = _born(int(owner["pid"]))
+        if "ticks" in owner and "ticks" in now:
+            return bool(now["ticks"] == owner["ticks"])
+        return abs(now["started"] - float(owner["started"])) < 2
     except (psutil.Error, KeyError, TypeError, ValueError, OverflowError):
         return False
+
+
+def _born(process: int) -> dict[str, float]:
+    """When a process began: by the clock, and on Linux in ticks since the machine's start, which no clock moves.
+
+    Raises:
+        psutil.NoSuchProcess: there is none.
+    """
+    import psutil
+
+    born = {"started": psutil.Process(process).create_time()}
+    with suppress(OSError, ValueError, IndexError):
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        born["ticks"] = int(stat.rpartition(")")[2].split()[19])  # field 22; the name before may hold anything
+    return born
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -142,14 +160,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(handle: int, beat: int) -> None:
-    import psutil
-
-    content = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-        "beat": beat,
-    }
+    content = {"host": socket.gethostname(), "pid": os.getpid(), **_born(os.getpid()), "beat": beat}
     data = json.dumps(content).encode()
     os.pwrite(handle, data, 0)
     os.ftruncate(handle, len(data))

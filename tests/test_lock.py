@@ -85,8 +85,24 @@ def test_without_kernel_locks_the_process_decides(tmp_path: Path, monkeypatch: p
         with pytest.raises(UsageError, match=f"process {os.getpid()} on "), locked(tmp_path):
             pass
         data = json.loads((tmp_path / "lock").read_text())
-    (tmp_path / "lock").write_text(json.dumps(data | {"started": 1.0}))  # the number was given to another process since
+    former = {key: value for key, value in data.items() if key != "ticks"}  # as earlier versions wrote it
+    for other in (data | {"ticks": 1}, former | {"started": 1.0}):  # the number was given to another process since
+        (tmp_path / "lock").write_text(json.dumps(other))
+        with locked(tmp_path):
+            pass
+    (tmp_path / "lock").write_text(json.dumps(former))
+    with pytest.raises(UsageError, match=f"process {os.getpid()} on "), locked(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the ticks of a process are Linux's")
+def test_a_clock_that_is_set_back_frees_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's start, and with it the start of each process, follows the clock."""
+    _without_locks(monkeypatch)
     with locked(tmp_path):
+        data = json.loads((tmp_path / "lock").read_text())
+    (tmp_path / "lock").write_text(json.dumps(data | {"started": data["started"] + 3600}))
+    with pytest.raises(UsageError, match=f"process {os.getpid()} on "), locked(tmp_path):
         pass
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from amsd.experiment.sample import SampleRequest, sample
 from amsd.experiment.train import train
 from amsd.recipe import Recipe, from_dict
 from amsd.run_directory import RunDirectory, damage
+from amsd.tracking.jsonl import JsonlTracker
 from amsd.training.checkpoint import weights_sha256
 
 TIMES = ("seconds/", "share/", "collection/", "performance/", "time")
@@ -97,6 +101,24 @@ def test_a_resumed_run_is_bit_identical_to_one_that_was_never_interrupted(
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), file.name
     assert weights_sha256(last) == weights_sha256(RunDirectory(tmp_path / "whole").checkpoint(chosen.training.steps))
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = merged(model, {"training": {"steps": 4, "checkpoint_every": 2}})
+    train(chosen, tmp_path / "straight", resume=False)
+    hours = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 2e9 - 3600.0 * next(hours))
+    monkeypatch.setattr(JsonlTracker.__init__, "__defaults__", (time.time,))
+    train(chosen, tmp_path / "back", resume=False)
+    assert lines(tmp_path / "back") == lines(tmp_path / "straight")
+    logged = [json.loads(line) for line in (tmp_path / "back" / "metrics.jsonl").read_text().splitlines()]
+    spent = [value for line in logged for key, value in line.items() if key.startswith(TIMES) and key != "time"]
+    assert spent
+    assert min(spent) >= 0
+    assert logged[0]["time"] > logged[-1]["time"]  # it did go backwards
+    assert not re.search(r"-\d+:|-\d+(\.\d+)? ?(s|min|h)\b", capsys.readouterr().out)
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -293,6 +294,24 @@ def test_budget_in_network_calls(key: str, make_plan: MakePlan, tmp_path: Path) 
     executor = Formula()
     Worker(create(make_plan(budget={key: 3.5 * cost}), tmp_path), executor).run()
     assert len(executor.ran) == 4  # the budget is checked before a trial starts
+
+
+def test_a_clock_that_goes_backwards_gives_no_negative_times(
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 2e9 - 3600.0 * next(hours))
+    durations: list[float | None] = []
+
+    def look() -> None:  # one trial is running
+        durations.extend(trial.duration for trial in load_sweep(tmp_path).trials)
+
+    Worker(create(make_plan(budget={"trials": 2, "seconds": 100.0}), tmp_path), executor := Formula(begun=look)).run()
+    assert len(executor.ran) >= 2
+    durations += [trial.duration for trial in load_sweep(tmp_path).trials]
+    known = [each for each in durations if each is not None]
+    assert len(known) >= 3
+    assert 0 <= min(known) <= max(known) < 100
 
 
 def test_budget_in_seconds(make_plan: MakePlan, tmp_path: Path) -> None:
