@@ -52,11 +52,10 @@ _CONVERGES = {
         "method.timesteps_per_trajectory=4", "method.buffer.passes=1", "optimizer.learning_rate=1e-4",
         "optimizer.gradient_clip=4.0",
     ),
-    # Place and size are decided at high noise: so the grid ends at .6, where ten steps are as short as twenty to .2,
-    # and the steps pull alike at the weights that they share.
+    # The steps pull alike at the weights that they share.
     "flow": (
         "method.timesteps_per_trajectory=5", "method.buffer.passes=2", "optimizer.learning_rate=4e-4",
-        "optimizer.gradient_clip=0.0", "schedule.shift_terminal=0.6", "method.step_weights=balanced",
+        "optimizer.gradient_clip=0.0", "method.step_weights=balanced",
     ),
 }  # fmt: skip
 """What makes each model converge in few updates."""

@@ -1,8 +1,9 @@
 """How smooth a model's sampler is, and how heavy-tailed the targets of Adjoint Matching are on it.
 
-python -m embedded smoothness embedded:shapes embedded:shapes-flow
+python -m embedded smoothness embedded:shapes embedded:shapes-flow --terminal 0.2 --terminal 0.6 --count 2048
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -23,6 +24,8 @@ from amsd.recipe import Model, Schedule
 from amsd.shapes import prompts_path
 from amsd.shapes.rewards import RightReward
 
+BATCH = 256
+"""Trajectories at once."""
 CHANGE = 1e-3
 """Size of the change of one step's noise, in units of its norm: a difference quotient."""
 
@@ -41,33 +44,60 @@ class Smoothness:
     """Largest trajectory's share of the sum of that over all: 1/B for equal ones."""
     target_over_median: float
     """Mean over median: 1 for equal ones, large for heavy tails."""
+    target_top_5_percent: float
+    """Share of the trajectories with the largest 5% in the sum of that over all."""
+    target_largest_over_median: float
     correlation: float
     """Of terminal latents between rollouts that share their initial noise: 0 is memoryless."""
 
 
-def measure(family: Family, steps: AffineSteps, count: int = 64, seed: int = 0) -> Smoothness:
-    """All figures over `count` trajectories of the held-out captions."""
-    captions = prompts_path("evaluation").read_text().splitlines()
-    prompts = [captions[index % len(captions)] for index in range(count)]
-    with torch.no_grad():
-        conditioning = Conditioning(family.encode(prompts), family.encode_empty(count))
-    predict = NetworkPredictor(family.network(family.denoiser.requires_grad_(False)), steps, conditioning)
-    noise = _noise(family, steps, count, seed, "noise")
-    first = rollout(predict, steps, noise)
-    jumps = _jumps(family, predict, steps, noise, first, prompts, seed)
-    squares = _targets(family, predict, steps, first, prompts)
-    other = _noise(family, steps, count, seed, "other")
-    other[:, 0] = noise[:, 0]
+def measure(family: Family, steps: AffineSteps, count: int = 64, seed: int = 0, word: str = "") -> Smoothness:
+    """All figures over `count` trajectories, a multiple of 16, of the held-out captions or 16 with a word."""
+    captions = _captions(word)
+    parts = [
+        _measured(family, steps, captions, range(start, min(start + BATCH, count)), seed)
+        for start in range(0, count, BATCH)
+    ]
+    jumps, squares, first, other = (torch.cat(values) for values in zip(*parts, strict=True))
+    ordered = squares.sort(descending=True).values
     return Smoothness(
         jump_median=float(jumps.median()), jump_p90=float(jumps.quantile(0.9)), jump_largest=float(jumps.max()),
         target_mean=float(squares.mean()), target_largest_share=float(squares.max() / squares.sum()),
         target_over_median=float(squares.mean() / squares.median()),
-        correlation=_correlation(first.terminal, rollout(predict, steps, other).terminal, len(captions)),
+        target_top_5_percent=float(ordered[: math.ceil(count / 20)].sum() / squares.sum()),
+        target_largest_over_median=float(squares.max() / squares.median()),
+        correlation=_correlation(first, other, len(captions)),
     )  # fmt: skip
 
 
-def _noise(family: Family, steps: AffineSteps, count: int, seed: int, name: str) -> Tensor:
-    keys = [(seed, "smoothness", name, row) for row in range(count)]
+def _captions(word: str) -> list[str]:
+    """The 16 held-out captions, or the first 16 of all captions that contain a word, held-out ones first."""
+    held_out, trained = (prompts_path(name).read_text().splitlines() for name in ("evaluation", "train"))
+    found = [text for text in [*held_out, *trained] if word in text.split()][:16] if word else held_out
+    if not found:
+        raise typer.BadParameter(f"no caption contains {word!r}")
+    return found
+
+
+def _measured(
+    family: Family, steps: AffineSteps, captions: list[str], rows: range, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Jumps and squared targets, (B,) each, of some trajectories, and their terminal latents with two noises each."""
+    prompts = [captions[row % len(captions)] for row in rows]
+    with torch.no_grad():
+        conditioning = Conditioning(family.encode(prompts), family.encode_empty(len(rows)))
+    predict = NetworkPredictor(family.network(family.denoiser.requires_grad_(False)), steps, conditioning)
+    noise = _noise(family, steps, rows, seed, "noise")
+    first = rollout(predict, steps, noise)
+    jumps = _jumps(family, predict, steps, noise, first, prompts, _noise(family, steps, rows, seed, "direction")[:, 0])
+    squares = _targets(family, predict, steps, first, prompts)
+    other = _noise(family, steps, rows, seed, "other")
+    other[:, 0] = noise[:, 0]
+    return jumps, squares, first.terminal, rollout(predict, steps, other).terminal
+
+
+def _noise(family: Family, steps: AffineSteps, rows: range, seed: int, name: str) -> Tensor:
+    keys = [(seed, "smoothness", name, row) for row in rows]
     return normal(keys, (len(steps) + 1, *family.latent_shape), torch.device("cpu"), torch.float32)
 
 
@@ -78,10 +108,9 @@ def _reward(family: Family, latents: Tensor, prompts: list[str]) -> Tensor:
 
 def _jumps(
     family: Family, predict: NetworkPredictor, steps: AffineSteps, noise: Tensor, first: Trajectory,
-    prompts: list[str], seed: int,
+    prompts: list[str], direction: Tensor,
 ) -> Tensor:  # fmt: skip
-    """|r(z + change) - r(z)| / |change| for a random direction in the noise of the third step, (B,)."""
-    direction = _noise(family, steps, len(noise), seed, "direction")[:, 0]
+    """|r(z + change) - r(z)| / |change| along a direction (B, *latent_shape) in the noise of the third step, (B,)."""
     change = CHANGE * direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     moved = noise.clone()
     moved[:, 1 + 2] += change
@@ -115,7 +144,10 @@ def _centered(latents: Tensor, prompts: int) -> Tensor:
     return (grouped - grouped.mean(0)).flatten()
 
 
-def of_model(pretrained: str, steps: int, shift: float | None = None, count: int = 64) -> Smoothness:
+def of_model(
+    pretrained: str, steps: int, shift: float | None = None, terminal: float | None = None, count: int = 64,
+    word: str = "",
+) -> Smoothness:  # fmt: skip
     """Figures of a model by its name in a recipe; `shift` replaces that of a flow model's scheduler."""
     family = load_family(Model(pretrained=pretrained))
     if isinstance(family, FlowFamily):  # no zero vectors in place of a T5 encoder's text
@@ -123,20 +155,21 @@ def of_model(pretrained: str, steps: int, shift: float | None = None, count: int
     if shift is not None:
         scheduler = family.pipeline.scheduler
         family.pipeline.scheduler = type(scheduler).from_config({**scheduler.config, "shift": shift})
-    return measure(family, family.steps(Schedule(num_inference_steps=steps)), count)
+    return measure(family, family.steps(Schedule(num_inference_steps=steps, shift_terminal=terminal)), count, word=word)
 
 
 def smoothness(
     models: Annotated[list[str], typer.Argument(help="Names as in a recipe, such as embedded:shapes-flow.")],
-    steps: Annotated[list[int] | None, typer.Option(help="Inference steps; default 10.")] = None,
-    shift: Annotated[list[float] | None, typer.Option(help="Shifts to try; default the model's own.")] = None,
+    steps: Annotated[int, typer.Option(help="Inference steps.")] = 10,
+    shift: Annotated[float | None, typer.Option(help="Shift of a flow model; default its own.")] = None,
+    terminal: Annotated[list[float] | None, typer.Option(help="Last noise levels of a flow model to try.")] = None,
+    word: Annotated[str, typer.Option(help="Only captions that contain it: big, small, two, ...")] = "",
     count: Annotated[int, typer.Option(help="Trajectories; a multiple of 16.")] = 64,
 ) -> None:
     """Measure jumps of the reward, tails of the targets and the sampler's memory."""
     torch.set_num_threads(1)
     for name in models:
-        for number in steps or [10]:
-            for value in shift or [None]:
-                found = asdict(of_model(name, number, value, count))
-                figures = ", ".join(f"{key} {figure:.4g}" for key, figure in found.items())
-                typer.echo(f"{name}, N = {number}{'' if value is None else f', shift {value:g}'}: {figures}")
+        for level in terminal if terminal and name.endswith("-flow") else [None]:
+            found = asdict(of_model(name, steps, shift, level, count, word))
+            figures = ", ".join(f"{key} {figure:.4g}" for key, figure in found.items())
+            typer.echo(f"{name}, N = {steps}{'' if level is None else f', last level {level:g}'}: {figures}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from estimates import over_seeds
-from parts import ALIGNMENT, CURVE, FACTORS, FINE, METHODS, METRICS, MODELS, REWARD, TILTS, Contender, Length
+from parts import ALIGNMENT, CURVE, FACTORS, FINE, GRIDS, METHODS, METRICS, MODELS, REWARD, TILTS, Contender, Length
 from plots import curves
 from results import (
     TILT,
@@ -47,7 +47,7 @@ def write_page(results: Path, page: Path, length: Length) -> None:
         missing, swept = [name for name in METHODS if name not in found], len(swept_factors(out, model))
         parts += [
             SECTION.format(
-                name=NAMES[model], model=model, recipe=MODELS[model], times=_times(times),
+                name=NAMES[model], model=model, recipe=MODELS[model], grid=_grid(model), times=_times(times),
                 rates=SWEPT.format(count=swept) if swept > 1 else NOT_SWEPT,
             ),
             f"\nNot run yet: {'; '.join(missing)}.\n" if missing else "",
@@ -81,6 +81,11 @@ def _kind(name: str, length: Length) -> str:
 def _at_fifty_steps() -> dict[str, float]:
     """F per trajectory of both methods of the curve with the sampler of the finer runs."""
     return {name: cost_per_trajectory(Contender("unet", name, 1.0, 0).recipe(FINE)).total for name in CURVE}
+
+
+def _grid(model: str) -> str:
+    """What replaces the recipe's grid, as a part of a sentence."""
+    return "".join(f" with `{key} = {value}`" for key, value in GRIDS[model].items())
 
 
 def _times(times: Mapping[str, Timing]) -> str:

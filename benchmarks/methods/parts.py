@@ -20,6 +20,8 @@ from amsd.run_directory import RunDirectory
 
 MODELS = {"unet": "shapes", "flow": "flow"}
 """Embedded model to the recipe that trains it."""
+GRIDS: dict[str, dict[str, Any]] = {"unet": {}, "flow": {"schedule.shift_terminal": 0.2}}
+"""Embedded model to its grid: that of the flow model was chosen before the recipe's own."""
 METHODS: dict[str, dict[str, Any]] = {
     "am": {"method.name": "am"},
     "buffer-am": {"method.name": "buffer-am", "method.buffer.size": 32, "method.buffer.passes": 4},
@@ -106,7 +108,8 @@ class Contender:
     def recipe(self, length: Length) -> Recipe:
         """As many steps as the budget allows, a multiple of the number of checkpoints."""
         values = {
-            **COMMON, **METHODS[self.method], "optimizer.learning_rate": self.rate, "training.seed": self.seed,
+            **COMMON, **GRIDS[self.model], **METHODS[self.method],
+            "optimizer.learning_rate": self.rate, "training.seed": self.seed,
         }  # fmt: skip
         if length.sampler_steps is not None:
             values["schedule.num_inference_steps"] = length.sampler_steps

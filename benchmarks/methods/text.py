@@ -48,7 +48,7 @@ NAMES = {"unet": "UNet with DDIM's path", "flow": "Flow model"}
 SECTION = """
 ## {name}
 
-Recipe `{recipe}`. {rates}{times}
+Recipe `{recipe}`{grid}. {rates}{times}
 
 ![Gain in reward against network calls, seconds and KL divergence](images/methods-{model}.svg)
 """

@@ -74,6 +74,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             **{f"λ = {value:g}": {"method.reward_multiplier": value} for value in (5.0, 25.0, 125.0)},
             **{f"η = {value:g}": {"schedule.eta": value} for value in (0.5, 0.7)},
             **{f"N = {count}": {"schedule.num_inference_steps": count} for count in (5, 20)},
+            "last level .2": {"schedule.shift_terminal": 0.2},
             "a_k": {"method.adjoint_at": "current"},
             "mask (the reference)": {"method.per_sample_threshold_quantile": 0.9},
             "buffer of 32, 10 passes": BUFFERED,
