@@ -76,6 +76,10 @@ class AgainstWeights:
     """Share of the shift from the base to the target that fine-tuning made."""
     z_by_prompt: tuple[float, ...]
     """Each prompt's difference in standard errors of its importance-sampling estimate."""
+    aimed_by_prompt: tuple[float, ...]
+    """Each prompt's shift from the base to the target."""
+    made_by_prompt: tuple[float, ...]
+    """Each prompt's shift from the base to the fine-tuned model."""
 
     @property
     def z(self) -> float:
@@ -107,6 +111,8 @@ def compare(base: Tensor, finetuned: Tensor, multiplier: float) -> AgainstWeight
         difference=difference,
         reached=Estimate(share, _figure(before, influence).standard_error),
         z_by_prompt=tuple(((tuned - target) / _errors(of_target)).tolist()),
+        aimed_by_prompt=tuple((target - before).tolist()),
+        made_by_prompt=tuple((tuned - before).tolist()),
     )
 
 
